@@ -1,0 +1,28 @@
+# Two commands are enough to start: `make run` and `make test`. Each sets up .venv from nothing when it has to.
+PY := .venv/bin/python
+
+.PHONY: help setup run test lint format lock
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+setup: ## .venv from the locks (seconds when nothing changed)
+	@builder/setup.sh
+
+run: setup ## answer test_input.json with the demo model
+	@$(PY) handler.py
+
+test: setup ## every test
+	$(PY) -m pytest
+
+lint: setup ## ruff and mypy
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+format: setup ## let ruff mend what it can
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+lock: setup ## recompile the locks from builder/*.in
+	builder/lock.sh

@@ -1,0 +1,1 @@
+"""Load tests for any RunPod endpoint, the real one or the local one."""
