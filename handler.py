@@ -1,0 +1,46 @@
+"""The door RunPod opens: settings -> worker -> `runpod.serverless.start`; without RunPod, one job on this machine.
+
+python handler.py                                     run test_input.json
+python handler.py --test_input '{"input": {...}}'     run the given job
+"""
+
+import argparse
+import asyncio
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))
+
+from llmpod.worker import local, settings
+from llmpod.worker.engine import Engine
+from llmpod.worker.errors import StartError
+from llmpod.worker.events import EventLog, use_utf8_line_buffered_stdout
+from llmpod.worker.handler import Worker
+
+
+def main(argv: list[str]) -> int:
+    """Serve jobs, or run one. The process's exit status: 0 if all went well, 1 if the job or the start failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--test_input", metavar="JSON", help="the job to run, instead of test_input.json")
+    arguments, _ = parser.parse_known_args(argv)  # the rest is the SDK's
+
+    use_utf8_line_buffered_stdout()
+    log = EventLog()
+    try:
+        environment = settings.load()
+        for correction in environment.corrections:
+            log.emit("setting_corrected", **vars(correction))
+        engine = Engine(environment.settings, environment.others, log.emit)
+        worker = Worker(environment.settings, engine, log.emit)
+        if environment.on_runpod and arguments.test_input is None:
+            from llmpod.worker import jobloop  # only here: the SDK takes a second to import
+
+            return jobloop.serve(worker)
+        return asyncio.run(local.run_alone(worker, local.read_job(arguments.test_input)))
+    except StartError as error:
+        log.emit("fatal", level="error", cause=error.cause, cure=error.cure, setting=error.setting)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,493 @@
+"""The vLLM engine: arguments, start, generation, end. The only module that imports vllm.
+
+vLLM is imported inside functions, because its import takes seconds and importing a module here must cost nothing.
+Which of its names are used, and how, is held by tests/worker/test_vllm_contract.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import copy
+import dataclasses
+import inspect
+import json
+import math
+import tempfile
+import time
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from llmpod.worker import doctor
+from llmpod.worker.errors import Code, JobError, StartError
+from llmpod.worker.events import Emit, logging_config
+from llmpod.worker.generation import Delta, Step, Timings, Usage
+from llmpod.worker.inputs import NativeRequest
+from llmpod.worker.prompts import Prompts
+from llmpod.worker.settings import Correction, Settings, provide, refuse_mistyped
+
+# Engine arguments whose upper-case name in the environment belongs to somebody else.
+NOT_FROM_ENVIRONMENT = {
+    "model": "MODEL_NAME is ours",
+    "hf_token": "the hub client reads HF_TOKEN itself, as text",
+    "log_level": "LOG_LEVEL is ours",
+    "master_addr": "RunPod sets it on clusters; a serverless worker is one node",
+    "master_port": "as above",
+    "nnodes": "as above",
+    "node_rank": "as above",
+}
+
+# Sampling parameters that are vLLM's business, not a client's, or whose result a native reply has no place for.
+NOT_FROM_CLIENTS = frozenset(
+    {
+        "detokenize",
+        "extra_args",
+        "flat_logprobs",
+        "logprob_token_ids",
+        "output_kind",
+        "output_text_buffer_length",
+        "prompt_logprob_start",
+        "prompt_logprob_token_ids",
+        "prompt_logprobs",
+        "routed_experts_prompt_start",
+        "skip_clone",
+        "stream_interval",
+        "trace_decode_token_ids",
+        "watermarking",
+    }
+)
+
+
+@dataclass(frozen=True)
+class BatchedTokens:
+    """MAX_NUM_BATCHED_TOKENS as the engine gets it, and why it is not what was asked for."""
+
+    value: int | None
+    reason: str | None = None
+
+
+def clamp_batched_tokens(
+    requested: int | None, *, max_model_len: int, max_num_seqs: int | None, chunked_prefill: bool | None
+) -> BatchedTokens:
+    """MAX_NUM_BATCHED_TOKENS, raised to what the engine accepts.
+
+    Without chunked prefill a prompt must fit one step, so vLLM refuses less than MAX_MODEL_LEN; and a step holds at least
+    one token of each running request, so it refuses less than MAX_NUM_SEQS (vllm.config.scheduler.SchedulerConfig).
+    Chunked prefill counts only when it was asked for: vLLM turns it off by itself for some models.
+    """
+    if requested is None:
+        return BatchedTokens(None)
+    value, reason = requested, None
+    if chunked_prefill is not True and value < max_model_len:
+        value, reason = max_model_len, f"below MAX_MODEL_LEN ({max_model_len}) without ENABLE_CHUNKED_PREFILL=true"
+    if max_num_seqs is not None and value < max_num_seqs:
+        value, reason = max_num_seqs, f"below MAX_NUM_SEQS ({max_num_seqs})"
+    return BatchedTokens(value, reason)
+
+
+def tensor_parallel_size(gpus: int, attention_heads: int) -> int:
+    """The most GPUs that can share the model: each must get the same number of attention heads."""
+    return max((n for n in range(1, gpus + 1) if attention_heads % n == 0), default=1)
+
+
+class Engine:
+    """One vLLM engine, alive in the event loop that called `start`."""
+
+    def __init__(self, settings: Settings, environment: Mapping[str, str], emit: Emit) -> None:
+        """`environment`: the variables that are not ours, among which engine arguments are found."""
+        self._settings = settings
+        self._environment = environment
+        self._emit = emit
+        self._llm: Any = None
+        self._prompts: Prompts | None = None
+        self._default_sampling: dict[str, Any] = {}
+        self.sampling_names: frozenset[str] = frozenset()
+        self.model_name = settings.served_model_name or settings.model_name or "llmpod-demo"
+        self.max_model_len = 0
+        self.max_num_seqs = 0
+
+    # -- life ----------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Import vLLM, load the model, warm up. Blocks the loop while it loads: nothing else is to be served yet.
+
+        Raises:
+            StartError: with the cause and the cure.
+        """
+        with tempfile.TemporaryDirectory(prefix="llmpod-") as scratch:
+            last_words = Path(scratch) / "last-words.log"
+            try:
+                await self._start(last_words)
+            except Exception as error:
+                raise doctor.diagnose(error, self._settings, doctor.read_last_words(last_words)) from error
+
+    async def _start(self, last_words: Path) -> None:
+        started = time.monotonic()
+        _prepare_process(self._settings, last_words)
+        from vllm.engine.async_llm_engine import AsyncLLMEngine
+
+        imported = time.monotonic()
+        arguments = engine_arguments(self._settings, self._environment, self._emit)
+        self._emit(
+            "loading",
+            model=self._settings.model if not self._settings.is_demo else self.model_name,
+            demo=True if self._settings.is_demo else None,
+            note="Demonstration model: it knows a few hundred career questions. Set MODEL_NAME to serve a real one."
+            if self._settings.is_demo
+            else None,
+        )
+        self._llm = AsyncLLMEngine.from_engine_args(arguments)
+        loaded = time.monotonic()
+        await self._learn()
+        await self._warm_up()
+        self._emit(
+            "ready",
+            model=self.model_name,
+            max_model_len=self.max_model_len,
+            max_num_seqs=self.max_num_seqs,
+            max_num_batched_tokens=self._llm.vllm_config.scheduler_config.max_num_batched_tokens,
+            kv_cache_tokens=self.kv_cache_tokens,
+            import_ms=_ms(imported - started),
+            load_ms=_ms(loaded - imported),
+            warm_up_ms=_ms(time.monotonic() - loaded),
+        )
+
+    async def _learn(self) -> None:
+        """What jobs need to know of the loaded model."""
+        from vllm import SamplingParams
+
+        config = self._llm.model_config
+        self.max_model_len = config.max_model_len
+        self.max_num_seqs = self._llm.vllm_config.scheduler_config.max_num_seqs
+        tokenizer = self._llm.get_tokenizer()
+        if inspect.isawaitable(tokenizer):
+            tokenizer = await tokenizer
+        self._prompts = Prompts(
+            tokenizer,
+            chat_template=_text_or_file(self._settings.custom_chat_template),
+            allow_control_tokens=self._settings.allow_control_tokens,
+        )
+        fields = {name for name in SamplingParams.__struct_fields__ if not name.startswith("_")}
+        self.sampling_names = frozenset(fields - NOT_FROM_CLIENTS)
+        # What the model's own generation_config.json recommends, then what the operator wants.
+        recommended = {name: value for name, value in config.get_diff_sampling_param().items() if name in fields}
+        self._default_sampling = recommended | self._settings.default_sampling_params
+        self._default_sampling.pop("max_tokens", None)
+        unknown = sorted(set(self._settings.default_sampling_params) - self.sampling_names)
+        if unknown:
+            raise StartError(
+                f"DEFAULT_SAMPLING_PARAMS names {unknown[0]}, which is no sampling parameter.", "Remove or correct it."
+            )
+
+    async def _warm_up(self) -> None:
+        """One real generation, so that the first job pays for none of what the first forward pass sets up."""
+        assert self._prompts is not None
+        ids = self._prompts.render(NativeRequest("Hello", None, {}, None, False, None, True))
+        async with contextlib.aclosing(self.generate(ids, self.sampling({}, 2, stream=False), "warm-up")) as steps:
+            async for _ in steps:
+                pass
+
+    def shutdown(self) -> None:
+        """End the engine's processes. Safe to call at any time, also before or during `start`."""
+        if self._llm is not None:
+            self._llm.shutdown()
+            self._llm = None
+
+    @property
+    def kv_cache_tokens(self) -> int | None:
+        """Tokens the KV cache holds, if this vLLM tells."""
+        cache = self._llm.vllm_config.cache_config
+        return cache.num_gpu_blocks * cache.block_size if cache.num_gpu_blocks else None
+
+    @property
+    def unfinished(self) -> int:
+        """Requests the engine has not finished; 0 at rest."""
+        return int(self._llm.output_processor.get_num_unfinished_requests())
+
+    # -- one request ---------------------------------------------------------------------------------------------------
+
+    async def render(self, request: NativeRequest) -> list[int]:
+        """The request's token ids. A long prompt is tokenised beside the event loop, not in it.
+
+        Raises:
+            JobError: the model's chat template refuses the messages.
+        """
+        assert self._prompts is not None
+        if request.chars > 20_000:
+            return await asyncio.to_thread(self._prompts.render, request)
+        return self._prompts.render(request)
+
+    def sampling(self, given: Mapping[str, Any], max_tokens: int, *, stream: bool) -> Any:
+        """vLLM's SamplingParams: the client's over the operator's over the model's own.
+
+        Raises:
+            JobError: a value of the wrong type or range, by name.
+        """
+        import msgspec
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        values = copy.deepcopy(self._default_sampling)
+        values.update((name, value) for name, value in given.items() if value is not None)
+        try:
+            params = msgspec.convert(values | {"max_tokens": max_tokens}, SamplingParams, str_keys=True)
+        except (ValueError, TypeError) as error:  # msgspec's and pydantic's validation errors are ValueErrors
+            raise _sampling_error(error) from None
+        except _client_error_type() as error:
+            raise _sampling_error(error) from None
+        params.output_kind = RequestOutputKind.DELTA if stream else RequestOutputKind.FINAL_ONLY
+        return params
+
+    async def generate(self, prompt_ids: list[int], params: Any, request_id: str) -> AsyncGenerator[Step, None]:
+        """Steps of one request, the last one `finished`. While the reader is busy, vLLM merges what becomes ready.
+
+        Closing or cancelling it ends the request in the engine.
+
+        Raises:
+            JobError: the engine refused the request, failed at it, or is dead.
+        """
+        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+        completion_tokens = 0
+        stream = self._llm.generate({"prompt_token_ids": prompt_ids}, params, request_id)
+        try:
+            async with contextlib.aclosing(stream):
+                async for output in stream:
+                    completion_tokens += sum(len(choice.token_ids) for choice in output.outputs)
+                    yield _step(output, completion_tokens)
+        except EngineDeadError:
+            raise JobError(Code.ENGINE_DEAD, "The engine died while it worked on this job.") from None
+        except EngineGenerateError as error:
+            self._emit("engine_error", level="error", request_id=request_id, cause=repr(error.__cause__ or error))
+            raise JobError(Code.GENERATION_FAILED, "The engine failed at this job.") from None
+        except _client_error_type() as error:
+            raise _sampling_error(error) from None
+        except ValueError as error:
+            raise JobError(Code.INVALID_INPUT, str(error)) from None
+
+
+# -- vLLM's values, as ours --------------------------------------------------------------------------------------------
+
+
+def _step(output: Any, completion_tokens: int) -> Step:
+    deltas = [
+        Delta(
+            index=choice.index,
+            text=choice.text,
+            finish_reason=choice.finish_reason,
+            stop_reason=choice.stop_reason,
+            logprobs=_logprobs(choice) if choice.logprobs else None,
+        )
+        for choice in output.outputs
+    ]
+    usage = Usage(len(output.prompt_token_ids or ()), completion_tokens, output.num_cached_tokens)
+    timings = _timings(output.metrics) if output.finished and output.metrics is not None else None
+    return Step(deltas, usage, output.finished, timings)
+
+
+def _timings(stats: Any) -> Timings:
+    """From vLLM's RequestStateStats, whose times are monotonic seconds; 0 stands for "did not happen"."""
+    if not stats.scheduled_ts or not stats.first_token_ts:
+        return Timings(0.0, 0.0, 0.0)
+    return Timings(
+        queue_ms=_ms(stats.scheduled_ts - stats.queued_ts),
+        prefill_ms=_ms(stats.first_token_ts - stats.scheduled_ts),
+        decode_ms=_ms(stats.last_token_ts - stats.first_token_ts),
+    )
+
+
+def _logprobs(choice: Any) -> list[dict[str, Any]]:
+    """Per token: the chosen one, and those asked for beside it. JSON has no -inf, so an impossible token has null."""
+    rows = []
+    for token_id, candidates in zip(choice.token_ids, choice.logprobs, strict=False):
+        ranked = sorted(candidates.items(), key=lambda item: item[1].rank or 0)
+        chosen = candidates.get(token_id)
+        rows.append(
+            {
+                "token": chosen.decoded_token if chosen else None,
+                "logprob": _finite(chosen.logprob) if chosen else None,
+                "top": [{"token": entry.decoded_token, "logprob": _finite(entry.logprob)} for _, entry in ranked],
+            }
+        )
+    return rows
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1000, 1)
+
+
+def _client_error_type() -> type[Exception]:
+    """vLLM's "the request is wrong" exception; releases before 0.20 raised ValueError instead."""
+    try:
+        from vllm.exceptions import VLLMClientError
+    except ImportError:
+        return ValueError
+    return VLLMClientError  # type: ignore[no-any-return]
+
+
+def _sampling_error(error: Exception) -> JobError:
+    """vLLM says "top_p must be in (0, 1], got 2.0. (parameter=top_p, value=2.0)", msgspec "… - at `$.top_p`"."""
+    message = str(error)
+    name = getattr(error, "parameter", None)
+    if " - at `" in message:
+        message, _, where = message.partition(" - at `")
+        name = where.split("$.", 1)[-1].rstrip("`").split(".")[0].split("[")[0]
+    message = message.split(" (parameter=")[0].rstrip(".")
+    field = f"sampling_params.{name}" if name else "sampling_params"
+    return JobError(Code.INVALID_INPUT, f"{field}: {message}.", field=field)
+
+
+# -- start -------------------------------------------------------------------------------------------------------------
+
+
+def _prepare_process(settings: Settings, last_words: Path) -> None:
+    """What vLLM and its child processes read from the environment when they are imported."""
+    config = last_words.with_name("logging.json")
+    config.write_text(json.dumps(logging_config(settings.log_level.upper(), last_words)))
+    provide(
+        {
+            "VLLM_LOGGING_CONFIG_PATH": str(config),
+            "VLLM_LOGGING_LEVEL": settings.log_level.upper(),
+            "VLLM_NO_USAGE_STATS": "1",  # a worker tells nobody what it serves
+            "TOKENIZERS_PARALLELISM": "false",  # one prompt at a time, and forked children do not warn about it
+        }
+    )
+
+
+def engine_arguments(settings: Settings, environment: Mapping[str, str], emit: Emit) -> Any:
+    """vLLM's AsyncEngineArgs from the settings, and from any other variable that bears an engine argument's name.
+
+    vLLM's own command line parser reads the values, so that they mean here what they mean to `vllm serve`.
+
+    Raises:
+        StartError: a variable nearly bears an argument's name, or vLLM's parser refuses its value.
+    """
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.platforms import current_platform
+
+    parser = AsyncEngineArgs.add_cli_args(_Parser(prog="worker", add_help=False))
+    arguments = {action.dest: action for action in parser._actions if action.option_strings}
+    fields = {field.name for field in dataclasses.fields(AsyncEngineArgs)} & set(arguments)
+    from_environment = {name.upper(): name for name in fields - set(NOT_FROM_ENVIRONMENT)}
+    ours = {name.upper() for name in Settings.model_fields}
+    refuse_mistyped(environment, from_environment, {*ours, *(name.upper() for name in NOT_FROM_ENVIRONMENT)})
+
+    values: dict[str, str] = {
+        from_environment[name]: value.strip() for name, value in environment.items() if name in from_environment
+    }
+    command_line: list[str] = []
+    for name, value in values.items():
+        correction = _engine_correction(name, value, parser.get_default(name))
+        if correction is not None:
+            emit("setting_corrected", **dataclasses.asdict(correction))
+        elif value:
+            command_line += _option(arguments[name], name, value)
+
+    on_cpu = current_platform.is_cpu()
+    chosen: dict[str, Any] = {
+        "model": settings.model,
+        "served_model_name": settings.served_model_name or (None if settings.model_name else "llmpod-demo"),
+        "revision": settings.model_revision,
+        "tokenizer": settings.tokenizer,
+        "tokenizer_revision": settings.tokenizer_revision,
+        "quantization": settings.quantization,
+        # On CPUs with AMX, bfloat16 attention can end the engine's process with SIGILL before oneDNN's first product.
+        "dtype": settings.dtype or ("float32" if on_cpu else None),
+        "max_model_len": settings.max_model_len,
+        "max_num_seqs": settings.max_num_seqs,
+        "gpu_memory_utilization": settings.gpu_memory_utilization,
+        "tensor_parallel_size": settings.tensor_parallel_size,
+    }
+    for name, chosen_value in chosen.items():
+        if chosen_value is not None:
+            command_line += _option(arguments[name], name, str(chosen_value))
+    eager = settings.enforce_eager if settings.enforce_eager is not None else (True if on_cpu else None)
+    switches = {
+        "trust_remote_code": settings.trust_remote_code,
+        "enforce_eager": eager,
+        "enable_chunked_prefill": settings.enable_chunked_prefill,
+    }
+    for name, on in switches.items():
+        if on is not None:
+            command_line += _option(arguments[name], name, str(on))
+
+    args = AsyncEngineArgs.from_cli_args(parser.parse_args(command_line))
+    if on_cpu and args.kv_cache_memory_bytes is None:
+        provide({"VLLM_CPU_KVCACHE_SPACE": "1"})  # GiB; vLLM would take a share of all memory
+    if settings.tensor_parallel_size is None and not on_cpu:
+        args.tensor_parallel_size = _all_gpus(args, current_platform.device_count(), emit)
+    if settings.max_num_batched_tokens is not None:
+        clamped = clamp_batched_tokens(
+            settings.max_num_batched_tokens,
+            max_model_len=settings.max_model_len or args.create_model_config().max_model_len,
+            max_num_seqs=settings.max_num_seqs,
+            chunked_prefill=settings.enable_chunked_prefill,
+        )
+        args.max_num_batched_tokens = clamped.value
+        if clamped.reason is not None:
+            given = str(settings.max_num_batched_tokens)
+            correction = Correction("MAX_NUM_BATCHED_TOKENS", given, str(clamped.value), f"raised: {clamped.reason}")
+            emit("setting_corrected", **dataclasses.asdict(correction))
+    return args
+
+
+class _Parser(argparse.ArgumentParser):
+    """vLLM's arguments, with errors as exceptions instead of an exit."""
+
+    def error(self, message: str) -> NoReturn:
+        words = message.removeprefix("argument ").split(":", 1)
+        name = words[0].split("/")[0].strip().lstrip("-").replace("-", "_").upper()
+        said = words[-1].strip()
+        raise StartError(f"{name}: {said}.", "Correct or unset it.", setting=name)
+
+
+def _option(action: argparse.Action, name: str, value: str) -> list[str]:
+    """One variable as command line words, in the form its argument takes."""
+    flag = max((option for option in action.option_strings if not option.startswith("--no-")), key=len)
+    if isinstance(action, argparse.BooleanOptionalAction) or action.nargs == 0:
+        word = value.strip().lower()
+        if word in ("1", "true", "yes", "on"):
+            return [flag]
+        if word in ("0", "false", "no", "off"):
+            return [f"--no-{flag[2:]}"] if f"--no-{flag[2:]}" in action.option_strings else []
+        raise StartError(f"{name.upper()}={value!r} is neither true nor false.", "Correct or unset it.", setting=name.upper())
+    if action.nargs in ("+", "*") and name != "served_model_name":
+        return [flag, *value.replace(",", " ").split()]
+    return [f"{flag}={value}"]
+
+
+def _engine_correction(name: str, value: str, default: object) -> Correction | None:
+    """`None` as a word, or a 0 where vLLM's default is "not set", as web forms leave them (ranks do start at 0)."""
+    if value.lower() in ("none", "null", "undefined"):
+        return Correction(name.upper(), value, None, "the word stands for no value")
+    if value == "0" and default is None and not name.endswith("_rank"):
+        return Correction(name.upper(), value, None, "0 is no possible value, so it is left to vLLM")
+    return None
+
+
+def _all_gpus(args: Any, gpus: int, emit: Emit) -> int:
+    if gpus <= 1:
+        return 1
+    config = args.create_model_config()
+    size = tensor_parallel_size(gpus, config.hf_text_config.num_attention_heads)
+    emit("tensor_parallel", gpus=gpus, used=size)
+    return size
+
+
+def _text_or_file(template: str | None) -> str | None:
+    """A chat template given as its text (it then has a brace in it) or as a file's path."""
+    if template is None or "{" in template:
+        return template
+    try:
+        return Path(template).read_text(encoding="utf-8")
+    except OSError as error:
+        raise StartError(
+            f"CUSTOM_CHAT_TEMPLATE={template!r} cannot be read: {error.strerror}.", "Give a template or a file's path."
+        ) from None

@@ -1,0 +1,112 @@
+"""The worker's log: one JSON object per line on stdout, and nothing that a job could fail by.
+
+Jobs write `start` and `end` (fields: docs/events.md); the worker itself writes `setting_corrected`, `loading`, `ready`
+and the like. Log records of vLLM and the SDK come out in the same form as `log` events. A full disk or a closed stdout
+costs the line, never the job.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import sys
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TextIO
+
+import orjson
+
+Emit = Callable[..., None]
+"""``emit(event, **fields)``: writes one event. Fields that are None are left out."""
+
+
+class EventLog:
+    """Writes events to a text stream, a line each, whole lines only, and never raises."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream
+        self._lock = threading.Lock()
+        self.lost = 0  # lines that could not be written; reported by the next one that can
+
+    def emit(self, event: str, **fields: Any) -> None:
+        """Write one event. `ts` (UTC, ISO 8601, milliseconds) and `event` come first."""
+        try:
+            record: dict[str, Any] = {"ts": _now(), "event": event}
+            record.update((name, value) for name, value in fields.items() if value is not None)
+            if self.lost:
+                record["lost_lines"] = self.lost
+            line = orjson.dumps(record, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
+            # Looked up at each line: whoever replaces sys.stdout (a test, a capture) means our lines too.
+            stream = self._stream or sys.stdout
+            with self._lock:
+                stream.write(line + "\n")
+                stream.flush()
+            self.lost = 0
+        except Exception:  # noqa: BLE001 - a log line must not cost a job its result
+            self.lost += 1
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+class JsonLogHandler(logging.Handler):
+    """Gives other libraries' log records the form of our events."""
+
+    def __init__(self, log: EventLog) -> None:
+        super().__init__()
+        self._log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = None
+        if record.exc_info and record.exc_info[1] is not None:
+            error = f"{type(record.exc_info[1]).__name__}: {record.exc_info[1]}"
+        try:
+            message = record.getMessage()
+        except Exception:  # noqa: BLE001 - a library's malformed log call is not our job's failure
+            message = str(record.msg)
+        self._log.emit("log", level=record.levelname.lower(), logger=record.name, message=message, error=error)
+
+
+class StandardErrorHandler(JsonLogHandler):
+    """For vLLM's child processes: the same lines, on stderr, because stdout belongs to the worker's own events.
+
+    Named in `logging_config`; a child process imports it by path and calls it without arguments.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(EventLog(sys.stderr))
+
+
+def logging_config(level: str, last_words: Path) -> dict[str, Any]:
+    """A `logging.config` dictionary for vLLM and everything below it, in this process's children too.
+
+    Errors also go, with their tracebacks, into the file `last_words`: the reason why an engine did not start is known
+    to the child process that failed, not to the worker that has to explain it.
+    """
+    name = f"{StandardErrorHandler.__module__}.{StandardErrorHandler.__qualname__}"
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "handlers": {
+            "json": {"class": name},
+            "last_words": {
+                "class": "logging.FileHandler",
+                "filename": str(last_words),
+                "level": "ERROR",
+                "delay": True,
+                "encoding": "utf-8",
+            },
+        },
+        "loggers": {"vllm": {"handlers": ["json", "last_words"], "level": level, "propagate": False}},
+        "root": {"handlers": ["json"], "level": level},
+    }
+
+
+def use_utf8_line_buffered_stdout() -> None:
+    """Lines must appear as they are written (a container's stdout is a pipe) and in UTF-8 whatever the locale."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)

@@ -1,0 +1,108 @@
+"""The life of a job, from RunPod's job dict to the last chunk.
+
+`Worker.handle` is the generator that the SDK iterates: inputs -> limits -> policy -> engine -> answers, with one `start`
+and one `end` event around it. It holds no rules of its own; each line names the room that has them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import traceback
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from typing import Any
+
+from llmpod.worker import answers, inputs, limits, profile
+from llmpod.worker.engine import Engine
+from llmpod.worker.errors import Code, JobError
+from llmpod.worker.events import Emit
+from llmpod.worker.record import JobRecord
+from llmpod.worker.settings import Settings
+
+
+class Worker:
+    """Answers jobs with one engine."""
+
+    def __init__(self, settings: Settings, engine: Engine, emit: Emit) -> None:
+        self.settings = settings
+        self.engine = engine
+        self.emit = emit
+        self.profile = profile.load(settings.profile) if settings.profile else None
+        self.on_engine_death: Callable[[], None] = lambda: None
+
+    @property
+    def concurrency(self) -> int:
+        """Jobs to hold at once: what the engine decodes together, and a quarter more so that it never waits for one."""
+        return self.settings.max_concurrency or self.engine.max_num_seqs + max(1, self.engine.max_num_seqs // 4)
+
+    async def handle(self, job: dict[str, Any]) -> AsyncGenerator[answers.Reply, None]:
+        """Yield the replies of one job: one, or one per chunk when it is streamed.
+
+        A failure is a last reply whose `error` is a JSON string; the SDK makes the job FAILED with it. Cancellation
+        reaches this generator as CancelledError while it awaits, or as GeneratorExit while the SDK sends a chunk.
+        """
+        record = JobRecord(str(job.get("id")), self.emit, log_prompts=self.settings.log_prompts)
+        try:
+            async with aclosing(self._answer(job.get("input"), record)) as replies:
+                async for reply in replies:
+                    yield reply
+            return
+        except JobError as error:
+            failed = error
+        except (asyncio.CancelledError, GeneratorExit):
+            record.end("cancelled")
+            raise
+        except Exception as error:  # noqa: BLE001 - the edge of a job: the client gets a code, the log the traceback
+            self.emit("bug", level="error", request_id=record.id, traceback=traceback.format_exc())
+            failed = JobError(Code.INTERNAL_ERROR, f"The worker failed at this job ({type(error).__name__}).")
+        record.fail(failed)
+        if failed.code is Code.ENGINE_DEAD:
+            self.on_engine_death()
+        if record.stream:
+            yield answers.stream_error(failed.as_dict(record.id))
+        yield {"error": failed.as_json(record.id)}
+
+    async def _answer(self, job_input: object, record: JobRecord) -> AsyncGenerator[answers.Reply, None]:
+        request = inputs.parse(job_input, self.engine.sampling_names)
+        max_tokens = limits.clamp_max_tokens(request.max_tokens, self.settings)
+        record.start(request, max_tokens, validation_enabled=self._validates(request))
+
+        limits.check_prompt(request, self.settings)
+        limits.check_n(request, self.settings)
+        intent = self.profile.intent_of(request.texts) if self.profile else None
+        if intent is not None:
+            record.intent = intent.name
+            if intent.blocked is not None:
+                record.end("blocked")
+                yield answers.blocked(intent.name, intent.blocked, model=self.engine.model_name, request_id=record.id)
+                return
+
+        prompt_ids = await self.engine.render(request)
+        max_tokens = record.max_tokens = limits.fit_context(max_tokens, len(prompt_ids), self.engine.max_model_len)
+        params = self.engine.sampling(request.sampling, max_tokens.effective, stream=request.stream)
+
+        answer = answers.Answer()
+        record.submitted = time.monotonic()
+        async with aclosing(self.engine.generate(prompt_ids, params, record.id)) as steps:
+            async for step in steps:
+                reply = answer.add(step.deltas)
+                if step.finished:
+                    validation = self._validation(request, intent, answer)
+                    record.finish(step, answer, validation)
+                    ending = answers.ending(step.usage, max_tokens, model=self.engine.model_name, request_id=record.id)
+                    yield reply | ending | ({"validation": validation} if validation else {})
+                elif answers.says_something(reply):
+                    yield reply
+
+    def _validates(self, request: inputs.NativeRequest) -> bool:
+        return self.profile is not None and request.enable_validation is not False
+
+    def _validation(
+        self, request: inputs.NativeRequest, intent: profile.Intent | None, answer: answers.Answer
+    ) -> answers.Reply | None:
+        if intent is not None and self._validates(request):
+            return profile.verdict(intent, answer.texts, answer.finish_reasons)
+        if request.enable_validation:
+            return {"valid": None, "issues": ["not checked: this worker has no PROFILE"]}
+        return None

@@ -1,0 +1,209 @@
+"""job["input"] -> a typed request, or a typed error that names the field.
+
+Three shapes reach a worker: native (`prompt` or `messages`), OpenAI (`openai_route`) and route (`route`). Which one it
+is, is decided here by its keys, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from llmpod.worker.errors import Code, JobError
+
+MAX_DEPTH = 32
+"""Deepest nesting of lists and objects in a job. A JSON schema for structured output needs the most."""
+
+Role = Literal["system", "developer", "user", "assistant", "tool"]
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation; `content` is plain text."""
+
+    role: Role
+    content: str
+
+
+@dataclass(frozen=True)
+class NativeRequest:
+    """A native job. Exactly one of `prompt` and `messages` is set."""
+
+    prompt: str | None
+    messages: tuple[Message, ...] | None
+    sampling: dict[str, Any]  # vLLM SamplingParams by name, as the client gave them, without max_tokens
+    max_tokens: int | None
+    stream: bool
+    enable_validation: bool | None
+    apply_chat_template: bool
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Every text the client sent, in order."""
+        if self.prompt is not None:
+            return (self.prompt,)
+        return tuple(message.content for message in self.messages or ())
+
+    @property
+    def chars(self) -> int:
+        """Characters of all texts together: what MAX_PROMPT_CHARS counts."""
+        return sum(len(text) for text in self.texts)
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class _TextPart(_Strict):
+    type: Literal["text"]
+    text: str
+
+
+class _Message(_Strict):
+    role: Role
+    content: str | list[_TextPart]
+
+
+class _Native(_Strict):
+    prompt: str | None = None
+    messages: list[_Message] | None = None
+    sampling_params: dict[str, Any] | None = None
+    stream: bool | None = None
+    enable_validation: bool | None = None
+    apply_chat_template: bool | None = None
+
+
+def parse(job_input: object, sampling_names: Collection[str]) -> NativeRequest:
+    """Read a job's input.
+
+    `sampling_names` are the sampling parameters a client may set; the engine knows them.
+
+    Raises:
+        JobError: the input has no known shape, a field of the wrong type, or a field nobody knows.
+    """
+    if not isinstance(job_input, dict):
+        raise JobError(Code.INVALID_INPUT, f"input must be an object, not {_kind(job_input)}.", field="input")
+    for shape in ("openai_route", "route"):
+        if shape in job_input:
+            raise JobError(Code.UNSUPPORTED, "This worker serves native jobs only: prompt or messages.", field=shape)
+    _check_values(job_input)
+    try:
+        native = _Native.model_validate(job_input)
+    except ValidationError as error:
+        raise _explain(error) from None
+
+    if native.prompt is not None and native.messages is not None:
+        raise JobError(Code.INVALID_INPUT, "Give prompt or messages, not both.", field="messages")
+    if native.prompt is None and native.messages is None:
+        raise JobError(Code.INVALID_INPUT, "Give prompt or messages.", field="prompt")
+    if native.prompt is not None and not native.prompt.strip():
+        raise JobError(Code.INVALID_INPUT, "prompt is empty.", field="prompt")
+    messages = None if native.messages is None else tuple(_flatten(message) for message in native.messages)
+    if messages is not None and not any(message.content.strip() for message in messages):
+        raise JobError(Code.INVALID_INPUT, "messages hold no text.", field="messages")
+
+    sampling = dict(native.sampling_params or {})
+    stream = _stream(native.stream, sampling)
+    max_tokens = _max_tokens(sampling.pop("max_tokens", None))
+    for name in sampling:
+        if name not in sampling_names:
+            raise _unknown(name, f"sampling_params.{name}", {*sampling_names, "max_tokens", "stream"})
+    return NativeRequest(
+        prompt=native.prompt,
+        messages=messages,
+        sampling=sampling,
+        max_tokens=max_tokens,
+        stream=stream,
+        enable_validation=native.enable_validation,
+        apply_chat_template=native.apply_chat_template is not False,
+    )
+
+
+def _flatten(message: _Message) -> Message:
+    content = message.content if isinstance(message.content, str) else "".join(part.text for part in message.content)
+    return Message(message.role, content)
+
+
+def _stream(top: bool | None, sampling: dict[str, Any]) -> bool:
+    """`stream` may stand at the top or among the sampling parameters, as clients of older workers put it."""
+    inner = sampling.pop("stream", None)
+    if inner is not None and not isinstance(inner, bool):
+        raise JobError(
+            Code.INVALID_INPUT, f"stream must be true or false, not {_kind(inner)}.", field="sampling_params.stream"
+        )
+    if top is not None and inner is not None and top != inner:
+        raise JobError(Code.INVALID_INPUT, f"stream is {top} but sampling_params.stream is {inner}.", field="stream")
+    return bool(top or inner)
+
+
+def _max_tokens(value: object) -> int | None:
+    field = "sampling_params.max_tokens"
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise JobError(Code.INVALID_INPUT, f"max_tokens must be a whole number, not {_kind(value)}.", field=field)
+    if value < 1:
+        raise JobError(Code.INVALID_INPUT, f"max_tokens must be at least 1, not {value}.", field=field)
+    return value
+
+
+def _check_values(job_input: dict[Any, Any]) -> None:
+    """Refuse what no field can hold: endless nesting, NaN and infinities, text that is not Unicode.
+
+    A loop, not a recursion: the input is hostile until this returns.
+    """
+    pending: list[tuple[str, object, int]] = [("", job_input, 0)]
+    while pending:
+        path, value, depth = pending.pop()
+        if isinstance(value, dict | list):
+            if depth >= MAX_DEPTH:
+                raise JobError(Code.INVALID_INPUT, f"input is nested deeper than {MAX_DEPTH} levels.", field=path[:200])
+            if isinstance(value, dict):
+                pending.extend((f"{path}.{key}" if path else str(key), item, depth + 1) for key, item in value.items())
+            else:
+                pending.extend((f"{path}[{index}]", item, depth + 1) for index, item in enumerate(value))
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise JobError(Code.INVALID_INPUT, f"{path} must be a finite number, not {value}.", field=path)
+        elif isinstance(value, str) and not value.isascii():
+            try:
+                value.encode()
+            except UnicodeEncodeError as error:
+                raise JobError(
+                    Code.INVALID_INPUT, f"{path} is not valid Unicode at character {error.start}.", field=path
+                ) from None
+
+
+def _explain(error: ValidationError) -> JobError:
+    fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    field = _path(fault["loc"])
+    if fault["type"] == "extra_forbidden":
+        return _unknown(str(fault["loc"][-1]), field, set(_Native.model_fields) if len(fault["loc"]) == 1 else set())
+    message = fault["msg"].removeprefix("Input ").removesuffix(".")
+    return JobError(Code.INVALID_INPUT, f"{field} {message[0].lower()}{message[1:]}.", field=field)
+
+
+def _path(location: tuple[int | str, ...]) -> str:
+    """("messages", 0, "content", "str") -> messages[0].content; pydantic appends the union's branch, which says nothing."""
+    path = ""
+    for step in location:
+        if isinstance(step, int):
+            path += f"[{step}]"
+        elif step not in ("str", "list[_TextPart]"):
+            path += f".{step}" if path else step
+    return path
+
+
+def _unknown(name: str, field: str, known: Collection[str]) -> JobError:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
+    advice = f" Did you mean {near[0]}?" if near else ""
+    return JobError(Code.UNKNOWN_FIELD, f"{field[:200]} is not a field this worker knows.{advice}", field=field[:200])
+
+
+def _kind(value: object) -> str:
+    names = {dict: "an object", list: "a list", str: "text", bool: "a boolean", int: "a number", float: "a number"}
+    return "null" if value is None else names.get(type(value), type(value).__name__)

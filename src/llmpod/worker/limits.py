@@ -1,0 +1,89 @@
+"""The guardrails: what a job may ask for. Pure decisions, made before the engine sees anything."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from llmpod.worker.errors import Code, JobError
+from llmpod.worker.inputs import NativeRequest
+from llmpod.worker.settings import Settings
+
+
+@dataclass(frozen=True)
+class MaxTokens:
+    """How many tokens the answer may have: what the client asked for, and what the engine gets."""
+
+    requested: int | None
+    effective: int
+    reason: str | None = None  # why the two differ: default, raised, lowered or context
+
+    def as_dict(self) -> dict[str, int | str | None]:
+        """For the reply's `limits` and the log."""
+        return {"requested": self.requested, "effective": self.effective, "reason": self.reason}
+
+
+def check_prompt(request: NativeRequest, settings: Settings) -> None:
+    """MAX_PROMPT_CHARS, over all messages together.
+
+    Raises:
+        JobError: prompt_too_long, with both numbers.
+    """
+    limit = settings.max_prompt_chars
+    if limit and request.chars > limit:
+        raise JobError(
+            Code.PROMPT_TOO_LONG,
+            f"The prompt has {request.chars} characters; this worker accepts {limit}.",
+            field="prompt" if request.prompt is not None else "messages",
+            chars=request.chars,
+            limit=limit,
+        )
+
+
+def check_n(request: NativeRequest, settings: Settings) -> None:
+    """MAX_N: each answer of a job occupies a place in the engine's batch.
+
+    Raises:
+        JobError: invalid_input, with both numbers.
+    """
+    n = request.sampling.get("n")
+    if isinstance(n, int) and n > settings.max_n:
+        raise JobError(
+            Code.INVALID_INPUT, f"n is {n}; this worker gives at most {settings.max_n} answers.", field="sampling_params.n"
+        )
+
+
+def clamp_max_tokens(requested: int | None, settings: Settings) -> MaxTokens:
+    """Bring max_tokens into [MAX_TOKENS_MIN, MAX_TOKENS_MAX]; MAX_TOKENS_DEFAULT stands for none."""
+    effective = settings.max_tokens_default if requested is None else requested
+    effective = max(effective, settings.max_tokens_min)
+    if settings.max_tokens_max:
+        effective = min(effective, settings.max_tokens_max)
+    if requested is None:
+        return MaxTokens(None, effective, "default")
+    if effective == requested:
+        return MaxTokens(requested, effective)
+    return MaxTokens(requested, effective, "raised" if effective > requested else "lowered")
+
+
+def fit_context(max_tokens: MaxTokens, prompt_tokens: int, max_model_len: int) -> MaxTokens:
+    """Prompt plus answer must fit MAX_MODEL_LEN.
+
+    What the client asked for is refused if it does not fit; what this worker added to it (a default, a raise) gives way.
+
+    Raises:
+        JobError: context_length_exceeded, with the numbers.
+    """
+    room = max_model_len - prompt_tokens
+    needed = 1 if max_tokens.requested is None else min(max_tokens.requested, max_tokens.effective)
+    if room < needed:
+        raise JobError(
+            Code.CONTEXT_LENGTH_EXCEEDED,
+            f"The prompt has {prompt_tokens} tokens and the answer needs {needed}; together at most {max_model_len} fit.",
+            field="prompt" if room < 1 else "sampling_params.max_tokens",
+            prompt_tokens=prompt_tokens,
+            max_tokens=needed,
+            max_model_len=max_model_len,
+        )
+    if max_tokens.effective > room:
+        return replace(max_tokens, effective=room, reason="context")
+    return max_tokens

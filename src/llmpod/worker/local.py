@@ -1,0 +1,82 @@
+"""`python handler.py` on any machine: one job, through the real worker and the real engine, printed as it comes.
+
+The SDK's own local mode does not iterate a generator handler: it prints `<async_generator object …>` and reports
+success (runpod 1.12.0, serverless/modules/rp_local.py). This one runs the job and exits with 1 if it failed.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any, TextIO
+
+from llmpod.worker.errors import StartError
+from llmpod.worker.handler import Worker
+
+
+def read_job(test_input: str | None, file: Path = Path("test_input.json")) -> dict[str, Any]:
+    """The job to run: `--test_input`'s JSON, else the file's.
+
+    Raises:
+        StartError: there is none, or it is not a job.
+    """
+    if test_input is not None:
+        text, source = test_input, "--test_input"
+    else:
+        source = file.name
+        try:
+            text = file.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise StartError(
+                f"There is no {source} here.",
+                'Make one, or give a job: python handler.py --test_input \'{"input": {"prompt": "Hello"}}\'.',
+            ) from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise StartError(f"{source} cannot be read: {error}.", "Correct the file.") from None
+    try:
+        job = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise StartError(f"{source} is not JSON: {error}.", "Correct it.") from None
+    if not isinstance(job, dict) or "input" not in job:
+        raise StartError(f"{source} is no job.", 'A job is an object with an "input": {"input": {"prompt": "Hello"}}.')
+    return {"id": "local_test"} | job
+
+
+async def run_alone(worker: Worker, job: dict[str, Any]) -> int:
+    """Start the engine, run one job, end the engine. The process's exit status."""
+    try:
+        await worker.engine.start()
+        return 0 if await run(worker, job) else 1
+    finally:
+        worker.engine.shutdown()
+
+
+async def run(worker: Worker, job: dict[str, Any], out: TextIO | None = None) -> bool:
+    """Run one job and print its answer; streamed text appears as it is generated. Whether the job succeeded."""
+    out = out or sys.stdout
+    ok = True
+    streaming = False
+    async with aclosing(worker.handle(job)) as replies:
+        async for reply in replies:
+            if "error" in reply:
+                ok = False
+                _print(out, f"FAILED {reply['error']}", newline_first=streaming)
+            elif _is_delta(reply):
+                streaming = True
+                out.write("".join(choice["text"] for choice in reply["choices"]))
+                out.flush()
+            else:
+                _print(out, json.dumps(reply, ensure_ascii=False, indent=2), newline_first=streaming)
+                streaming = False
+    return ok
+
+
+def _is_delta(reply: dict[str, Any]) -> bool:
+    return "choices" in reply and "usage" not in reply and "failure" not in reply
+
+
+def _print(out: TextIO, text: str, *, newline_first: bool) -> None:
+    out.write(("\n" if newline_first else "") + text + "\n")
+    out.flush()

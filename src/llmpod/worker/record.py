@@ -1,0 +1,88 @@
+"""A job's trace in the log: one `start` line and one `end` line, whatever happens in between."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Literal
+
+from llmpod.worker.answers import Answer, Reply
+from llmpod.worker.errors import JobError
+from llmpod.worker.events import Emit
+from llmpod.worker.generation import Step
+from llmpod.worker.inputs import NativeRequest
+from llmpod.worker.limits import MaxTokens
+
+Outcome = Literal["ok", "blocked", "rejected", "error", "cancelled", "timeout"]
+
+
+class JobRecord:
+    """Collects what the two lines say. `end` counts once: the first caller decides the outcome."""
+
+    def __init__(self, job_id: str, emit: Emit, *, log_prompts: bool) -> None:
+        self.id = job_id
+        self.stream = False
+        self.intent: str | None = None
+        self.max_tokens: MaxTokens | None = None
+        self.submitted: float | None = None  # monotonic seconds, when the engine got the request
+        self._emit = emit
+        self._log_prompts = log_prompts
+        self._received = time.monotonic()
+        self._started = False
+        self._ended = False
+
+    def start(self, request: NativeRequest, max_tokens: MaxTokens, *, validation_enabled: bool) -> None:
+        """The job's input is understood."""
+        self.stream = request.stream
+        self.max_tokens = max_tokens
+        self._start(
+            prompt_len=request.chars,
+            max_tokens=max_tokens.effective,
+            stream=request.stream,
+            validation_enabled=validation_enabled,
+            prompt=list(request.texts) if self._log_prompts else None,
+        )
+
+    def finish(self, step: Step, answer: Answer, validation: Reply | None) -> None:
+        """The engine is done: `step` is its last one. With several answers, `finish_reason` is the first one's."""
+        fields: dict[str, Any] = {
+            "prompt_tokens": step.usage.prompt_tokens,
+            "cached_tokens": step.usage.cached_tokens,
+            "tokens_generated": step.usage.completion_tokens,
+            "finish_reason": answer.finish_reasons.get(0),
+            "valid": validation.get("valid") if validation else None,
+            "answer": [text for _, text in sorted(answer.texts.items())] if self._log_prompts else None,
+        }
+        if step.timings is not None and self.submitted is not None:
+            before = (self.submitted - self._received) * 1000
+            fields["ttft_ms"] = round(before + step.timings.queue_ms + step.timings.prefill_ms, 1)
+            fields["queue_ms"] = step.timings.queue_ms
+            fields["prefill_ms"] = step.timings.prefill_ms
+            fields["decode_ms"] = step.timings.decode_ms
+        self.end("ok", **fields)
+
+    def fail(self, error: JobError) -> None:
+        """The job failed: `rejected` if its input is to blame, `error` if not."""
+        rejected = error.failure.status < 500
+        self.end("rejected" if rejected else "error", error=error.failure.code, field=error.field, message=error.message)
+
+    def end(self, outcome: Outcome, **fields: Any) -> None:
+        """Write the end line, and before it the start line of a job that was never understood."""
+        if self._ended:
+            return
+        self._ended = True
+        if not self._started:
+            self._start()
+        self._emit(
+            "end",
+            request_id=self.id,
+            ok=outcome in ("ok", "blocked"),
+            outcome=outcome,
+            exec_ms=round((time.monotonic() - self._received) * 1000, 1),
+            intent=self.intent,
+            max_tokens=self.max_tokens.as_dict() if self.max_tokens else None,
+            **fields,
+        )
+
+    def _start(self, **fields: Any) -> None:
+        self._started = True
+        self._emit("start", request_id=self.id, route="native", **fields)

@@ -1,0 +1,309 @@
+"""Every environment variable the worker reads, once: name, type, range, default, help.
+
+`load` is the only place in the worker that looks at the environment. What templates and web forms get wrong (`None` as
+a string, quotes around a value, a stray 0) is corrected and reported; what cannot be guessed (a bad type, a value out
+of range, a name that looks like ours but is not) stops the start with one line that says what to change.
+docs/configuration.md, .runpod/hub.json and .env.example are generated from this model.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable, Mapping, MutableMapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AliasChoices, BeforeValidator, Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from llmpod.worker.errors import StartError
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+DEMO_MODEL = REPOSITORY / "models" / "demo"
+
+Group = Literal["Model", "Engine", "Worker", "Guardrails", "Log"]
+
+
+def setting(default: Any, group: Group, help_text: str, *, also: tuple[str, ...] = (), **limits: Any) -> Any:
+    """A field of `Settings`: its default, documentation group, help text and, in `also`, older names it answers to."""
+    aliases = AliasChoices(*also) if also else None
+    return Field(
+        default, description=help_text, validation_alias=aliases, json_schema_extra={"group": group}, **limits
+    )
+
+
+class Settings(BaseSettings):
+    """The worker's settings. A field's environment variable is its name in upper case."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", populate_by_name=True, env_ignore_empty=True)
+
+    model_name: str | None = setting(
+        None,
+        "Model",
+        "Model to serve: a Hugging Face id or a folder. Unset: the demonstration model of this repository.",
+    )
+    model_revision: str | None = setting(None, "Model", "Branch, tag or commit of the model.")
+    tokenizer: str | None = setting(
+        None, "Model", "Tokenizer, if it is not the model's own.", also=("TOKENIZER", "TOKENIZER_NAME")
+    )
+    tokenizer_revision: str | None = setting(None, "Model", "Branch, tag or commit of the tokenizer.")
+    served_model_name: str | None = setting(
+        None,
+        "Model",
+        "Name the model has in replies and requests. Unset: MODEL_NAME.",
+        also=("SERVED_MODEL_NAME", "OPENAI_SERVED_MODEL_NAME_OVERRIDE"),
+    )
+    custom_chat_template: str | None = setting(
+        None, "Model", "Jinja chat template that replaces the model's own: the text, or a file's path."
+    )
+    quantization: str | None = setting(
+        None, "Model", "Quantisation method (awq, gptq, compressed-tensors, fp8_per_tensor, …). Unset: as the model says."
+    )
+    dtype: str | None = setting(None, "Model", "Data type of weights and activations. Unset: auto; float32 on a CPU.")
+    trust_remote_code: bool = setting(
+        False, "Model", "Run Python code that comes with the model. Only for models you trust."
+    )
+
+    max_model_len: Annotated[int, Field(ge=1)] | None = setting(
+        None, "Engine", "Longest prompt plus answer, in tokens. Unset: what the model was made for."
+    )
+    max_num_batched_tokens: Annotated[int, Field(ge=1)] | None = setting(
+        None,
+        "Engine",
+        "Tokens the engine computes in one step. Unset, empty or 0: vLLM decides. A value below MAX_MODEL_LEN is raised "
+        "to it unless ENABLE_CHUNKED_PREFILL is true, and a value below MAX_NUM_SEQS is raised to that.",
+    )
+    max_num_seqs: Annotated[int, Field(ge=1)] | None = setting(
+        None, "Engine", "Requests the engine decodes together. Unset: vLLM decides."
+    )
+    enable_chunked_prefill: bool | None = setting(
+        None, "Engine", "Split long prompts over several steps. Unset: vLLM decides."
+    )
+    gpu_memory_utilization: float | None = setting(
+        None, "Engine", "Share of the GPU's memory for weights and KV cache. Unset: vLLM's default.", gt=0, le=1
+    )
+    tensor_parallel_size: Annotated[int, Field(ge=1)] | None = setting(
+        None,
+        "Engine",
+        "GPUs that share the model. Unset: as many of the visible ones as divide its attention heads.",
+    )
+    enforce_eager: bool | None = setting(
+        None, "Engine", "Run without CUDA graphs and compilation: starts faster, decodes slower. Unset: true on a CPU only."
+    )
+
+    max_concurrency: Annotated[int, Field(ge=1, le=10_000)] | None = setting(
+        None,
+        "Worker",
+        "Jobs taken from RunPod at once. Constant for the worker's life. Unset: MAX_NUM_SEQS and a quarter more, so that "
+        "the engine never waits for a job.",
+    )
+    return_aggregate_stream: bool = setting(
+        True, "Worker", "Give /run and /runsync the whole output of a streamed job, too."
+    )
+    default_sampling_params: dict[str, Any] = setting(
+        {},
+        "Worker",
+        'Sampling parameters of jobs that name none, as JSON: {"temperature": 0.3}. A job\'s own win.',
+    )
+
+    max_prompt_chars: int = setting(
+        1024, "Guardrails", "Longest prompt in characters, counted over all messages. 0: no limit.", ge=0
+    )
+    max_tokens_default: int = setting(150, "Guardrails", "max_tokens of a job that names none.", ge=1)
+    max_tokens_min: int = setting(64, "Guardrails", "A smaller max_tokens is raised to this. 1: never raised.", ge=1)
+    max_tokens_max: int = setting(
+        256, "Guardrails", "A larger max_tokens is lowered to this. 0: no limit but MAX_MODEL_LEN.", ge=0
+    )
+    max_n: int = setting(4, "Guardrails", "Most answers (n) one job may ask for.", ge=1, le=1024)
+    allow_control_tokens: bool = setting(
+        False,
+        "Guardrails",
+        "Let text in a job become the model's control tokens (<|im_start|> and the like). Off: they stay plain text.",
+    )
+    profile: str | None = setting(
+        None,
+        "Guardrails",
+        "Policy and answer checks of a use case: the name of a shipped profile (career) or a TOML file's path.",
+    )
+
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(str.lower)] = setting(
+        "warning", "Log", "Least severe line that vLLM and the RunPod SDK may log. Events are always logged."
+    )
+    log_prompts: bool = setting(
+        False, "Log", "Put prompts and answers into the log. They are personal data: think twice."
+    )
+
+    @property
+    def is_demo(self) -> bool:
+        """Whether the demonstration model is served, because no other was named."""
+        return self.model_name is None
+
+    @property
+    def model(self) -> str:
+        """What the engine loads: a hub id or a folder."""
+        return self.model_name or str(DEMO_MODEL)
+
+
+@dataclass(frozen=True)
+class Correction:
+    """A value that was changed, or ignored, before it was used."""
+
+    setting: str
+    given: str
+    used: str | None  # None: as if it were not set
+    reason: str
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What `load` found: the settings, what it corrected, and the upper-case variables that are not ours."""
+
+    settings: Settings
+    corrections: tuple[Correction, ...]
+    others: Mapping[str, str]
+    on_runpod: bool  # RunPod's own sign (runpod 1.12.0, serverless/worker.py)
+
+
+# Names that older images of RunPod's vLLM worker read and that have no meaning here, with what to use instead.
+RETIRED = {
+    "BASE_PATH": "models are cached where HF_HOME or DOWNLOAD_DIR say",
+    "DEFAULT_BATCH_SIZE": "deltas are merged while RunPod accepts them, without a fixed size",
+    "DEFAULT_BATCH_SIZE_GROWTH_FACTOR": "deltas are merged while RunPod accepts them, without a fixed size",
+    "DEFAULT_MIN_BATCH_SIZE": "deltas are merged while RunPod accepts them, without a fixed size",
+    "DEVICE": "the installed vLLM build decides the device",
+    "DISABLE_LOG_REQUESTS": "prompts are never logged unless LOG_PROMPTS is true",
+    "GUIDED_DECODING_BACKEND": "use STRUCTURED_OUTPUTS_CONFIG",
+    "MAX_SEQ_LEN_TO_CAPTURE": "vLLM no longer has it; use MAX_CUDAGRAPH_CAPTURE_SIZE",
+    "NGRAM_PROMPT_LOOKUP_MAX": "use SPECULATIVE_CONFIG",
+    "NGRAM_PROMPT_LOOKUP_MIN": "use SPECULATIVE_CONFIG",
+    "NUM_SPECULATIVE_TOKENS": "use SPECULATIVE_CONFIG",
+    "OPENAI_RESPONSE_ROLE": "vLLM no longer has it",
+    "RAW_OPENAI_OUTPUT": "OpenAI routes always answer as OpenAI does",
+    "SCHEDULER_DELAY_FACTOR": "vLLM no longer has it",
+    "SPECULATIVE_METHOD": "use SPECULATIVE_CONFIG",
+    "SPECULATIVE_MODEL": "use SPECULATIVE_CONFIG",
+    "SWAP_SPACE": "vLLM no longer has it",
+    "USE_V2_BLOCK_MANAGER": "vLLM no longer has it",
+}
+
+_NONE_WORDS = {"none", "null", "undefined"}
+
+
+def names() -> dict[str, str]:
+    """Environment variable -> field, older names included."""
+    found: dict[str, str] = {}
+    for field, info in Settings.model_fields.items():
+        found[field.upper()] = field
+        if isinstance(info.validation_alias, AliasChoices):
+            found.update((str(alias), field) for alias in info.validation_alias.choices)
+    return found
+
+
+def load(environ: MutableMapping[str, str] = os.environ) -> Environment:
+    """Read the settings. Corrected values are corrected in `environ` too, because vLLM's processes inherit it.
+
+    Raises:
+        StartError: a value has the wrong type or range, or a name looks like one of ours and is not.
+    """
+    known = names()
+    corrections = tuple(_correct(environ, known))
+    others = {name: value for name, value in environ.items() if name.isupper() and name not in known}
+    refuse_mistyped(others, known)
+    try:
+        settings = Settings()
+    except ValidationError as error:
+        raise _explain(error, known) from None
+    except ValueError as error:  # pydantic-settings: a JSON setting that is not JSON
+        raise StartError(f"A setting could not be read: {error}.", "Give it as JSON.") from None
+    if settings.max_tokens_max and not settings.max_tokens_min <= settings.max_tokens_max:
+        raise StartError(
+            f"MAX_TOKENS_MIN ({settings.max_tokens_min}) is above MAX_TOKENS_MAX ({settings.max_tokens_max}).",
+            "Lower the one or raise the other.",
+            setting="MAX_TOKENS_MIN",
+        )
+    return Environment(settings, corrections, others, on_runpod=bool(environ.get("RUNPOD_WEBHOOK_GET_JOB")))
+
+
+def provide(values: Mapping[str, str]) -> None:
+    """Give the libraries we import, and their child processes, variables that nobody has set for them."""
+    for name, value in values.items():
+        os.environ.setdefault(name, value)
+
+
+def _correct(environ: MutableMapping[str, str], known: Mapping[str, str]) -> Iterable[Correction]:
+    for name in sorted(environ):
+        given = environ[name]
+        if name in RETIRED:
+            yield Correction(name, given, None, f"ignored: {RETIRED[name]}")
+            continue
+        if name not in known:
+            continue
+        value = given.strip()
+        if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'":
+            value = value[1:-1].strip()
+            yield Correction(name, given, value, "the quotes were part of the value")
+        if value.lower() in _NONE_WORDS:
+            yield Correction(name, given, None, "the word stands for no value")
+            value = ""
+        elif value == "0" and _zero_means_unset(known[name]):
+            yield Correction(name, given, None, "0 is no possible value, so it is left to vLLM")
+            value = ""
+        if value:
+            environ[name] = value
+        else:
+            del environ[name]
+
+
+def _zero_means_unset(field: str) -> bool:
+    info = Settings.model_fields[field]
+    return info.default is None and "int" in str(info.annotation)
+
+
+def refuse_mistyped(found: Iterable[str], known: Iterable[str], also_known: Iterable[str] = ()) -> None:
+    """Stop at the first name in `found` that is nearly, but not quite, one in `known`.
+
+    Raises:
+        StartError: names the variable and the setting it resembles.
+    """
+    known = list(known)
+    accepted = {*known, *also_known, *RETIRED}
+    for name in sorted(found):
+        if name in accepted:
+            continue
+        likely = _resembles(name, known)
+        if likely is not None:
+            raise StartError(
+                f"{name} is not a setting; {likely} is.", f"Rename it to {likely}, or unset it.", setting=name
+            )
+
+
+# Prefixes of variables that belong to somebody else, however much they resemble ours.
+_FOREIGN = ("RUNPOD_", "HF_", "HUGGING", "CUDA_", "NVIDIA_", "NCCL_", "PYTHON", "PYTORCH_", "TORCH", "PIP_", "UV_", "OMP_")
+
+
+def _resembles(name: str, known: Iterable[str]) -> str | None:
+    """The name in `known` that `name` is probably meant to be: nearly the same letters, or the same words."""
+    if "_" not in name or len(name) < 8 or name.startswith(_FOREIGN):
+        return None
+    words = sorted(name.split("_"))
+    for candidate in known:
+        if sorted(candidate.split("_")) == words:
+            return candidate
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.86)
+    return close[0] if close else None
+
+
+def _explain(error: ValidationError, known: Mapping[str, str]) -> StartError:
+    faults = []
+    setting_name = ""
+    for fault in error.errors(include_url=False):
+        location = str(fault["loc"][0])
+        setting_name = next((name for name, field in known.items() if location in (field, name)), location.upper())
+        faults.append(f"{setting_name}={fault['input']!r}: {fault['msg'].removeprefix('Input ')}")
+    return StartError(
+        f"Invalid setting: {'; '.join(faults)}.",
+        "Correct or unset it (docs/configuration.md lists every setting).",
+        setting=setting_name,
+    )
