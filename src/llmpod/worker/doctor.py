@@ -54,9 +54,10 @@ SYMPTOMS = (
     ),
     Symptom(
         r"RepositoryNotFoundError|404 Client Error|is not a local folder and is not a valid model identifier"
-        r"|Repo id must|Incorrect path_or_model_id|does not appear to have a file named config\.json|Invalid repository ID",
+        r"|Repo id must|Incorrect path_or_model_id|does not appear to have a file named config\.json"
+        r"|Invalid repository ID",
         "The model {model} was not found.",
-        "Set MODEL_NAME to a Hugging Face id (owner/name) or to a folder with config.json; a private one needs HF_TOKEN.",
+        "Set MODEL_NAME to a Hugging Face id (owner/name) or a folder with config.json; a private one needs HF_TOKEN.",
         "MODEL_NAME",
     ),
     Symptom(
@@ -86,7 +87,7 @@ SYMPTOMS = (
     Symptom(
         r"(?i)bitsandbytes",
         "This vLLM has no bitsandbytes of its own: it left the core in 0.28.",
-        "Install vllm-bnb-plugin into the image, or use an AWQ, GPTQ or compressed-tensors model, or QUANTIZATION=fp8_per_tensor.",
+        "Install vllm-bnb-plugin into the image, use an AWQ or GPTQ model, or set QUANTIZATION=fp8_per_tensor.",
         "QUANTIZATION",
     ),
     Symptom(
@@ -119,7 +120,8 @@ SYMPTOMS = (
         "TRUST_REMOTE_CODE",
     ),
     Symptom(
-        r"Model architectures? .* (?:are|is) not supported|has no vLLM implementation|does not recognize this architecture",
+        r"Model architectures? .* (?:are|is) not supported|has no vLLM implementation"
+        r"|does not recognize this architecture",
         "This vLLM release does not know the model's architecture.",
         "Use a model it supports, or a newer image.",
         "MODEL_NAME",

@@ -6,7 +6,6 @@ Which of its names are used, and how, is held by tests/worker/test_vllm_contract
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import copy
@@ -17,28 +16,16 @@ import math
 import tempfile
 import time
 from collections.abc import AsyncGenerator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from llmpod.worker import doctor
+from llmpod.worker import doctor, engine_options
 from llmpod.worker.errors import Code, JobError, StartError
 from llmpod.worker.events import Emit, logging_config
 from llmpod.worker.generation import Delta, Step, Timings, Usage
 from llmpod.worker.inputs import NativeRequest
 from llmpod.worker.prompts import Prompts
-from llmpod.worker.settings import Correction, Settings, provide, refuse_mistyped
-
-# Engine arguments whose upper-case name in the environment belongs to somebody else.
-NOT_FROM_ENVIRONMENT = {
-    "model": "MODEL_NAME is ours",
-    "hf_token": "the hub client reads HF_TOKEN itself, as text",
-    "log_level": "LOG_LEVEL is ours",
-    "master_addr": "RunPod sets it on clusters; a serverless worker is one node",
-    "master_port": "as above",
-    "nnodes": "as above",
-    "node_rank": "as above",
-}
+from llmpod.worker.settings import Correction, Settings, provide
 
 # Sampling parameters that are vLLM's business, not a client's, or whose result a native reply has no place for.
 NOT_FROM_CLIENTS = frozenset(
@@ -61,38 +48,6 @@ NOT_FROM_CLIENTS = frozenset(
 )
 
 
-@dataclass(frozen=True)
-class BatchedTokens:
-    """MAX_NUM_BATCHED_TOKENS as the engine gets it, and why it is not what was asked for."""
-
-    value: int | None
-    reason: str | None = None
-
-
-def clamp_batched_tokens(
-    requested: int | None, *, max_model_len: int, max_num_seqs: int | None, chunked_prefill: bool | None
-) -> BatchedTokens:
-    """MAX_NUM_BATCHED_TOKENS, raised to what the engine accepts.
-
-    Without chunked prefill a prompt must fit one step, so vLLM refuses less than MAX_MODEL_LEN; and a step holds at least
-    one token of each running request, so it refuses less than MAX_NUM_SEQS (vllm.config.scheduler.SchedulerConfig).
-    Chunked prefill counts only when it was asked for: vLLM turns it off by itself for some models.
-    """
-    if requested is None:
-        return BatchedTokens(None)
-    value, reason = requested, None
-    if chunked_prefill is not True and value < max_model_len:
-        value, reason = max_model_len, f"below MAX_MODEL_LEN ({max_model_len}) without ENABLE_CHUNKED_PREFILL=true"
-    if max_num_seqs is not None and value < max_num_seqs:
-        value, reason = max_num_seqs, f"below MAX_NUM_SEQS ({max_num_seqs})"
-    return BatchedTokens(value, reason)
-
-
-def tensor_parallel_size(gpus: int, attention_heads: int) -> int:
-    """The most GPUs that can share the model: each must get the same number of attention heads."""
-    return max((n for n in range(1, gpus + 1) if attention_heads % n == 0), default=1)
-
-
 class Engine:
     """One vLLM engine, alive in the event loop that called `start`."""
 
@@ -105,7 +60,7 @@ class Engine:
         self._prompts: Prompts | None = None
         self._default_sampling: dict[str, Any] = {}
         self.sampling_names: frozenset[str] = frozenset()
-        self.model_name = settings.served_model_name or settings.model_name or "llmpod-demo"
+        self.model_name = settings.served_model_name or settings.model_name or engine_options.DEMO_NAME
         self.max_model_len = 0
         self.max_num_seqs = 0
 
@@ -252,7 +207,7 @@ class Engine:
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
         completion_tokens = 0
-        stream = self._llm.generate({"prompt_token_ids": prompt_ids}, params, request_id)
+        stream = self._llm.generate({"type": "token", "prompt_token_ids": prompt_ids}, params, request_id)
         try:
             async with contextlib.aclosing(stream):
                 async for output in stream:
@@ -357,6 +312,11 @@ def _prepare_process(settings: Settings, last_words: Path) -> None:
             "VLLM_LOGGING_LEVEL": settings.log_level.upper(),
             "VLLM_NO_USAGE_STATS": "1",  # a worker tells nobody what it serves
             "TOKENIZERS_PARALLELISM": "false",  # one prompt at a time, and forked children do not warn about it
+            # What is not a log record would break the form of the log: progress bars, Python's and C++'s warnings.
+            "TQDM_DISABLE": "1",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "PYTHONWARNINGS": "ignore",
+            "TORCH_CPP_LOG_LEVEL": "ERROR",
         }
     )
 
@@ -364,67 +324,24 @@ def _prepare_process(settings: Settings, last_words: Path) -> None:
 def engine_arguments(settings: Settings, environment: Mapping[str, str], emit: Emit) -> Any:
     """vLLM's AsyncEngineArgs from the settings, and from any other variable that bears an engine argument's name.
 
-    vLLM's own command line parser reads the values, so that they mean here what they mean to `vllm serve`.
-
     Raises:
         StartError: a variable nearly bears an argument's name, or vLLM's parser refuses its value.
     """
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.platforms import current_platform
 
-    parser = AsyncEngineArgs.add_cli_args(_Parser(prog="worker", add_help=False))
-    arguments = {action.dest: action for action in parser._actions if action.option_strings}
-    fields = {field.name for field in dataclasses.fields(AsyncEngineArgs)} & set(arguments)
-    from_environment = {name.upper(): name for name in fields - set(NOT_FROM_ENVIRONMENT)}
-    ours = {name.upper() for name in Settings.model_fields}
-    refuse_mistyped(environment, from_environment, {*ours, *(name.upper() for name in NOT_FROM_ENVIRONMENT)})
-
-    values: dict[str, str] = {
-        from_environment[name]: value.strip() for name, value in environment.items() if name in from_environment
-    }
-    command_line: list[str] = []
-    for name, value in values.items():
-        correction = _engine_correction(name, value, parser.get_default(name))
-        if correction is not None:
-            emit("setting_corrected", **dataclasses.asdict(correction))
-        elif value:
-            command_line += _option(arguments[name], name, value)
-
     on_cpu = current_platform.is_cpu()
-    chosen: dict[str, Any] = {
-        "model": settings.model,
-        "served_model_name": settings.served_model_name or (None if settings.model_name else "llmpod-demo"),
-        "revision": settings.model_revision,
-        "tokenizer": settings.tokenizer,
-        "tokenizer_revision": settings.tokenizer_revision,
-        "quantization": settings.quantization,
-        # On CPUs with AMX, bfloat16 attention can end the engine's process with SIGILL before oneDNN's first product.
-        "dtype": settings.dtype or ("float32" if on_cpu else None),
-        "max_model_len": settings.max_model_len,
-        "max_num_seqs": settings.max_num_seqs,
-        "gpu_memory_utilization": settings.gpu_memory_utilization,
-        "tensor_parallel_size": settings.tensor_parallel_size,
-    }
-    for name, chosen_value in chosen.items():
-        if chosen_value is not None:
-            command_line += _option(arguments[name], name, str(chosen_value))
-    eager = settings.enforce_eager if settings.enforce_eager is not None else (True if on_cpu else None)
-    switches = {
-        "trust_remote_code": settings.trust_remote_code,
-        "enforce_eager": eager,
-        "enable_chunked_prefill": settings.enable_chunked_prefill,
-    }
-    for name, on in switches.items():
-        if on is not None:
-            command_line += _option(arguments[name], name, str(on))
+    parser = AsyncEngineArgs.add_cli_args(engine_options.Parser(prog="worker", add_help=False))
+    fields = {field.name for field in dataclasses.fields(AsyncEngineArgs)}
+    words = engine_options.command_line(parser, fields, settings, environment, emit, on_cpu=on_cpu)
+    args = AsyncEngineArgs.from_cli_args(parser.parse_args(words))
 
-    args = AsyncEngineArgs.from_cli_args(parser.parse_args(command_line))
     if on_cpu and args.kv_cache_memory_bytes is None:
         provide({"VLLM_CPU_KVCACHE_SPACE": "1"})  # GiB; vLLM would take a share of all memory
     if settings.tensor_parallel_size is None and not on_cpu:
         args.tensor_parallel_size = _all_gpus(args, current_platform.device_count(), emit)
     if settings.max_num_batched_tokens is not None:
-        clamped = clamp_batched_tokens(
+        clamped = engine_options.clamp_batched_tokens(
             settings.max_num_batched_tokens,
             max_model_len=settings.max_model_len or args.create_model_config().max_model_len,
             max_num_seqs=settings.max_num_seqs,
@@ -438,45 +355,11 @@ def engine_arguments(settings: Settings, environment: Mapping[str, str], emit: E
     return args
 
 
-class _Parser(argparse.ArgumentParser):
-    """vLLM's arguments, with errors as exceptions instead of an exit."""
-
-    def error(self, message: str) -> NoReturn:
-        words = message.removeprefix("argument ").split(":", 1)
-        name = words[0].split("/")[0].strip().lstrip("-").replace("-", "_").upper()
-        said = words[-1].strip()
-        raise StartError(f"{name}: {said}.", "Correct or unset it.", setting=name)
-
-
-def _option(action: argparse.Action, name: str, value: str) -> list[str]:
-    """One variable as command line words, in the form its argument takes."""
-    flag = max((option for option in action.option_strings if not option.startswith("--no-")), key=len)
-    if isinstance(action, argparse.BooleanOptionalAction) or action.nargs == 0:
-        word = value.strip().lower()
-        if word in ("1", "true", "yes", "on"):
-            return [flag]
-        if word in ("0", "false", "no", "off"):
-            return [f"--no-{flag[2:]}"] if f"--no-{flag[2:]}" in action.option_strings else []
-        raise StartError(f"{name.upper()}={value!r} is neither true nor false.", "Correct or unset it.", setting=name.upper())
-    if action.nargs in ("+", "*") and name != "served_model_name":
-        return [flag, *value.replace(",", " ").split()]
-    return [f"{flag}={value}"]
-
-
-def _engine_correction(name: str, value: str, default: object) -> Correction | None:
-    """`None` as a word, or a 0 where vLLM's default is "not set", as web forms leave them (ranks do start at 0)."""
-    if value.lower() in ("none", "null", "undefined"):
-        return Correction(name.upper(), value, None, "the word stands for no value")
-    if value == "0" and default is None and not name.endswith("_rank"):
-        return Correction(name.upper(), value, None, "0 is no possible value, so it is left to vLLM")
-    return None
-
-
 def _all_gpus(args: Any, gpus: int, emit: Emit) -> int:
     if gpus <= 1:
         return 1
     config = args.create_model_config()
-    size = tensor_parallel_size(gpus, config.hf_text_config.num_attention_heads)
+    size = engine_options.tensor_parallel_size(gpus, config.hf_text_config.num_attention_heads)
     emit("tensor_parallel", gpus=gpus, used=size)
     return size
 

@@ -100,7 +100,10 @@ def logging_config(level: str, last_words: Path) -> dict[str, Any]:
                 "encoding": "utf-8",
             },
         },
-        "loggers": {"vllm": {"handlers": ["json", "last_words"], "level": level, "propagate": False}},
+        "loggers": {
+            "vllm": {"handlers": ["json", "last_words"], "level": level, "propagate": False},
+            "torch": {"handlers": ["json"], "level": level, "propagate": False},  # it brings a form of its own
+        },
         "root": {"handlers": ["json"], "level": level},
     }
 

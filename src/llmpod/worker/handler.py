@@ -1,7 +1,7 @@
 """The life of a job, from RunPod's job dict to the last chunk.
 
-`Worker.handle` is the generator that the SDK iterates: inputs -> limits -> policy -> engine -> answers, with one `start`
-and one `end` event around it. It holds no rules of its own; each line names the room that has them.
+`Worker.handle` is the generator that the SDK iterates: inputs -> limits -> policy -> engine -> answers, with one
+`start` and one `end` event around it. It holds no rules of its own; each line names the room that has them.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ class Worker:
             async with aclosing(self._answer(job.get("input"), record)) as replies:
                 async for reply in replies:
                     yield reply
+            record.end("ok")
             return
         except JobError as error:
             failed = error
@@ -74,8 +75,8 @@ class Worker:
         if intent is not None:
             record.intent = intent.name
             if intent.blocked is not None:
-                record.end("blocked")
                 yield answers.blocked(intent.name, intent.blocked, model=self.engine.model_name, request_id=record.id)
+                record.end("blocked")
                 return
 
         prompt_ids = await self.engine.render(request)

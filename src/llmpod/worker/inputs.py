@@ -188,7 +188,7 @@ def _explain(error: ValidationError) -> JobError:
 
 
 def _path(location: tuple[int | str, ...]) -> str:
-    """("messages", 0, "content", "str") -> messages[0].content; pydantic appends the union's branch, which says nothing."""
+    """("messages", 0, "content", "str") -> messages[0].content; the union branch pydantic appends says nothing."""
     path = ""
     for step in location:
         if isinstance(step, int):

@@ -86,4 +86,3 @@ def quiet_sdk(emit: Emit, level: str) -> None:
 def _stop_loading(signum: int, frame: FrameType | None) -> NoReturn:
     """SIGTERM while the model loads: nothing was taken, so nothing is lost by leaving at once."""
     raise SystemExit(0)
-

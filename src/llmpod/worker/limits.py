@@ -48,7 +48,9 @@ def check_n(request: NativeRequest, settings: Settings) -> None:
     n = request.sampling.get("n")
     if isinstance(n, int) and n > settings.max_n:
         raise JobError(
-            Code.INVALID_INPUT, f"n is {n}; this worker gives at most {settings.max_n} answers.", field="sampling_params.n"
+            Code.INVALID_INPUT,
+            f"n is {n}; this worker gives at most {settings.max_n} answers.",
+            field="sampling_params.n",
         )
 
 
@@ -68,7 +70,7 @@ def clamp_max_tokens(requested: int | None, settings: Settings) -> MaxTokens:
 def fit_context(max_tokens: MaxTokens, prompt_tokens: int, max_model_len: int) -> MaxTokens:
     """Prompt plus answer must fit MAX_MODEL_LEN.
 
-    What the client asked for is refused if it does not fit; what this worker added to it (a default, a raise) gives way.
+    What the client asked for is refused if it does not fit; what this worker added (a default, a raise) gives way.
 
     Raises:
         JobError: context_length_exceeded, with the numbers.
@@ -78,7 +80,7 @@ def fit_context(max_tokens: MaxTokens, prompt_tokens: int, max_model_len: int) -
     if room < needed:
         raise JobError(
             Code.CONTEXT_LENGTH_EXCEEDED,
-            f"The prompt has {prompt_tokens} tokens and the answer needs {needed}; together at most {max_model_len} fit.",
+            f"The prompt has {prompt_tokens} tokens, the answer needs {needed}; together at most {max_model_len} fit.",
             field="prompt" if room < 1 else "sampling_params.max_tokens",
             prompt_tokens=prompt_tokens,
             max_tokens=needed,

@@ -74,8 +74,7 @@ class Prompts:
             rendered = self._tokenizer.apply_chat_template(
                 conversation, chat_template=self._chat_template, tokenize=False, add_generation_prompt=True
             )
-        except Exception as error:
-            # A template refuses a conversation by raising whatever it likes (roles out of order, mostly).
+        except Exception as error:  # noqa: BLE001 - a template refuses a conversation by raising whatever it likes
             raise JobError(
                 Code.INVALID_INPUT, f"The model's chat template refuses these messages: {error}", field="messages"
             ) from None

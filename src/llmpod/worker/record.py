@@ -27,6 +27,8 @@ class JobRecord:
         self._emit = emit
         self._log_prompts = log_prompts
         self._received = time.monotonic()
+        self._finished: float | None = None
+        self._result: dict[str, Any] = {}
         self._started = False
         self._ended = False
 
@@ -43,8 +45,12 @@ class JobRecord:
         )
 
     def finish(self, step: Step, answer: Answer, validation: Reply | None) -> None:
-        """The engine is done: `step` is its last one. With several answers, `finish_reason` is the first one's."""
-        fields: dict[str, Any] = {
+        """The engine is done: `step` is its last one. With several answers, `finish_reason` is the first one's.
+
+        Execution time ends here; the line is written when the last reply has been sent.
+        """
+        self._finished = time.monotonic()
+        self._result = {
             "prompt_tokens": step.usage.prompt_tokens,
             "cached_tokens": step.usage.cached_tokens,
             "tokens_generated": step.usage.completion_tokens,
@@ -54,16 +60,19 @@ class JobRecord:
         }
         if step.timings is not None and self.submitted is not None:
             before = (self.submitted - self._received) * 1000
-            fields["ttft_ms"] = round(before + step.timings.queue_ms + step.timings.prefill_ms, 1)
-            fields["queue_ms"] = step.timings.queue_ms
-            fields["prefill_ms"] = step.timings.prefill_ms
-            fields["decode_ms"] = step.timings.decode_ms
-        self.end("ok", **fields)
+            self._result |= {
+                "ttft_ms": round(before + step.timings.queue_ms + step.timings.prefill_ms, 1),
+                "queue_ms": step.timings.queue_ms,
+                "prefill_ms": step.timings.prefill_ms,
+                "decode_ms": step.timings.decode_ms,
+            }
 
     def fail(self, error: JobError) -> None:
         """The job failed: `rejected` if its input is to blame, `error` if not."""
         rejected = error.failure.status < 500
-        self.end("rejected" if rejected else "error", error=error.failure.code, field=error.field, message=error.message)
+        self.end(
+            "rejected" if rejected else "error", error=error.failure.code, field=error.field, message=error.message
+        )
 
     def end(self, outcome: Outcome, **fields: Any) -> None:
         """Write the end line, and before it the start line of a job that was never understood."""
@@ -77,9 +86,10 @@ class JobRecord:
             request_id=self.id,
             ok=outcome in ("ok", "blocked"),
             outcome=outcome,
-            exec_ms=round((time.monotonic() - self._received) * 1000, 1),
+            exec_ms=round(((self._finished or time.monotonic()) - self._received) * 1000, 1),
             intent=self.intent,
             max_tokens=self.max_tokens.as_dict() if self.max_tokens else None,
+            **self._result,
             **fields,
         )
 

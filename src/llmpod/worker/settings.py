@@ -29,9 +29,7 @@ Group = Literal["Model", "Engine", "Worker", "Guardrails", "Log"]
 def setting(default: Any, group: Group, help_text: str, *, also: tuple[str, ...] = (), **limits: Any) -> Any:
     """A field of `Settings`: its default, documentation group, help text and, in `also`, older names it answers to."""
     aliases = AliasChoices(*also) if also else None
-    return Field(
-        default, description=help_text, validation_alias=aliases, json_schema_extra={"group": group}, **limits
-    )
+    return Field(default, description=help_text, validation_alias=aliases, json_schema_extra={"group": group}, **limits)
 
 
 class Settings(BaseSettings):
@@ -59,7 +57,9 @@ class Settings(BaseSettings):
         None, "Model", "Jinja chat template that replaces the model's own: the text, or a file's path."
     )
     quantization: str | None = setting(
-        None, "Model", "Quantisation method (awq, gptq, compressed-tensors, fp8_per_tensor, …). Unset: as the model says."
+        None,
+        "Model",
+        "Quantisation method (awq, gptq, compressed-tensors, fp8_per_tensor, …). Unset: as the model says.",
     )
     dtype: str | None = setting(None, "Model", "Data type of weights and activations. Unset: auto; float32 on a CPU.")
     trust_remote_code: bool = setting(
@@ -72,8 +72,8 @@ class Settings(BaseSettings):
     max_num_batched_tokens: Annotated[int, Field(ge=1)] | None = setting(
         None,
         "Engine",
-        "Tokens the engine computes in one step. Unset, empty or 0: vLLM decides. A value below MAX_MODEL_LEN is raised "
-        "to it unless ENABLE_CHUNKED_PREFILL is true, and a value below MAX_NUM_SEQS is raised to that.",
+        "Tokens the engine computes in one step. Unset, empty or 0: vLLM decides. A value below MAX_MODEL_LEN is "
+        "raised to it unless ENABLE_CHUNKED_PREFILL is true, and a value below MAX_NUM_SEQS is raised to that.",
     )
     max_num_seqs: Annotated[int, Field(ge=1)] | None = setting(
         None, "Engine", "Requests the engine decodes together. Unset: vLLM decides."
@@ -90,14 +90,16 @@ class Settings(BaseSettings):
         "GPUs that share the model. Unset: as many of the visible ones as divide its attention heads.",
     )
     enforce_eager: bool | None = setting(
-        None, "Engine", "Run without CUDA graphs and compilation: starts faster, decodes slower. Unset: true on a CPU only."
+        None,
+        "Engine",
+        "Run without CUDA graphs and compilation: starts faster, decodes slower. Unset: true on a CPU only.",
     )
 
     max_concurrency: Annotated[int, Field(ge=1, le=10_000)] | None = setting(
         None,
         "Worker",
-        "Jobs taken from RunPod at once. Constant for the worker's life. Unset: MAX_NUM_SEQS and a quarter more, so that "
-        "the engine never waits for a job.",
+        "Jobs taken from RunPod at once. Constant for the worker's life. Unset: MAX_NUM_SEQS and a quarter more, so "
+        "that the engine never waits for a job.",
     )
     return_aggregate_stream: bool = setting(
         True, "Worker", "Give /run and /runsync the whole output of a streamed job, too."
@@ -129,7 +131,7 @@ class Settings(BaseSettings):
     )
 
     log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(str.lower)] = setting(
-        "warning", "Log", "Least severe line that vLLM and the RunPod SDK may log. Events are always logged."
+        "error", "Log", "Least severe line that vLLM and the RunPod SDK may log. Events are always logged."
     )
     log_prompts: bool = setting(
         False, "Log", "Put prompts and answers into the log. They are personal data: think twice."
@@ -280,7 +282,20 @@ def refuse_mistyped(found: Iterable[str], known: Iterable[str], also_known: Iter
 
 
 # Prefixes of variables that belong to somebody else, however much they resemble ours.
-_FOREIGN = ("RUNPOD_", "HF_", "HUGGING", "CUDA_", "NVIDIA_", "NCCL_", "PYTHON", "PYTORCH_", "TORCH", "PIP_", "UV_", "OMP_")
+_FOREIGN = (
+    "RUNPOD_",
+    "HF_",
+    "HUGGING",
+    "CUDA_",
+    "NVIDIA_",
+    "NCCL_",
+    "PYTHON",
+    "PYTORCH_",
+    "TORCH",
+    "PIP_",
+    "UV_",
+    "OMP_",
+)
 
 
 def _resembles(name: str, known: Iterable[str]) -> str | None:
