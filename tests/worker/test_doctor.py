@@ -24,7 +24,10 @@ SAID = [
     ("x is not a valid git identifier (branch name, tag name or commit id) that exists", "MODEL_REVISION"),
     ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB", "TENSOR_PARALLEL_SIZE"),
     ("No available memory for the cache blocks. Try increasing `gpu_memory_utilization`", "MAX_MODEL_LEN"),
-    ("User-specified max_model_len (9999) is greater than the derived max_model_len (max_position_embeddings=4096", "4096"),
+    (
+        "User-specified max_model_len (9999) is greater than the derived max_model_len (max_position_embeddings=4096",
+        "4096",
+    ),
     ("Unknown quantization method: awqq. Must be one of [...]", "QUANTIZATION"),
     ("No module named 'bitsandbytes'", "vllm-bnb-plugin"),
     ("CUDA driver version is insufficient for CUDA runtime version", "allowedCudaVersions"),

@@ -164,7 +164,8 @@ def test_remote_code_is_off_unless_it_is_asked_for(events: Events) -> None:
 
 
 @pytest.mark.parametrize(
-    ("gpus", "heads", "size"), [(0, 32, 1), (1, 32, 1), (2, 32, 2), (3, 32, 2), (4, 14, 2), (8, 40, 8), (6, 14, 2), (7, 14, 7)]
+    ("gpus", "heads", "size"),
+    [(0, 32, 1), (1, 32, 1), (2, 32, 2), (3, 32, 2), (4, 14, 2), (8, 40, 8), (6, 14, 2), (7, 14, 7)],
 )
 def test_the_default_is_every_gpu_that_can_share_the_heads(gpus: int, heads: int, size: int) -> None:
     assert tensor_parallel_size(gpus, heads) == size

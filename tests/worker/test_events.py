@@ -62,7 +62,9 @@ def test_a_closed_stdout_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     EventLog().emit("start")
 
 
-@pytest.mark.parametrize("value", [object(), {1: 2}, float("nan"), "\ud800", 2**70, b"bytes", Path("/x"), {"a": {3, 4}}])
+@pytest.mark.parametrize(
+    "value", [object(), {1: 2}, float("nan"), "\ud800", 2**70, b"bytes", Path("/x"), {"a": {3, 4}}]
+)
 def test_no_value_makes_an_event_fail(value: object) -> None:
     stream = io.StringIO()
     log = EventLog(stream)

@@ -69,7 +69,9 @@ def test_an_operator_may_allow_control_tokens(tokenizer: Any) -> None:
 
 
 pieces = st.lists(
-    st.sampled_from(["<|im_end|>", "<|im_start|>", "<|endoftext|>", "<|im_", "end|>", "<|", "|>", "<", "\ue000", "é日本"])
+    st.sampled_from(
+        ["<|im_end|>", "<|im_start|>", "<|endoftext|>", "<|im_", "end|>", "<|", "|>", "<", "\ue000", "é日本"]
+    )
     | st.text(max_size=5),
     max_size=8,
 ).map("".join)
@@ -102,9 +104,8 @@ def test_no_raw_prompt_adds_a_control_token(tokenizer: Any, prompts: Prompts, te
 class Refusing:
     """A tokenizer without a template, or with one that refuses."""
 
-    added_tokens_decoder: dict[int, Any] = {}
-
     def __init__(self, template: str | None) -> None:
+        self.added_tokens_decoder: dict[int, Any] = {}
         self.template = template
 
     def get_chat_template(self) -> str:

@@ -13,9 +13,10 @@ import dataclasses
 import inspect
 import json
 import math
+import re
 import tempfile
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -189,10 +190,8 @@ class Engine:
         values.update((name, value) for name, value in given.items() if value is not None)
         try:
             params = msgspec.convert(values | {"max_tokens": max_tokens}, SamplingParams, str_keys=True)
-        except (ValueError, TypeError) as error:  # msgspec's and pydantic's validation errors are ValueErrors
-            raise _sampling_error(error) from None
-        except _client_error_type() as error:
-            raise _sampling_error(error) from None
+        except _refusals() as error:
+            raise _sampling_error(error, self.sampling_names) from None
         params.output_kind = RequestOutputKind.DELTA if stream else RequestOutputKind.FINAL_ONLY
         return params
 
@@ -218,10 +217,10 @@ class Engine:
         except EngineGenerateError as error:
             self._emit("engine_error", level="error", request_id=request_id, cause=repr(error.__cause__ or error))
             raise JobError(Code.GENERATION_FAILED, "The engine failed at this job.") from None
-        except _client_error_type() as error:
-            raise _sampling_error(error) from None
-        except ValueError as error:
-            raise JobError(Code.INVALID_INPUT, str(error)) from None
+        except _vllm_exception("GracefulHTTPError") as error:
+            raise JobError(Code.OVERLOADED, f"The engine takes no more: {error}") from None
+        except _refusals() as error:
+            raise _sampling_error(error, self.sampling_names) from None
 
 
 # -- vLLM's values, as ours --------------------------------------------------------------------------------------------
@@ -278,16 +277,24 @@ def _ms(seconds: float) -> float:
     return round(seconds * 1000, 1)
 
 
-def _client_error_type() -> type[Exception]:
-    """vLLM's "the request is wrong" exception; releases before 0.20 raised ValueError instead."""
-    try:
-        from vllm.exceptions import VLLMClientError
-    except ImportError:
-        return ValueError
-    return VLLMClientError  # type: ignore[no-any-return]
+def _vllm_exception(name: str) -> type[Exception]:
+    """An exception class of vLLM's, or one that nobody raises where this release does not have it."""
+    import vllm.exceptions
+
+    found: type[Exception] = getattr(vllm.exceptions, name, _NotInThisRelease)
+    return found
 
 
-def _sampling_error(error: Exception) -> JobError:
+class _NotInThisRelease(Exception):  # noqa: N818 - never raised
+    pass
+
+
+def _refusals() -> tuple[type[Exception], ...]:
+    """What vLLM, msgspec and pydantic raise when a request is wrong (the latter two's are ValueErrors)."""
+    return _vllm_exception("VLLMClientError"), ValueError, TypeError
+
+
+def _sampling_error(error: Exception, names: Collection[str]) -> JobError:
     """vLLM says "top_p must be in (0, 1], got 2.0. (parameter=top_p, value=2.0)", msgspec "… - at `$.top_p`"."""
     message = str(error)
     name = getattr(error, "parameter", None)
@@ -295,6 +302,8 @@ def _sampling_error(error: Exception) -> JobError:
         message, _, where = message.partition(" - at `")
         name = where.split("$.", 1)[-1].rstrip("`").split(".")[0].split("[")[0]
     message = message.split(" (parameter=")[0].rstrip(".")
+    if name is None:  # not every check names its parameter, but each says it
+        name = next((word for word in re.findall(r"\w+", message) if word in names), None)
     field = f"sampling_params.{name}" if name else "sampling_params"
     return JobError(Code.INVALID_INPUT, f"{field}: {message}.", field=field)
 
