@@ -12,6 +12,7 @@ import copy
 import dataclasses
 import inspect
 import json
+import logging.config
 import math
 import re
 import tempfile
@@ -313,8 +314,10 @@ def _sampling_error(error: Exception, names: Collection[str]) -> JobError:
 
 def _prepare_process(settings: Settings, last_words: Path) -> None:
     """What vLLM and its child processes read from the environment when they are imported."""
+    log = logging_config(settings.log_level.upper(), last_words)
+    logging.config.dictConfig(log)  # for what is logged before vLLM reads the file, and over what the SDK set up
     config = last_words.with_name("logging.json")
-    config.write_text(json.dumps(logging_config(settings.log_level.upper(), last_words)))
+    config.write_text(json.dumps(log))
     provide(
         {
             "VLLM_LOGGING_CONFIG_PATH": str(config),
