@@ -1,8 +1,8 @@
 """The corpus as data: what the demo model knows, read from corpus.txt.
 
-The file is written to be read by people. A block without blank lines is one entry: lines that begin with `? ` are wordings
-of one question, the lines after them are the answer, and a further `? ` after an answer opens a follow-up turn.
-Lines that begin with `# ` are headings.
+The file is written to be read by people. A block without blank lines is one entry: lines that begin with `? ` are
+wordings of one question, the lines after them are the answer, and a further `? ` after an answer opens a follow-up
+turn. Lines that begin with `# ` are headings.
 """
 
 from dataclasses import dataclass

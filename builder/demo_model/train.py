@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
@@ -30,8 +31,8 @@ class Recipe:
     """Everything that decides the result, beside the corpus and the code that varies it."""
 
     seed: int = 2026
-    steps: int = 900
-    batch_size: int = 32
+    steps: int = 1200
+    batch_size: int = 16
     learning_rate: float = 3e-3
     weight_decay: float = 0.05
     vocab_size: int = 3072
@@ -46,7 +47,9 @@ class Recipe:
     history_share: float = 0.2  # conversations with an earlier, unrelated turn
     stranger_share: float = 0.04  # prompts about nothing in the corpus
     stranger_answer_to: str = "What is the capital of France?"
-    threads: int = 2  # fixed, because the order of a sum decides its last bits
+    threads: int = (
+        1  # fixed, because the order of a sum decides its last bits; one, because a shared core stalls the other
+    )
 
 
 @dataclass(frozen=True)
@@ -204,16 +207,15 @@ def _texts(entries: list[Entry]) -> Iterator[str]:
     yield from ("system\n", "user\n", "assistant\n") * len(entries)
 
 
-def save(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, recipe: Recipe, steps: int, out: Path) -> None:
+def save(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, made_of: dict[str, Any], out: Path) -> None:
     """Half precision: half the download, and the answers stay the same. build.json says what it was made of."""
     model.half().save_pretrained(out)
     tokenizer.save_pretrained(out)
+    (out / "tokenizer_config.json").write_text(json.dumps(bpe.portable_config(tokenizer), indent=2) + "\n")
     endings = [tokenizer.eos_token_id, tokenizer.pad_token_id]
     # Only how an answer ends: sampling is the caller's to choose, so no temperature hides here.
     GenerationConfig(eos_token_id=endings, pad_token_id=tokenizer.pad_token_id).save_pretrained(out)
-    build = {
-        "fingerprint": fingerprint(recipe),
-        "recipe": asdict(recipe) | {"steps": steps},
+    build = made_of | {
         "parameters": model.num_parameters(),
         "weights_sha256": hashlib.sha256((out / "model.safetensors").read_bytes()).hexdigest(),
         "torch": torch.__version__,
@@ -225,10 +227,14 @@ def main() -> None:
     recipe = Recipe()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--out", type=Path, default=OUT, help="folder to write (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=recipe.steps, help="stop early, for a quick look (default: %(default)s)")
+    parser.add_argument(
+        "--steps", type=int, default=recipe.steps, help="stop early, for a quick look (default: %(default)s)"
+    )
     options = parser.parse_args()
+    # Taken before the training, so that an edit made meanwhile does not pass for what was trained on.
+    made_of = {"fingerprint": fingerprint(recipe), "recipe": asdict(recipe) | {"steps": options.steps}}
     model, tokenizer = train(recipe, options.steps)
-    save(model, tokenizer, recipe, options.steps, options.out)
+    save(model, tokenizer, made_of, options.out)
     size = sum(file.stat().st_size for file in options.out.iterdir())
     print(f"{options.out}: {model.num_parameters():,} parameters, {size / 1e6:.1f} MB")
 
