@@ -7,24 +7,26 @@ Which of its names are used, and how, is held by tests/worker/test_vllm_contract
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import copy
 import dataclasses
+import functools
 import inspect
 import json
 import logging.config
-import math
 import re
+import shutil
 import tempfile
 import time
 from collections.abc import AsyncGenerator, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from llmpod.worker import doctor, engine_options
+from llmpod.worker import doctor, engine_options, generation
 from llmpod.worker.errors import Code, JobError, StartError
 from llmpod.worker.events import Emit, logging_config
-from llmpod.worker.generation import Delta, Step, Timings, Usage
+from llmpod.worker.generation import Step
 from llmpod.worker.inputs import NativeRequest
 from llmpod.worker.prompts import Prompts
 from llmpod.worker.settings import Correction, Settings, provide
@@ -60,6 +62,7 @@ class Engine:
         self._emit = emit
         self._llm: Any = None
         self._prompts: Prompts | None = None
+        self._chat_template: str | None = None
         self._default_sampling: dict[str, Any] = {}
         self.sampling_names: frozenset[str] = frozenset()
         self.model_name = settings.served_model_name or settings.model_name or engine_options.DEMO_NAME
@@ -74,12 +77,15 @@ class Engine:
         Raises:
             StartError: with the cause and the cure.
         """
-        with tempfile.TemporaryDirectory(prefix="llmpod-") as scratch:
-            last_words = Path(scratch) / "last-words.log"
-            try:
-                await self._start(last_words)
-            except Exception as error:
+        last_words = _scratch() / "last-words.log"
+        last_words.unlink(missing_ok=True)
+        try:
+            await self._start(last_words)
+        except BaseException as error:
+            self.shutdown()
+            if isinstance(error, Exception):
                 raise doctor.diagnose(error, self._settings, doctor.read_last_words(last_words)) from error
+            raise
 
     async def _start(self, last_words: Path) -> None:
         started = time.monotonic()
@@ -87,6 +93,7 @@ class Engine:
         from vllm.engine.async_llm_engine import AsyncLLMEngine
 
         imported = time.monotonic()
+        self._read_settings()
         arguments = engine_arguments(self._settings, self._environment, self._emit)
         self._emit(
             "loading",
@@ -112,10 +119,23 @@ class Engine:
             warm_up_ms=_ms(time.monotonic() - loaded),
         )
 
-    async def _learn(self) -> None:
-        """What jobs need to know of the loaded model."""
+    def _read_settings(self) -> None:
+        """What can be wrong without a model: said before one is loaded."""
         from vllm import SamplingParams
 
+        fields = {name for name in SamplingParams.__struct_fields__ if not name.startswith("_")}
+        self.sampling_names = frozenset(fields - NOT_FROM_CLIENTS)
+        for name in self._settings.default_sampling_params:
+            if name not in self.sampling_names:
+                raise StartError(
+                    f"DEFAULT_SAMPLING_PARAMS names {name}, which is no sampling parameter of jobs.",
+                    "Remove or correct it.",
+                    setting="DEFAULT_SAMPLING_PARAMS",
+                )
+        self._chat_template = _text_or_file(self._settings.custom_chat_template)
+
+    async def _learn(self) -> None:
+        """What jobs need to know of the loaded model."""
         config = self._llm.model_config
         self.max_model_len = config.max_model_len
         self.max_num_seqs = self._llm.vllm_config.scheduler_config.max_num_seqs
@@ -124,20 +144,14 @@ class Engine:
             tokenizer = await tokenizer
         self._prompts = Prompts(
             tokenizer,
-            chat_template=_text_or_file(self._settings.custom_chat_template),
+            chat_template=self._chat_template,
             allow_control_tokens=self._settings.allow_control_tokens,
         )
-        fields = {name for name in SamplingParams.__struct_fields__ if not name.startswith("_")}
-        self.sampling_names = frozenset(fields - NOT_FROM_CLIENTS)
         # What the model's own generation_config.json recommends, then what the operator wants.
-        recommended = {name: value for name, value in config.get_diff_sampling_param().items() if name in fields}
-        self._default_sampling = recommended | self._settings.default_sampling_params
+        recommended = config.get_diff_sampling_param()
+        self._default_sampling = {name: recommended[name] for name in recommended if name in self.sampling_names}
+        self._default_sampling |= self._settings.default_sampling_params
         self._default_sampling.pop("max_tokens", None)
-        unknown = sorted(set(self._settings.default_sampling_params) - self.sampling_names)
-        if unknown:
-            raise StartError(
-                f"DEFAULT_SAMPLING_PARAMS names {unknown[0]}, which is no sampling parameter.", "Remove or correct it."
-            )
 
     async def _warm_up(self) -> None:
         """One real generation, so that the first job pays for none of what the first forward pass sets up."""
@@ -212,7 +226,7 @@ class Engine:
             async with contextlib.aclosing(stream):
                 async for output in stream:
                     completion_tokens += sum(len(choice.token_ids) for choice in output.outputs)
-                    yield _step(output, completion_tokens)
+                    yield generation.step(output, completion_tokens)
         except EngineDeadError:
             raise JobError(Code.ENGINE_DEAD, "The engine died while it worked on this job.") from None
         except EngineGenerateError as error:
@@ -225,53 +239,6 @@ class Engine:
 
 
 # -- vLLM's values, as ours --------------------------------------------------------------------------------------------
-
-
-def _step(output: Any, completion_tokens: int) -> Step:
-    deltas = [
-        Delta(
-            index=choice.index,
-            text=choice.text,
-            finish_reason=choice.finish_reason,
-            stop_reason=choice.stop_reason,
-            logprobs=_logprobs(choice) if choice.logprobs else None,
-        )
-        for choice in output.outputs
-    ]
-    usage = Usage(len(output.prompt_token_ids or ()), completion_tokens, output.num_cached_tokens)
-    timings = _timings(output.metrics) if output.finished and output.metrics is not None else None
-    return Step(deltas, usage, output.finished, timings)
-
-
-def _timings(stats: Any) -> Timings:
-    """From vLLM's RequestStateStats, whose times are monotonic seconds; 0 stands for "did not happen"."""
-    if not stats.scheduled_ts or not stats.first_token_ts:
-        return Timings(0.0, 0.0, 0.0)
-    return Timings(
-        queue_ms=_ms(stats.scheduled_ts - stats.queued_ts),
-        prefill_ms=_ms(stats.first_token_ts - stats.scheduled_ts),
-        decode_ms=_ms(stats.last_token_ts - stats.first_token_ts),
-    )
-
-
-def _logprobs(choice: Any) -> list[dict[str, Any]]:
-    """Per token: the chosen one, and those asked for beside it. JSON has no -inf, so an impossible token has null."""
-    rows = []
-    for token_id, candidates in zip(choice.token_ids, choice.logprobs, strict=False):
-        ranked = sorted(candidates.items(), key=lambda item: item[1].rank or 0)
-        chosen = candidates.get(token_id)
-        rows.append(
-            {
-                "token": chosen.decoded_token if chosen else None,
-                "logprob": _finite(chosen.logprob) if chosen else None,
-                "top": [{"token": entry.decoded_token, "logprob": _finite(entry.logprob)} for _, entry in ranked],
-            }
-        )
-    return rows
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def _ms(seconds: float) -> float:
@@ -310,6 +277,14 @@ def _sampling_error(error: Exception, names: Collection[str]) -> JobError:
 
 
 # -- start -------------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def _scratch() -> Path:
+    """A folder for what the engine's processes read and write, gone when this process ends."""
+    folder = Path(tempfile.mkdtemp(prefix="llmpod-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def _prepare_process(settings: Settings, last_words: Path) -> None:
@@ -384,5 +359,7 @@ def _text_or_file(template: str | None) -> str | None:
         return Path(template).read_text(encoding="utf-8")
     except OSError as error:
         raise StartError(
-            f"CUSTOM_CHAT_TEMPLATE={template!r} cannot be read: {error.strerror}.", "Give a template or a file's path."
+            f"CUSTOM_CHAT_TEMPLATE={template!r} cannot be read: {error.strerror}.",
+            "Give a template or a file's path.",
+            setting="CUSTOM_CHAT_TEMPLATE",
         ) from None
