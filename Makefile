@@ -1,7 +1,7 @@
 # Two commands are enough to start: `make run` and `make test`. Each sets up .venv from nothing when it has to.
 PY := .venv/bin/python
 
-.PHONY: help setup run serve model test lint format lock
+.PHONY: help setup run serve test lint format docs lock model compat
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -22,13 +22,20 @@ lint: setup ## ruff and mypy
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+	$(PY) -m builder.generate --check
 
 format: setup ## let ruff mend what it can
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
+
+docs: setup ## write what is generated from the settings
+	$(PY) -m builder.generate
 
 lock: setup ## recompile the locks from builder/*.in
 	builder/lock.sh
 
 model: setup ## train the demo model anew (minutes, deterministic) into models/demo
 	$(PY) -m builder.demo_model.train
+
+compat: setup ## the tests that touch vLLM, against an older release (VERSION=0.28.0)
+	builder/compat.sh $(VERSION)
