@@ -61,8 +61,9 @@ def configuration() -> str:
         "# Configuration",
         "",
         "Every setting is an environment variable. Unset and empty mean the same. A value of the wrong type, one out",
-        "of range, or a name that is nearly one of these stops the start with one line that says what to change; `None`",
-        "as a word, quotes around a value and a stray 0 are corrected and reported as a `setting_corrected` event.",
+        "of range, or a name that is nearly one of these stops the start with one line that says what to change;",
+        "`None` as a word, quotes around a value and a stray 0 are corrected and reported as a `setting_corrected`",
+        "event.",
         "",
         "This page is generated from `src/llmpod/worker/settings.py` (`make docs`); a test keeps it current.",
     ]
