@@ -2,7 +2,7 @@
 
 python handler.py                                     run test_input.json
 python handler.py --test_input '{"input": {...}}'     run the given job
-python handler.py --rp_serve_api                      a whole RunPod endpoint on this machine, with this worker behind it
+python handler.py --rp_serve_api                      a RunPod endpoint on this machine, with this worker behind it
 """
 
 import argparse
