@@ -49,6 +49,8 @@ def main(argv: list[str]) -> int:
 
             return jobloop.serve(worker)
         return asyncio.run(local.run_alone(worker, local.read_job(arguments.test_input)))
+    except KeyboardInterrupt:
+        return 130
     except StartError as error:
         log.emit("fatal", level="error", cause=error.cause, cure=error.cure, setting=error.setting)
         return 1
