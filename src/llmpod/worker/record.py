@@ -69,10 +69,11 @@ class JobRecord:
 
     def fail(self, error: JobError) -> None:
         """The job failed: `rejected` if its input is to blame, `error` if not."""
-        rejected = error.failure.status < 500
-        self.end(
-            "rejected" if rejected else "error", error=error.failure.code, field=error.field, message=error.message
-        )
+        if error.failure.status < 500:
+            # No message: it may quote what the client sent.
+            self.end("rejected", error=error.failure.code, field=error.field)
+        else:
+            self.end("error", error=error.failure.code, message=error.message)
 
     def end(self, outcome: Outcome, **fields: Any) -> None:
         """Write the end line, and before it the start line of a job that was never understood."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Iterable, Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,16 @@ def setting(default: Any, group: Group, help_text: str, *, also: tuple[str, ...]
     """A field of `Settings`: its default, documentation group, help text and, in `also`, older names it answers to."""
     aliases = AliasChoices(*also) if also else None
     return Field(default, description=help_text, validation_alias=aliases, json_schema_extra={"group": group}, **limits)
+
+
+def _whole_number(value: object) -> object:
+    """4k is 4000 and 4K is 4096, as for `vllm serve`."""
+    if isinstance(value, str) and (match := re.fullmatch(r"(\d+)([kKmM])", value)):
+        return int(match[1]) * {"k": 10**3, "K": 1 << 10, "m": 10**6, "M": 1 << 20}[match[2]]
+    return value
+
+
+Tokens = Annotated[int, BeforeValidator(_whole_number), Field(ge=1)]
 
 
 class Settings(BaseSettings):
@@ -72,10 +83,10 @@ class Settings(BaseSettings):
         False, "Model", "Run Python code that comes with the model. Only for models you trust."
     )
 
-    max_model_len: Annotated[int, Field(ge=1)] | None = setting(
+    max_model_len: Tokens | None = setting(
         None, "Engine", "Longest prompt plus answer, in tokens. Unset: what the model was made for."
     )
-    max_num_batched_tokens: Annotated[int, Field(ge=1)] | None = setting(
+    max_num_batched_tokens: Tokens | None = setting(
         None,
         "Engine",
         "Tokens the engine computes in one step. Unset, empty or 0: vLLM decides. A value below MAX_MODEL_LEN is "
@@ -268,8 +279,8 @@ def _correct(environ: MutableMapping[str, str], known: Mapping[str, str]) -> Ite
         if value.lower() in _NONE_WORDS:
             yield Correction(name, given, None, "the word stands for no value")
             value = ""
-        elif value == "0" and _zero_means_unset(known[name]):
-            yield Correction(name, given, None, "0 is no possible value, so it is left to vLLM")
+        elif value.lower() in ("0", "auto") and _vllm_can_decide(known[name]):
+            yield Correction(name, given, None, "left to vLLM")
             value = ""
         if value:
             environ[name] = value
@@ -277,7 +288,8 @@ def _correct(environ: MutableMapping[str, str], known: Mapping[str, str]) -> Ite
             del environ[name]
 
 
-def _zero_means_unset(field: str) -> bool:
+def _vllm_can_decide(field: str) -> bool:
+    """A whole number without a default of ours, for which 0 is no possible value."""
     info = Settings.model_fields[field]
     return info.default is None and "int" in str(info.annotation)
 
