@@ -7,22 +7,26 @@ Which of its names are used, and how, is held by tests/worker/test_vllm_contract
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import copy
 import dataclasses
+import functools
 import inspect
 import json
-import math
+import logging.config
+import re
+import shutil
 import tempfile
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from llmpod.worker import doctor, engine_options
+from llmpod.worker import doctor, engine_options, generation
 from llmpod.worker.errors import Code, JobError, StartError
 from llmpod.worker.events import Emit, logging_config
-from llmpod.worker.generation import Delta, Step, Timings, Usage
+from llmpod.worker.generation import Step
 from llmpod.worker.inputs import NativeRequest
 from llmpod.worker.prompts import Prompts
 from llmpod.worker.settings import Correction, Settings, provide
@@ -58,6 +62,7 @@ class Engine:
         self._emit = emit
         self._llm: Any = None
         self._prompts: Prompts | None = None
+        self._chat_template: str | None = None
         self._default_sampling: dict[str, Any] = {}
         self.sampling_names: frozenset[str] = frozenset()
         self.model_name = settings.served_model_name or settings.model_name or engine_options.DEMO_NAME
@@ -73,12 +78,15 @@ class Engine:
         Raises:
             StartError: with the cause and the cure.
         """
-        with tempfile.TemporaryDirectory(prefix="llmpod-") as scratch:
-            last_words = Path(scratch) / "last-words.log"
-            try:
-                await self._start(last_words)
-            except Exception as error:
+        last_words = _scratch() / "last-words.log"
+        last_words.unlink(missing_ok=True)
+        try:
+            await self._start(last_words)
+        except BaseException as error:
+            self.shutdown()
+            if isinstance(error, Exception):
                 raise doctor.diagnose(error, self._settings, doctor.read_last_words(last_words)) from error
+            raise
 
     async def _start(self, last_words: Path) -> None:
         started = time.monotonic()
@@ -86,6 +94,7 @@ class Engine:
         from vllm.engine.async_llm_engine import AsyncLLMEngine
 
         imported = time.monotonic()
+        self._read_settings()
         arguments = engine_arguments(self._settings, self._environment, self._emit)
         self._emit(
             "loading",
@@ -111,10 +120,23 @@ class Engine:
             warm_up_ms=_ms(time.monotonic() - loaded),
         )
 
-    async def _learn(self) -> None:
-        """What jobs need to know of the loaded model."""
+    def _read_settings(self) -> None:
+        """What can be wrong without a model: said before one is loaded."""
         from vllm import SamplingParams
 
+        fields = {name for name in SamplingParams.__struct_fields__ if not name.startswith("_")}
+        self.sampling_names = frozenset(fields - NOT_FROM_CLIENTS)
+        for name in self._settings.default_sampling_params:
+            if name not in self.sampling_names:
+                raise StartError(
+                    f"DEFAULT_SAMPLING_PARAMS names {name}, which is no sampling parameter of jobs.",
+                    "Remove or correct it.",
+                    setting="DEFAULT_SAMPLING_PARAMS",
+                )
+        self._chat_template = _text_or_file(self._settings.custom_chat_template)
+
+    async def _learn(self) -> None:
+        """What jobs need to know of the loaded model."""
         config = self._llm.model_config
         self.max_model_len = config.max_model_len
         self.max_num_seqs = self._llm.vllm_config.scheduler_config.max_num_seqs
@@ -123,20 +145,14 @@ class Engine:
             tokenizer = await tokenizer
         self._prompts = Prompts(
             tokenizer,
-            chat_template=_text_or_file(self._settings.custom_chat_template),
+            chat_template=self._chat_template,
             allow_control_tokens=self._settings.allow_control_tokens,
         )
-        fields = {name for name in SamplingParams.__struct_fields__ if not name.startswith("_")}
-        self.sampling_names = frozenset(fields - NOT_FROM_CLIENTS)
         # What the model's own generation_config.json recommends, then what the operator wants.
-        recommended = {name: value for name, value in config.get_diff_sampling_param().items() if name in fields}
-        self._default_sampling = recommended | self._settings.default_sampling_params
+        recommended = config.get_diff_sampling_param()
+        self._default_sampling = {name: recommended[name] for name in recommended if name in self.sampling_names}
+        self._default_sampling |= self._settings.default_sampling_params
         self._default_sampling.pop("max_tokens", None)
-        unknown = sorted(set(self._settings.default_sampling_params) - self.sampling_names)
-        if unknown:
-            raise StartError(
-                f"DEFAULT_SAMPLING_PARAMS names {unknown[0]}, which is no sampling parameter.", "Remove or correct it."
-            )
 
     async def _warm_up(self) -> None:
         """One real generation, so that the first job pays for none of what the first forward pass sets up."""
@@ -213,10 +229,8 @@ class Engine:
         values.update((name, value) for name, value in given.items() if value is not None)
         try:
             params = msgspec.convert(values | {"max_tokens": max_tokens}, SamplingParams, str_keys=True)
-        except (ValueError, TypeError) as error:  # msgspec's and pydantic's validation errors are ValueErrors
-            raise _sampling_error(error) from None
-        except _client_error_type() as error:
-            raise _sampling_error(error) from None
+        except _refusals() as error:
+            raise _sampling_error(error, self.sampling_names) from None
         params.output_kind = RequestOutputKind.DELTA if stream else RequestOutputKind.FINAL_ONLY
         return params
 
@@ -237,82 +251,43 @@ class Engine:
                 async for output in stream:
                     self.last_step = time.monotonic()
                     completion_tokens += sum(len(choice.token_ids) for choice in output.outputs)
-                    yield _step(output, completion_tokens)
+                    yield generation.step(output, completion_tokens)
         except EngineDeadError:
             raise JobError(Code.ENGINE_DEAD, "The engine died while it worked on this job.") from None
         except EngineGenerateError as error:
             self._emit("engine_error", level="error", request_id=request_id, cause=repr(error.__cause__ or error))
             raise JobError(Code.GENERATION_FAILED, "The engine failed at this job.") from None
-        except _client_error_type() as error:
-            raise _sampling_error(error) from None
-        except ValueError as error:
-            raise JobError(Code.INVALID_INPUT, str(error)) from None
+        except _vllm_exception("GracefulHTTPError") as error:
+            raise JobError(Code.OVERLOADED, f"The engine takes no more: {error}") from None
+        except _refusals() as error:
+            raise _sampling_error(error, self.sampling_names) from None
 
 
 # -- vLLM's values, as ours --------------------------------------------------------------------------------------------
-
-
-def _step(output: Any, completion_tokens: int) -> Step:
-    deltas = [
-        Delta(
-            index=choice.index,
-            text=choice.text,
-            finish_reason=choice.finish_reason,
-            stop_reason=choice.stop_reason,
-            logprobs=_logprobs(choice) if choice.logprobs else None,
-        )
-        for choice in output.outputs
-    ]
-    usage = Usage(len(output.prompt_token_ids or ()), completion_tokens, output.num_cached_tokens)
-    timings = _timings(output.metrics) if output.finished and output.metrics is not None else None
-    return Step(deltas, usage, output.finished, timings)
-
-
-def _timings(stats: Any) -> Timings:
-    """From vLLM's RequestStateStats, whose times are monotonic seconds; 0 stands for "did not happen"."""
-    if not stats.scheduled_ts or not stats.first_token_ts:
-        return Timings(0.0, 0.0, 0.0)
-    return Timings(
-        queue_ms=_ms(stats.scheduled_ts - stats.queued_ts),
-        prefill_ms=_ms(stats.first_token_ts - stats.scheduled_ts),
-        decode_ms=_ms(stats.last_token_ts - stats.first_token_ts),
-    )
-
-
-def _logprobs(choice: Any) -> list[dict[str, Any]]:
-    """Per token: the chosen one, and those asked for beside it. JSON has no -inf, so an impossible token has null."""
-    rows = []
-    for token_id, candidates in zip(choice.token_ids, choice.logprobs, strict=False):
-        ranked = sorted(candidates.items(), key=lambda item: item[1].rank or 0)
-        chosen = candidates.get(token_id)
-        rows.append(
-            {
-                "token": chosen.decoded_token if chosen else None,
-                "logprob": _finite(chosen.logprob) if chosen else None,
-                "top": [{"token": entry.decoded_token, "logprob": _finite(entry.logprob)} for _, entry in ranked],
-            }
-        )
-    return rows
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def _ms(seconds: float) -> float:
     return round(seconds * 1000, 1)
 
 
-def _client_error_type() -> type[Exception]:
-    """vLLM's "the request is wrong" exception; releases before 0.20 raised ValueError instead."""
-    try:
-        from vllm.exceptions import VLLMClientError
-    except ImportError:
-        return ValueError
-    return VLLMClientError  # type: ignore[no-any-return]
+def _vllm_exception(name: str) -> type[Exception]:
+    """An exception class of vLLM's, or one that nobody raises where this release does not have it."""
+    import vllm.exceptions
+
+    found: type[Exception] = getattr(vllm.exceptions, name, _NotInThisRelease)
+    return found
 
 
-def _sampling_error(error: Exception) -> JobError:
+class _NotInThisRelease(Exception):  # noqa: N818 - never raised
+    pass
+
+
+def _refusals() -> tuple[type[Exception], ...]:
+    """What vLLM, msgspec and pydantic raise when a request is wrong (the latter two's are ValueErrors)."""
+    return _vllm_exception("VLLMClientError"), ValueError, TypeError
+
+
+def _sampling_error(error: Exception, names: Collection[str]) -> JobError:
     """vLLM says "top_p must be in (0, 1], got 2.0. (parameter=top_p, value=2.0)", msgspec "… - at `$.top_p`"."""
     message = str(error)
     name = getattr(error, "parameter", None)
@@ -320,6 +295,8 @@ def _sampling_error(error: Exception) -> JobError:
         message, _, where = message.partition(" - at `")
         name = where.split("$.", 1)[-1].rstrip("`").split(".")[0].split("[")[0]
     message = message.split(" (parameter=")[0].rstrip(".")
+    if name is None:  # not every check names its parameter, but each says it
+        name = next((word for word in re.findall(r"\w+", message) if word in names), None)
     field = f"sampling_params.{name}" if name else "sampling_params"
     return JobError(Code.INVALID_INPUT, f"{field}: {message}.", field=field)
 
@@ -327,10 +304,20 @@ def _sampling_error(error: Exception) -> JobError:
 # -- start -------------------------------------------------------------------------------------------------------------
 
 
+@functools.cache
+def _scratch() -> Path:
+    """A folder for what the engine's processes read and write, gone when this process ends."""
+    folder = Path(tempfile.mkdtemp(prefix="llmpod-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
 def _prepare_process(settings: Settings, last_words: Path) -> None:
     """What vLLM and its child processes read from the environment when they are imported."""
+    log = logging_config(settings.log_level.upper(), last_words)
+    logging.config.dictConfig(log)  # for what is logged before vLLM reads the file, and over what the SDK set up
     config = last_words.with_name("logging.json")
-    config.write_text(json.dumps(logging_config(settings.log_level.upper(), last_words)))
+    config.write_text(json.dumps(log))
     provide(
         {
             "VLLM_LOGGING_CONFIG_PATH": str(config),
@@ -397,5 +384,7 @@ def _text_or_file(template: str | None) -> str | None:
         return Path(template).read_text(encoding="utf-8")
     except OSError as error:
         raise StartError(
-            f"CUSTOM_CHAT_TEMPLATE={template!r} cannot be read: {error.strerror}.", "Give a template or a file's path."
+            f"CUSTOM_CHAT_TEMPLATE={template!r} cannot be read: {error.strerror}.",
+            "Give a template or a file's path.",
+            setting="CUSTOM_CHAT_TEMPLATE",
         ) from None
