@@ -195,6 +195,8 @@ class EventJobScaler(EngineJobScaler):
             if not (await asyncio.wait((poll,), timeout=self.jobs_fetcher_timeout))[0]:
                 self._polls.hang_up()
                 await asyncio.wait((poll,), timeout=HANG_UP_S)
+                if self.is_alive():
+                    self._polls.resume()
             return (await poll if poll.done() else None) or []
         finally:
             poll.cancel()

@@ -50,16 +50,24 @@ class Polls:
 
     def __init__(self) -> None:
         self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+        self._hung_up = False
         connector = aiohttp.TCPConnector(limit=0, socket_factory=self._make_socket)
         self.session = open_session(connector)
 
     def hang_up(self) -> None:
         """Tell RunPod that no answer is expected any more."""
+        self._hung_up = True  # aiohttp repeats a GET whose connection closes, and must not
         for open_socket in list(self._sockets):
             with contextlib.suppress(OSError):
                 open_socket.shutdown(socket.SHUT_WR)
 
+    def resume(self) -> None:
+        """Allow calls again."""
+        self._hung_up = False
+
     def _make_socket(self, address: Any) -> socket.socket:
+        if self._hung_up:
+            raise ConnectionAbortedError("hung up")
         made = socket.socket(address[0], address[1], address[2])
         made.setblocking(False)
         self._sockets.add(made)
