@@ -116,7 +116,7 @@ def text_of(tokens: int) -> str:
 class Serving:
     """A running job loop and the endpoint it serves."""
 
-    def __init__(self, endpoint: LocalEndpoint, scaler: Any, task: asyncio.Task[None], events: Events) -> None:
+    def __init__(self, endpoint: LocalEndpoint, scaler: Any, task: asyncio.Task[int], events: Events) -> None:
         self.endpoint = endpoint
         self.scaler = scaler
         self.task = task
@@ -155,6 +155,15 @@ class Serving:
     async def stop(self) -> None:
         self.scaler.kill_worker()
         await asyncio.wait_for(asyncio.shield(self.task), 30)
+
+
+async def exit_status(scaler: Any) -> int:
+    """Runs the loop; what the process would exit with."""
+    try:
+        await scaler.run()
+    except SystemExit as ending:
+        return int(str(ending.code))
+    return 0
 
 
 async def until(condition: Callable[[], Any], timeout_s: float = 10.0) -> None:
@@ -212,7 +221,7 @@ async def serving(
             }
             | (config or {})
         )
-        task = asyncio.create_task(scaler.run())
+        task = asyncio.create_task(exit_status(scaler))
         served = Serving(endpoint, scaler, task, events)
         try:
             await endpoint.ready()

@@ -41,6 +41,8 @@ class JobRun:
         self._hurried = False
         self._spoke_events = False  # whether the stream consists of strings
         self._last_post = 0.0
+        self._whole: list[Item] = []
+        self._unheard_since: float | None = None  # since when no chunk has arrived
 
     def interrupt(self, error: JobError) -> None:
         """End the job's work with `error`, and report it. Without effect once the result is on its way."""
@@ -87,35 +89,49 @@ class JobRun:
         return {"error": error.as_json(self.id)}
 
     async def _work(self) -> dict[str, Any]:
-        keep = self._worker.settings.return_aggregate_stream
-        whole: list[Item] = []
         async with aclosing(Deltas(self._worker.handle(self._job, self.record))) as deltas:
             while (item := await deltas.next()) is not None:
                 if isinstance(item, dict) and isinstance(item.get("error"), str):
                     return {"error": item["error"]}
-                if self.record.stream:
-                    await self._pace()
-                    unsent = await self._send(item)
-                    if unsent is not None:
-                        deltas.carry(unsent)
-                        continue
-                if keep or not self.record.stream:
-                    _append(whole, item)
+                if not self.record.stream:
+                    self._keep(item)
+                    continue
+                await self._pace()
+                if (unsent := await self._send(item)) is not None:
+                    deltas.carry(unsent)
         if self.record.stream:
-            return {"output": whole}
-        return {"output": whole[0] if len(whole) == 1 else whole}
+            return {"output": self._whole}
+        return {"output": self._whole[0] if len(self._whole) == 1 else self._whole}
 
     async def _send(self, item: Item) -> Item | None:
-        """Post an item; returns what of it did not arrive."""
+        """Post an item; returns what of it did not arrive. After RESULT_DELIVERY_TIMEOUT only the result has it."""
         self._spoke_events = isinstance(item, str)
         parts = list(split(item))
         for index, part in enumerate(parts):
-            if not await self._delivery.chunk(self.id, part):
-                unsent = parts[index]
+            if await self._delivery.chunk(self.id, part):
+                self._unheard_since = None
+            elif not self._given_up():
+                unsent = part
                 for rest in parts[index + 1 :]:
                     unsent = merge(unsent, rest) or unsent
                 return unsent
+            if self._worker.settings.return_aggregate_stream:
+                self._keep(part)
         return None
+
+    def _given_up(self) -> bool:
+        """Whether no chunk has arrived for so long that the stream is taken for broken."""
+        now = time.monotonic()
+        self._unheard_since = self._unheard_since or now
+        return now - self._unheard_since >= self._worker.settings.result_delivery_timeout
+
+    def _keep(self, item: Item) -> None:
+        """Note what belongs to the result."""
+        merged = merge(self._whole[-1], item) if self._whole else None
+        if merged is not None:
+            self._whole[-1] = merged
+        else:
+            self._whole.append(item)
 
     async def _pace(self) -> None:
         """MIN_STREAM_GAP_MS between two chunks; the first one never waits."""
@@ -129,11 +145,3 @@ class JobRun:
         if self._spoke_events:
             return f"data: {orjson.dumps({'error': failure}, default=str).decode()}\n\n"
         return answers.stream_error(failure)
-
-
-def _append(whole: list[Item], item: Item) -> None:
-    merged = merge(whole[-1], item) if whole else None
-    if merged is not None:
-        whole[-1] = merged
-    else:
-        whole.append(item)
