@@ -35,8 +35,13 @@ class Code(enum.Enum):
     UNSUPPORTED = Failure("unsupported", 400, False, "This worker does not do that; see the message.")
     OVERLOADED = Failure("overloaded", 503, True, "Send the job again later.")
     TIMEOUT = Failure("timeout", 504, True, "Ask for fewer tokens, or raise the job's time limit.")
+    RESULT_TOO_LARGE = Failure(
+        "result_too_large", 413, False, "Ask for less in one job, or stream it with RETURN_AGGREGATE_STREAM=false."
+    )
+    WORKER_STOPPING = Failure("worker_stopping", 503, True, "Send the job again; another worker takes it.")
     GENERATION_FAILED = Failure("generation_failed", 500, True, "Send the job again; the worker's log has the cause.")
     ENGINE_DEAD = Failure("engine_dead", 503, True, "Send the job again; RunPod replaces this worker.")
+    ENGINE_STALLED = Failure("engine_stalled", 503, True, "Send the job again; RunPod replaces this worker.")
     INTERNAL_ERROR = Failure("internal_error", 500, True, "Send the job again; the worker's log has the cause.")
 
 

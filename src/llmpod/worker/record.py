@@ -6,7 +6,7 @@ import time
 from typing import Any, Literal
 
 from llmpod.worker.answers import Answer, Reply
-from llmpod.worker.errors import JobError
+from llmpod.worker.errors import Code, JobError
 from llmpod.worker.events import Emit
 from llmpod.worker.generation import Step
 from llmpod.worker.inputs import NativeRequest
@@ -24,6 +24,7 @@ class JobRecord:
         self.intent: str | None = None
         self.max_tokens: MaxTokens | None = None
         self.submitted: float | None = None  # monotonic seconds, when the engine got the request
+        self.interruption: JobError | None = None  # why the job is being cut short, if it was not cancelled
         self._emit = emit
         self._log_prompts = log_prompts
         self._received = time.monotonic()
@@ -68,12 +69,20 @@ class JobRecord:
             }
 
     def fail(self, error: JobError) -> None:
-        """The job failed: `rejected` if its input is to blame, `error` if not."""
+        """The job failed: `rejected` if its input is to blame, `timeout` or `error` if not."""
         if error.failure.status < 500:
             # No message: it may quote what the client sent.
             self.end("rejected", error=error.failure.code, field=error.field)
+            return
+        outcome: Outcome = "timeout" if error.code is Code.TIMEOUT else "error"
+        self.end(outcome, error=error.failure.code, message=error.message)
+
+    def cut_short(self) -> None:
+        """The job was ended from outside: failed if there is an `interruption`, cancelled if not."""
+        if self.interruption is not None:
+            self.fail(self.interruption)
         else:
-            self.end("error", error=error.failure.code, message=error.message)
+            self.end("cancelled")
 
     def end(self, outcome: Outcome, **fields: Any) -> None:
         """Write the end line, and before it the start line of a job that was never understood."""

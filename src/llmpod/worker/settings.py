@@ -118,6 +118,39 @@ class Settings(BaseSettings):
         "Jobs taken from RunPod at once. Constant for the worker's life. Unset: MAX_NUM_SEQS and a quarter more, so "
         "that the engine never waits for a job.",
     )
+    max_queue_wait: float = setting(
+        60.0,
+        "Worker",
+        "Seconds a job may wait in the worker for a place in the engine before it fails as overloaded.",
+        ge=0,
+    )
+    max_job_seconds: float = setting(
+        0.0,
+        "Worker",
+        "Seconds a job may take in the worker before it fails as timeout. 0: only RunPod's execution timeout holds.",
+        ge=0,
+    )
+    result_delivery_timeout: float = setting(
+        120.0, "Worker", "Seconds for which a job's result is sent again when RunPod does not accept it.", gt=0
+    )
+    min_stream_gap_ms: float = setting(
+        0.0, "Worker", "Least milliseconds between two chunks of a stream. 0: as fast as RunPod accepts them.", ge=0
+    )
+    drain_seconds: float = setting(
+        25.0,
+        "Worker",
+        "Seconds that running jobs get to finish when RunPod stops the worker; the rest fail as retryable.",
+        ge=0,
+    )
+    engine_stall_seconds: float = setting(
+        120.0,
+        "Worker",
+        "Seconds without a sign of life from a busy engine before the worker gives up and exits. 0: never.",
+        ge=0,
+    )
+    job_loop: Annotated[Literal["event", "stock"], BeforeValidator(str.lower)] = setting(
+        "event", "Worker", "event: jobs start and results leave at once. stock: the RunPod SDK's own polling loop."
+    )
     return_aggregate_stream: bool = setting(
         True, "Worker", "Give /run and /runsync the whole output of a streamed job, too."
     )
