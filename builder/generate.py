@@ -114,8 +114,8 @@ worker accepts 1024.", "retryable": false, "hint": "Shorten the prompt, or raise
 ```
 
 It is a string because the SDK turns an object into a Python repr. A streamed job gets the same object first, as a last
-chunk `{"choices": [], "failure": {…}}`; the text before it stays valid. `code` is stable, messages are not. No traceback
-reaches a client. The table is generated from `src/llmpod/worker/errors.py` (`make docs`).
+chunk `{"choices": [], "failure": {…}}`; the text before it stays valid. `code` is stable, messages are not. No
+traceback reaches a client. The table is generated from `src/llmpod/worker/errors.py` (`make docs`).
 
 | code | status | retryable | hint |
 |---|---|---|---|
