@@ -4,7 +4,7 @@ PY := .venv/bin/python
 .PHONY: help setup run serve test bench-endpoint lint format lock
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
 
 setup: ## .venv from the locks (seconds when nothing changed)
 	@builder/setup.sh
@@ -16,6 +16,7 @@ serve: setup ## a RunPod endpoint on http://127.0.0.1:8000/v2/local with real wo
 	@$(PY) -m llmpod.endpoint --workers-min 1 --workers-max 1 $(ARGS)
 
 test: setup ## every test
+	@builder/test_tools.sh
 	$(PY) -m pytest
 
 bench-endpoint: setup ## latency, throughput and memory of the local endpoint, as a table
