@@ -22,10 +22,11 @@ test: setup ## every test
 bench-endpoint: setup ## latency, throughput and memory of the local endpoint, as a table
 	@$(PY) bench/endpoint.py
 
-lint: setup ## ruff and mypy
+lint: setup ## ruff, mypy, generated docs up to date
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+	$(PY) builder/endpoint_docs.py --check
 
 format: setup ## let ruff mend what it can
 	$(PY) -m ruff check --fix .
