@@ -36,15 +36,6 @@ def test_flags_become_options():
     assert options.faults.faults[0].outcome == 503
 
 
-def test_the_sdk_s_own_flags_start_the_same_thing():
-    options = parse(
-        ["--rp_serve_api", "--rp_api_port", "8123", "--rp_log_level", "DEBUG", "--rp_api_host", "localhost"]
-    )
-    assert (options.host, options.port, options.worker_log_level) == ("localhost", 8123, "DEBUG")
-    assert (options.workers_min, options.workers_max) == (1, 1)
-    assert parse(["--rp_serve_api", "--rp_api_concurrency", "2", "--idle-timeout-s", "9"]).workers_max == 2
-
-
 @pytest.mark.parametrize(
     ("argv", "told"),
     [

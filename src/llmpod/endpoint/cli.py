@@ -21,14 +21,6 @@ from .options import Options
 NOT_FLAGS = frozenset({"env", "faults"})
 """Fields without a flag of their own: the environment is inherited, faults have --fault."""
 
-SDK_FLAGS = {
-    "--rp_api_host": "--host",
-    "--rp_api_port": "--port",
-    "--rp_log_level": "--worker-log-level",
-    "--rp_api_concurrency": "",
-}
-"""Flags of the SDK's local server and ours; concurrency becomes the number of workers."""
-
 DESCRIPTION = """\
 A RunPod endpoint on your own machine: RunPod's API in front, the worker protocol behind, a queue, an autoscaler and
 real worker processes in between. Everything is in memory and gone when it stops: a tool for development.
@@ -99,29 +91,9 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def from_sdk_flags(argv: Sequence[str]) -> list[str]:
-    """A command line with the flags of `python handler.py --rp_serve_api` in our words; others pass unchanged.
-
-    The SDK's own server answers inside one process; here one worker process is kept on in its place.
-    """
-    if "--rp_serve_api" not in argv:
-        return list(argv)
-    sdk = argparse.ArgumentParser(prog="handler.py", allow_abbrev=False)
-    sdk.add_argument("--rp_serve_api", action="store_true")
-    sdk.add_argument("--rp_debugger", action="store_true")
-    for flag in SDK_FLAGS:
-        sdk.add_argument(flag)
-    known, rest = sdk.parse_known_args(argv)
-    made = ["--workers-min", "1", "--workers-max", known.rp_api_concurrency or "1"]
-    for flag, ours in SDK_FLAGS.items():
-        if ours and (value := getattr(known, flag.removeprefix("--"))) is not None:
-            made += [ours, value]
-    return made + rest
-
-
 def parse(argv: Sequence[str]) -> Options:
     """Options from a command line. Raises StartError with the first thing that is wrong."""
-    arguments = parser().parse_args(from_sdk_flags(argv))
+    arguments = parser().parse_args(argv)
     given = {name: value for name, value in vars(arguments).items() if value is not None}
     values: dict[str, Any] = {name: given[name] for name, _ in flags(Options) if name in given}
     faults: dict[str, Any] = {name: given[name] for name, _ in flags(Faults) if name in given}
@@ -164,10 +136,7 @@ async def run(options: Options) -> None:
 
 
 def serve(argv: Sequence[str]) -> int:
-    """`python -m llmpod.endpoint` as a function: the exit code is 0 after a stop by signal, 2 when it cannot start.
-
-    Understands the SDK's `--rp_serve_api --rp_api_port N` as well, so that handler.py can pass its arguments on.
-    """
+    """`python -m llmpod.endpoint` as a function: the exit code is 0 after a stop by signal, 2 when it cannot start."""
     try:
         asyncio.run(run(parse(argv)))
     except StartError as error:
