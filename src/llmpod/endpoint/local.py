@@ -150,7 +150,7 @@ class LocalEndpoint:
         if self._runner is not None:
             await self._runner.cleanup()
         await self.webhooks.close()
-        self.journal.close()
+        await self.journal.close()
         self.console.flush()
 
     async def __aenter__(self) -> Self:
