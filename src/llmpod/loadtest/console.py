@@ -36,7 +36,7 @@ def show(report: Report, console: Console, metric: str | None = None) -> None:
     console.print(_header(report))
     for phase in report.phases:
         console.print()
-        console.print(_phase(phase, metric))
+        console.print(_phase(phase, metric, narrow=console.width < 132))
     console.print()
     console.print(_footer(report))
 
@@ -49,10 +49,10 @@ def _header(report: Report) -> RenderableType:
     return text
 
 
-def _phase(phase: PhaseReport, metric: str | None) -> RenderableType:
+def _phase(phase: PhaseReport, metric: str | None, *, narrow: bool) -> RenderableType:
     parts: list[RenderableType] = [_title(phase), _validity(phase)]
     if phase.rows:
-        parts.append(_latencies(phase, metric))
+        parts.append(_latencies(phase, metric, narrow=narrow))
     if phase.shares:
         parts.append(_shares(phase))
     parts += _facts(phase)
@@ -103,31 +103,34 @@ def _validity(phase: PhaseReport) -> Text:
     return text
 
 
-def _latencies(phase: PhaseReport, metric: str | None) -> Table:
+def _latencies(phase: PhaseReport, metric: str | None, *, narrow: bool) -> Table:
+    """`narrow` puts each interval below its percentile, so that the table fits 80 to 130 columns."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
-    table.add_column("latency")
+    table.add_column("latency", no_wrap=True)
     rows = [row for name, row in phase.rows.items() if metric is None or name == metric]
     ps = [quantile.p for quantile in rows[0].quantiles] if rows else []
     for p in ps:
-        table.add_column(f"p{p:g} (95% interval)", justify="right")
-    table.add_column("mean", justify="right")
-    table.add_column("n", justify="right")
-    table.add_column("with failures", justify="right")
+        table.add_column(f"p{p:g}" if narrow else f"p{p:g}  95% interval", justify="right", no_wrap=not narrow)
+    table.add_column("mean", justify="right", no_wrap=True)
+    table.add_column("n", justify="right", no_wrap=True)
+    if phase.failed:
+        table.add_column("with failures", justify="right")
     for row in rows:
-        cells = [_quantile(row, row.at(p)) for p in ps]
+        cells = [_quantile(row, row.at(p), "\n" if narrow else "  ") for p in ps]
         size = f"{row.n}" if row.n_eff > 0.9 * row.n else f"{row.n} (n_eff {row.n_eff:.0f})"
         missing = f" -{row.missing} unknown" if row.missing else ""
-        table.add_row(row.metric, *cells, show_ms(row.mean_ms), size + missing, _adjusted(row, phase.failed), end_section=False)
+        last = [_adjusted(row, phase.failed)] if phase.failed else []
+        table.add_row(row.metric, *cells, show_ms(row.mean_ms), size + missing, *last)
     return table
 
 
-def _quantile(row: Row, found: Quantile | None) -> Text:
+def _quantile(row: Row, found: Quantile | None, gap: str) -> Text:
     if found is None:
         return Text("")
     if found.low is None or found.high is None:
         size = f"n={found.n}" if found.n_eff > 0.9 * found.n else f"n_eff={found.n_eff:.0f}"
-        return Text.assemble(show_ms(found.value), (f"  n/a ({size}, need {found.needed_n})", "dim"))
-    return Text.assemble((show_ms(found.value), "bold" if row.metric == "total" else ""), (f"  {_interval(found)}", "dim"))
+        return Text.assemble(show_ms(found.value), (f"{gap}n/a ({size}, need {found.needed_n})", "dim"))
+    return Text.assemble((show_ms(found.value), "bold" if row.metric == "total" else ""), (f"{gap}{_interval(found)}", "dim"))
 
 
 def _interval(found: Quantile) -> str:

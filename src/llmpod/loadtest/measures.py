@@ -73,7 +73,7 @@ def row(
     quantiles = []
     for p in percentiles:
         found = quantile(ordered, p, n_eff)
-        if block_s is not None and found.low is not None:
+        if block_s is not None and found.n >= found.needed_n:
             around = block_bootstrap(values, [at for _, at in pairs], p, block_s)
             if around is not None:
                 found = Quantile(p, found.value, found.n, n_eff, around[0], around[1], found.needed_n)

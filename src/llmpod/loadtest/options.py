@@ -165,6 +165,7 @@ def report_parser() -> Parser:
     p.add_argument("directory", nargs="?", metavar="DIR")
     p.add_argument("--import-legacy", nargs="+", metavar="FILE", help="CSVs of the old script (ok,status,latency_ms,tokens_generated)")
     p.add_argument("--concurrency", "-c", nargs="+", type=_levels, metavar="N", help="of each phase in the old CSV: it does not say")
+    p.add_argument("--cycle", type=_duration, metavar="TIME", help="old CSVs: what one worker takes per job; default: the c=1 phases' p50")
     p.add_argument("--out", metavar="DIR", help="write the report's files there (default: DIR)")
     p.add_argument("--csv", metavar="FILE", help="a copy of requests.csv")
     _view(p)

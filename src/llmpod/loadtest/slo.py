@@ -169,7 +169,8 @@ def _latency(slo: Slo, row: Row) -> tuple[float | None, str | None]:
         return None, None
     value = row.adjusted[f"p{slo.percentile:g}"] if row.adjusted is not None else found.value
     if found.low is None or found.high is None:
-        return value, f"n={found.n}, need {found.needed_n} to be sure"
+        size = f"n={found.n}" if found.n_eff > 0.9 * found.n else f"n_eff={found.n_eff:.0f}"
+        return value, f"{size}, need {found.needed_n} to be sure"
     if found.low < slo.limit < found.high:
         return value, f"95% interval {show_ms(found.low)} to {show_ms(found.high)} spans the limit"
     return value, None
