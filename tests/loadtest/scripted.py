@@ -13,7 +13,10 @@ from typing import Any
 
 from aiohttp import web
 
-OUTPUT = {"choices": [{"index": 0, "text": "an answer", "finish_reason": "stop"}], "usage": {"input": 7, "output": 50, "total": 57}}
+OUTPUT = {
+    "choices": [{"index": 0, "text": "an answer", "finish_reason": "stop"}],
+    "usage": {"input": 7, "output": 50, "total": 57},
+}
 
 
 @dataclass
@@ -234,8 +237,20 @@ class ScriptedRunPod:
         busy = min(workers, running)
         return web.json_response(
             {
-                "jobs": {"completed": 0, "failed": 0, "inProgress": running, "inQueue": len(live) - running, "retried": 0},
-                "workers": {"idle": workers - busy, "running": busy, "initializing": 0, "ready": workers, "throttled": 0},
+                "jobs": {
+                    "completed": 0,
+                    "failed": 0,
+                    "inProgress": running,
+                    "inQueue": len(live) - running,
+                    "retried": 0,
+                },
+                "workers": {
+                    "idle": workers - busy,
+                    "running": busy,
+                    "initializing": 0,
+                    "ready": workers,
+                    "throttled": 0,
+                },
             }
         )
 
@@ -256,13 +271,18 @@ class ScriptedRunPod:
         return response
 
 
-def sse_answer(words: list[str], gap_s: float = 0.0, first_s: float = 0.0, *, done: bool = True) -> list[tuple[float, bytes]]:
+def sse_answer(
+    words: list[str], gap_s: float = 0.0, first_s: float = 0.0, *, done: bool = True
+) -> list[tuple[float, bytes]]:
     """An OpenAI chat stream: a token per word, then the finish reason, usage and [DONE]."""
 
     def event(body: dict[str, Any]) -> bytes:
         return b"data: " + json.dumps(body).encode() + b"\n\n"
 
-    out = [(first_s + number * gap_s, event({"choices": [{"index": 0, "delta": {"content": word}}]})) for number, word in enumerate(words)]
+    out = [
+        (first_s + number * gap_s, event({"choices": [{"index": 0, "delta": {"content": word}}]}))
+        for number, word in enumerate(words)
+    ]
     end = out[-1][0] if out else first_s
     if done:
         out.append((end, event({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})))

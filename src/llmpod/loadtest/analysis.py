@@ -150,7 +150,9 @@ def analyse(
     tokens = sum(job.output_tokens or 0 for job in ok)
     ended = sum(1 for job in jobs if job.ok and job.done_ms is not None and start_ms < job.done_ms <= end_ms)
     requested, achieved = rates(phase, measured)
-    overshoot = [job.total_upper_ms - job.total_ms for job in ok if job.total_upper_ms is not None and job.total_ms is not None]
+    overshoot = [
+        job.total_upper_ms - job.total_ms for job in ok if job.total_upper_ms is not None and job.total_ms is not None
+    ]
     facts = dict(client)
     if overshoot:
         facts["poll_overshoot_ms"] = math.fsum(overshoot) / len(overshoot)
@@ -194,7 +196,9 @@ def analyse(
         verdicts=(),
         why="",
     )
-    judged = replace(draft, doubts=doubts(draft, allow_worker_change=view.allow_worker_change), verdicts=judge(view.slos, draft))
+    judged = replace(
+        draft, doubts=doubts(draft, allow_worker_change=view.allow_worker_change), verdicts=judge(view.slos, draft)
+    )
     return replace(judged, why=why(judged))
 
 
@@ -223,9 +227,12 @@ def failures(measured: Sequence[Job]) -> tuple[Failures, ...]:
             groups[job.error_class].append(job)
     order = list(ERROR_CLASSES)
     rows = [
-        Failures(name, ERROR_CLASSES.get(name, ""), len(some), some[0].error or "", some[0].job_id) for name, some in groups.items()
+        Failures(name, ERROR_CLASSES.get(name, ""), len(some), some[0].error or "", some[0].job_id)
+        for name, some in groups.items()
     ]
-    return tuple(sorted(rows, key=lambda one: (-one.n, order.index(one.error_class) if one.error_class in order else 99)))
+    return tuple(
+        sorted(rows, key=lambda one: (-one.n, order.index(one.error_class) if one.error_class in order else 99))
+    )
 
 
 def slices(

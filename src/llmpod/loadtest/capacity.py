@@ -65,7 +65,11 @@ def to_jobs(outcome: Outcome, skip_s: float = 0.0) -> list[Job]:
             continue
         job = Job("simulated", index, "measured", "run", ok=True, worker_id=f"w{one.worker}")
         job.sent_ms, job.done_ms = one.sent_s * 1000, one.done_s * 1000
-        job.total_ms, job.delay_ms, job.exec_ms = one.total_s * 1000, one.delay_s * 1000, (one.end_s - one.start_s) * 1000
+        job.total_ms, job.delay_ms, job.exec_ms = (
+            one.total_s * 1000,
+            one.delay_s * 1000,
+            (one.end_s - one.start_s) * 1000,
+        )
         out.append(job)
     return out
 
@@ -90,7 +94,11 @@ def simulate_rate(
     outcome = Simulation(found.service, fleet, seed).open(times)
     jobs = to_jobs(outcome, 0.1 * length_s if isinstance(fleet, Fixed) else 0.0)
     percentiles = sorted({*SHOWN, *(one.percentile for one in slos if one.percentile is not None)})
-    rows = {name: made for name in ("total", "delay", "exec", "overhead") if (made := row(name, jobs, 0, percentiles)) is not None}
+    rows = {
+        name: made
+        for name in ("total", "delay", "exec", "overhead")
+        if (made := row(name, jobs, 0, percentiles)) is not None
+    }
     span_s = max(outcome.jobs[-1].done_s, length_s)
     worker_s = outcome.worker_s + outcome.starting_s
     exec_s = math.fsum(one.end_s - one.start_s for one in outcome.jobs)
@@ -171,7 +179,9 @@ def answer(options: argparse.Namespace, console: Console) -> Exit:
     found = fit(jobs)
     slos = [slo.parse(text) for text in options.slo] + [one for name in options.slo_preset for one in slo.preset(name)]
     if not slos:
-        raise UsageError("capacity needs an --slo or --slo-preset: any number of workers holds any rate if nothing is asked of it")
+        raise UsageError(
+            "capacity needs an --slo or --slo-preset: any number of workers holds any rate if nothing is asked of it"
+        )
     for one in slos:
         if one.name not in ("total", "delay", "exec", "overhead", "error_rate", "success_rate", "throughput"):
             raise UsageError(f"capacity cannot simulate '{one.name}'")
@@ -215,7 +225,18 @@ def _show(found: Fit, answers: Sequence[Answer], slos: Sequence[Slo], console: C
         console.print(f"! {note}", style="yellow")
     console.print(f"objectives: {', '.join(one.text for one in slos)}")
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
-    for name in ("rate" if by_rate else "highest rate", "workers", "", "total p50", "p95", "p99", "delay p95", "busy", "$/h", "$/1k requests"):
+    for name in (
+        "rate" if by_rate else "highest rate",
+        "workers",
+        "",
+        "total p50",
+        "p95",
+        "p99",
+        "delay p95",
+        "busy",
+        "$/h",
+        "$/1k requests",
+    ):
         table.add_column(name, justify="right")
     for one in answers:
         total, delay = one.rows["total"], one.rows["delay"]
@@ -226,7 +247,9 @@ def _show(found: Fit, answers: Sequence[Answer], slos: Sequence[Slo], console: C
         table.add_row(
             show_rate(one.rate_per_s),
             fleet,
-            "[green]holds[/green]" if one.holds else "[red]fails[/red] " + next(v.slo.text for v in one.verdicts if not v.passed),
+            "[green]holds[/green]"
+            if one.holds
+            else "[red]fails[/red] " + next(v.slo.text for v in one.verdicts if not v.passed),
             *cells,
             show_ms(late.value) if late else "",
             show_share(one.busy_share),
@@ -241,7 +264,11 @@ def _json(found: Fit, answers: Sequence[Answer]) -> dict[str, Any]:
     def row_json(made: Row) -> dict[str, float]:
         return {f"p{q.p:g}_ms": round(q.value, 3) for q in made.quantiles}
 
-    service = {**dataclasses.asdict(found.service), "exec_s": None, "exec_p50_s": sorted(found.service.exec_s)[len(found.service.exec_s) // 2]}
+    service = {
+        **dataclasses.asdict(found.service),
+        "exec_s": None,
+        "exec_p50_s": sorted(found.service.exec_s)[len(found.service.exec_s) // 2],
+    }
     del service["exec_s"]
     return {
         "fit": {"service": service, "cold_start_s": found.cold_start_s, "jobs": found.jobs, "notes": list(found.notes)},

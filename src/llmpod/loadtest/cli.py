@@ -34,7 +34,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(Exit.ERROR)
     except Exception as error:  # noqa: BLE001 - the edge of the program
         place = _place(error)
-        return _fail(f"a defect of this tool: {type(error).__name__}: {environment.api_key.redact(str(error))} ({place})", Exit.ERROR)
+        return _fail(
+            f"a defect of this tool: {type(error).__name__}: {environment.api_key.redact(str(error))} ({place})",
+            Exit.ERROR,
+        )
 
 
 def _fail(message: str, code: Exit) -> int:
@@ -95,7 +98,11 @@ def make_console(environment: settings.Environment, *, stderr: bool = False) -> 
 
 
 def publish(
-    built: Report, recorded: journal.Recorded, directory: Path, chosen: argparse.Namespace, environment: settings.Environment
+    built: Report,
+    recorded: journal.Recorded,
+    directory: Path,
+    chosen: argparse.Namespace,
+    environment: settings.Environment,
 ) -> Exit:
     """Writes run.json, requests.csv and report.html, then prints. What cannot be written costs the others nothing."""
     journal.make_directory(directory)

@@ -64,7 +64,9 @@ class RunPod:
         self._key = key
         self._headers = {"Authorization": f"Bearer {key.reveal()}"} if key else {}
 
-    async def call(self, op: str, method: str, path: str, *, body: Any = None, timeout_s: float, quick: bool = False) -> Reply:
+    async def call(
+        self, op: str, method: str, path: str, *, body: Any = None, timeout_s: float, quick: bool = False
+    ) -> Reply:
         """One request and its whole reply. `quick`: the service has nothing to wait for, so it may teach the round-trip time."""
         async with self.gates[op].place():
             sent_s = perf_counter()
@@ -85,13 +87,17 @@ class RunPod:
                 raise self._error(error, sent_s) from None
         text = self._key.redact(raw.decode("utf-8", "replace"))
         parsed = _json(text)
-        reply = Reply(status, parsed, "" if parsed is not None else _snippet(text), sent_s, received_s, _seconds(retry_after))
+        reply = Reply(
+            status, parsed, "" if parsed is not None else _snippet(text), sent_s, received_s, _seconds(retry_after)
+        )
         if quick and status < 400 and (self.rtt_min_ms is None or reply.took_ms < self.rtt_min_ms):
             self.rtt_min_ms = reply.took_ms
         return reply
 
     @asynccontextmanager
-    async def open_stream(self, path: str, body: Any, timeout_s: float) -> AsyncIterator[tuple[aiohttp.ClientResponse, float]]:
+    async def open_stream(
+        self, path: str, body: Any, timeout_s: float
+    ) -> AsyncIterator[tuple[aiohttp.ClientResponse, float]]:
         """A POST whose reply is read as it comes. Yields the response and the moment of sending."""
         async with self.gates["openai"].place():
             sent_s = perf_counter()

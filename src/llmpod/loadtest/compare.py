@@ -91,12 +91,16 @@ def compare_directories(options: argparse.Namespace, console: Console) -> Exit:
     a, b = journal.read(Path(options.a)), journal.read(Path(options.b))
     found = compare(a, b, parse_percentiles(options.percentiles))
     if not found:
-        raise UsageError(f"{options.a} and {options.b} have no phase in common: {', '.join(_phases(a))} and {', '.join(_phases(b))}")
+        raise UsageError(
+            f"{options.a} and {options.b} have no phase in common: {', '.join(_phases(a))} and {', '.join(_phases(b))}"
+        )
     limit = options.fail_on_slower
     slower = [one for one in found if limit is not None and one.metric == "total" and one.low_ms > limit * one.a_ms]
     if options.format == "json":
         rows = [{**asdict(one), "clear": one.clear, "share": one.share} for one in found]
-        sys.stdout.write(json.dumps({"differences": rows, "error_rate": [_error_rate(a), _error_rate(b)]}, indent=1) + "\n")
+        sys.stdout.write(
+            json.dumps({"differences": rows, "error_rate": [_error_rate(a), _error_rate(b)]}, indent=1) + "\n"
+        )
     else:
         _show(found, options, console)
         console.print(f"error rate: {show_share(_error_rate(a))} and {show_share(_error_rate(b))}")
@@ -112,7 +116,11 @@ def _show(found: Sequence[Difference], options: argparse.Namespace, console: Con
     for one in found:
         share = f" ({one.share:+.1%})" if one.share is not None else ""
         worse = one.low_ms > 0
-        word = Text("slower" if worse else "faster", style="red" if worse else "green") if one.clear else Text("no clear difference", style="dim")
+        word = (
+            Text("slower" if worse else "faster", style="red" if worse else "green")
+            if one.clear
+            else Text("no clear difference", style="dim")
+        )
         table.add_row(
             one.phase,
             one.metric,

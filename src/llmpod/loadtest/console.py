@@ -45,7 +45,10 @@ def _header(report: Report) -> RenderableType:
     meta = report.meta
     text = Text()
     text.append("load test ", style="bold")
-    text.append(f"{meta.get('endpoint', '')}  mode {report.plan.mode}  seed {report.plan.seed}  {meta.get('started_at', '')}", style="dim")
+    text.append(
+        f"{meta.get('endpoint', '')}  mode {report.plan.mode}  seed {report.plan.seed}  {meta.get('started_at', '')}",
+        style="dim",
+    )
     return text
 
 
@@ -130,7 +133,9 @@ def _quantile(row: Row, found: Quantile | None, gap: str) -> Text:
     if found.low is None or found.high is None:
         size = f"n={found.n}" if found.n_eff > 0.9 * found.n else f"n_eff={found.n_eff:.0f}"
         return Text.assemble(show_ms(found.value), (f"{gap}n/a ({size}, need {found.needed_n})", "dim"))
-    return Text.assemble((show_ms(found.value), "bold" if row.metric == "total" else ""), (f"{gap}{_interval(found)}", "dim"))
+    return Text.assemble(
+        (show_ms(found.value), "bold" if row.metric == "total" else ""), (f"{gap}{_interval(found)}", "dim")
+    )
 
 
 def _interval(found: Quantile) -> str:
@@ -153,7 +158,12 @@ def _shares(phase: PhaseReport) -> Table:
     for share in phase.shares:
         bar = Text()
         total = max(share.total_ms, 1e-9)
-        for value, colour in ((share.wait_ms, "magenta"), (share.delay_ms, "yellow"), (share.exec_ms, "green"), (share.overhead_ms, "blue")):
+        for value, colour in (
+            (share.wait_ms, "magenta"),
+            (share.delay_ms, "yellow"),
+            (share.exec_ms, "green"),
+            (share.overhead_ms, "blue"),
+        ):
             bar.append("█" * round(max(0.0, value) / total * 32), style=colour)
         values = (share.wait_ms, share.delay_ms, share.exec_ms, share.overhead_ms, share.total_ms)
         table.add_row(share.label, *(show_ms(value) for value in values), bar)
@@ -168,7 +178,11 @@ def _facts(phase: PhaseReport) -> list[RenderableType]:
 
     if phase.output_tokens:
         reasons = ", ".join(f"{name} {count}" for name, count in phase.finish_reasons.items())
-        say("tokens", f"{phase.output_tokens} out, {phase.tokens_per_s or 0:.1f}/s" + (f"; ended by {reasons}" if reasons else ""))
+        say(
+            "tokens",
+            f"{phase.output_tokens} out, {phase.tokens_per_s or 0:.1f}/s"
+            + (f"; ended by {reasons}" if reasons else ""),
+        )
     classes = [one for one in phase.classes if one.n]
     if classes and any(one.name != "warm" for one in classes):
         words = ", ".join(f"{one.n} {one.name} (delay p50 {show_ms(one.delay_p50_ms)})" for one in classes)
@@ -187,7 +201,10 @@ def _facts(phase: PhaseReport) -> list[RenderableType]:
         even = f" (evenness {phase.jain:.2f})" if phase.jain is not None else ""
         say("workers", words + more + even)
     if len(phase.strata) > 1:
-        words = ", ".join(f"with {one.workers}: p50 {show_ms(one.p50_ms)} p95 {show_ms(one.p95_ms)} (n={one.n})" for one in phase.strata)
+        words = ", ".join(
+            f"with {one.workers}: p50 {show_ms(one.p50_ms)} p95 {show_ms(one.p95_ms)} (n={one.n})"
+            for one in phase.strata
+        )
         say("by live workers", words)
     if phase.health is not None and len(phase.health.points) > 1:
         health = phase.health
@@ -196,10 +213,16 @@ def _facts(phase: PhaseReport) -> list[RenderableType]:
         wanted = sparkline([float(point.wanted) for point in health.points[::step]])
         assumed = " (1 job per worker assumed; --scaler-value says otherwise)" if health.scaler_assumed else ""
         say("timeline", f"live {line}  wanted {wanted}{assumed}")
-        say("", f"short of workers {show_duration(health.short_s)}, throttled {show_duration(health.throttled_s)}, queue at most {health.queued_max}")
+        say(
+            "",
+            f"short of workers {show_duration(health.short_s)}, throttled {show_duration(health.throttled_s)}, queue at most {health.queued_max}",
+        )
     if phase.little is not None:
         law = phase.little
-        say("Little", f"{law.throughput_per_s:.2f}/s x {show_ms(law.latency_s * 1000)} = {law.ratio * law.clients:.2f} of {law.clients} clients")
+        say(
+            "Little",
+            f"{law.throughput_per_s:.2f}/s x {show_ms(law.latency_s * 1000)} = {law.ratio * law.clients:.2f} of {law.clients} clients",
+        )
     if len(phase.slices) > 2:
         line = sparkline([one.p50_ms for one in phase.slices])
         width = phase.slices[1].start_s - phase.slices[0].start_s
@@ -224,7 +247,9 @@ def _failures(phase: PhaseReport) -> Table:
     for name in ("failures", "n", "meaning", "for example"):
         table.add_column(name, justify="right" if name == "n" else "left", overflow="fold")
     for one in phase.failures:
-        table.add_row(one.error_class, str(one.n), one.meaning, one.example + (f" [{one.job_id}]" if one.job_id else ""))
+        table.add_row(
+            one.error_class, str(one.n), one.meaning, one.example + (f" [{one.job_id}]" if one.job_id else "")
+        )
     return table
 
 

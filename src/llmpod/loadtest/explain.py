@@ -97,7 +97,9 @@ def _where(report: "PhaseReport") -> str:
     slots = sum(max(1, one.at_once) for one in report.workers)
     if biggest[0] == "Queue" and report.phase.kind == "closed" and workers and report.phase.concurrency > slots:
         each = "one job at a time" if slots == workers else f"{slots} jobs at a time together"
-        text += f": {report.phase.concurrency} clients share {workers} worker{'s' if workers > 1 else ''} that run {each}"
+        text += (
+            f": {report.phase.concurrency} clients share {workers} worker{'s' if workers > 1 else ''} that run {each}"
+        )
     return text + "."
 
 

@@ -7,11 +7,7 @@ from pathlib import Path
 from llmpod.loadtest.errors import DirectoryError
 from llmpod.loadtest.records import Job
 
-COLUMNS = (
-    "phase role index mode ok error_class http_status job_id worker_id scheduled_ms sent_ms sent_at accepted_ms first_chunk_ms "
-    "last_token_ms done_ms total_ms total_lower_ms total_upper_ms scheduled_total_ms delay_ms exec_ms overhead_ms ttft_ms tpot_ms "
-    "prompt_tokens output_tokens tokens_estimated finish_reason polls attempts platform_retries workers_at_submit states warnings error"
-).split()
+COLUMNS = ["phase", "role", "index", "mode", "ok", "error_class", "http_status", "job_id", "worker_id", "scheduled_ms", "sent_ms", "sent_at", "accepted_ms", "first_chunk_ms", "last_token_ms", "done_ms", "total_ms", "total_lower_ms", "total_upper_ms", "scheduled_total_ms", "delay_ms", "exec_ms", "overhead_ms", "ttft_ms", "tpot_ms", "prompt_tokens", "output_tokens", "tokens_estimated", "finish_reason", "polls", "attempts", "platform_retries", "workers_at_submit", "states", "warnings", "error"]
 
 
 def write_csv(path: Path, jobs: Sequence[Job]) -> None:

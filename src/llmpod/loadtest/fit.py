@@ -27,7 +27,11 @@ class Fit:
 
 def fit(jobs: Sequence[Job]) -> Fit:
     """Raises UsageError when the runs do not tell execution and queue times (OpenAI mode, imported CSVs)."""
-    whole = [job for job in jobs if job.ok and job.exec_ms is not None and job.delay_ms is not None and job.total_ms is not None]
+    whole = [
+        job
+        for job in jobs
+        if job.ok and job.exec_ms is not None and job.delay_ms is not None and job.total_ms is not None
+    ]
     if len(whole) < ENOUGH:
         raise UsageError(
             f"capacity needs at least {ENOUGH} successful jobs with delayTime and executionTime; these runs have {len(whole)} "
@@ -51,7 +55,9 @@ def fit(jobs: Sequence[Job]) -> Fit:
     busy_s = _pickup_busy_s(per_worker, slots)
     if busy_s is None:
         busy_s = idle_s + reply_s if slots == 1 else 0.0
-        notes.append(f"no job was seen to wait behind another: the gap between two jobs is assumed to be {busy_s * 1000:.0f} ms")
+        notes.append(
+            f"no job was seen to wait behind another: the gap between two jobs is assumed to be {busy_s * 1000:.0f} ms"
+        )
     if slots > 1:
         notes.append(f"{slots} jobs at once is the most that was seen per worker; it may be able to do more")
     return Fit(
@@ -70,7 +76,9 @@ def _pickup_idle_s(warm: Sequence[Job], notes: list[str]) -> float:
     lone = [job.delay_ms or 0.0 for some in by_phase.values() if _most_open(some) <= 1 for job in some]
     if len(lone) >= 5:
         return median(lone) / 1000
-    notes.append("no phase had one client at a time: the delay on an idle worker is taken from the shortest tenth of all")
+    notes.append(
+        "no phase had one client at a time: the delay on an idle worker is taken from the shortest tenth of all"
+    )
     return nearest_rank(sorted(job.delay_ms or 0.0 for job in warm), 10) / 1000
 
 

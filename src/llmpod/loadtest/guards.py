@@ -57,9 +57,14 @@ class Guards:
             return Stop(f"the endpoint cannot be reached or will not take jobs ({self._last})", Exit.ERROR)
         cost = self.cost_usd
         if self.max_cost_usd is not None and cost is not None and cost > self.max_cost_usd:
-            return Stop(f"--max-cost ${self.max_cost_usd:g} is spent (estimated ${cost:.4f} of execution)", Exit.ABORTED)
+            return Stop(
+                f"--max-cost ${self.max_cost_usd:g} is spent (estimated ${cost:.4f} of execution)", Exit.ABORTED
+            )
         if self.max_error_rate is not None and self.done >= self.min_samples:
             rate = self.failed / self.done
             if rate > self.max_error_rate:
-                return Stop(f"error rate {rate:.1%} is above --max-error-rate {self.max_error_rate:.1%} ({self._last})", Exit.ABORTED)
+                return Stop(
+                    f"error rate {rate:.1%} is above --max-error-rate {self.max_error_rate:.1%} ({self._last})",
+                    Exit.ABORTED,
+                )
         return None

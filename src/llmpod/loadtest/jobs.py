@@ -204,7 +204,9 @@ async def give_up(rig: Rig, job: Job) -> None:
     job.total_ms = job.done_ms - _sent(job)
     expired = "wait_expired" in job.warnings
     last = job.states[-1][0] if job.states else "unknown"
-    job.fail("wait_expired" if expired else "client_timeout", f"still {last} after {rig.options.timeout_s:g} s; cancelled")
+    job.fail(
+        "wait_expired" if expired else "client_timeout", f"still {last} after {rig.options.timeout_s:g} s; cancelled"
+    )
     if job.job_id is not None:
         await rig.cancel(job.job_id)
     rig.settled(job)

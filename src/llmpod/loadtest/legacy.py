@@ -13,7 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmpod.loadtest import journal, plan as plans
+from llmpod.loadtest import journal
+from llmpod.loadtest import plan as plans
 from llmpod.loadtest.errors import Exit, UsageError
 from llmpod.loadtest.journal import Recorded
 from llmpod.loadtest.plan import Phase, Plan
@@ -99,7 +100,9 @@ def _row(row: dict[str, str], path: Path, line: int) -> OldRow:
 def split(rows: Sequence[OldRow], levels: Sequence[int], path: Path) -> list[tuple[int, Sequence[OldRow]]]:
     """The old script ran its levels one after the other, the same number of requests each, and marked no border."""
     if len(rows) % len(levels):
-        raise UsageError(f"{path} has {len(rows)} rows, which {len(levels)} phases of equal length cannot have; check --concurrency")
+        raise UsageError(
+            f"{path} has {len(rows)} rows, which {len(levels)} phases of equal length cannot have; check --concurrency"
+        )
     size = len(rows) // len(levels)
     return [(level, rows[number * size : (number + 1) * size]) for number, level in enumerate(levels)]
 
@@ -119,7 +122,10 @@ def rebuild(name: str, level: int, rows: Sequence[OldRow], start_ms: float) -> O
         job.output_tokens = row.tokens if row.tokens is not None and row.tokens >= 0 else None
         job.ok = row.ok and not row.wait_expired
         if row.wait_expired:
-            job.fail("wait_expired", f"HTTP 200 after {show_ms(row.latency_ms)} without a token: the job was still in the queue")
+            job.fail(
+                "wait_expired",
+                f"HTTP 200 after {show_ms(row.latency_ms)} without a token: the job was still in the queue",
+            )
         elif not row.ok:
             job.fail("submit_5xx" if (row.status or 0) >= 500 else "job_failed", f"HTTP {row.status}")
         jobs.append(job)
@@ -154,7 +160,9 @@ def story(phases: Sequence[OldPhase], cycle: float | None) -> list[str]:
     for phase in phases:
         expired = sum(1 for job in phase.jobs if job.error_class == "wait_expired")
         if expired:
-            out.append(f"{phase.name}: {expired} of {len(phase.jobs)} 'successes' is a /runsync wait that expired after 90 s; the job was left behind")
+            out.append(
+                f"{phase.name}: {expired} of {len(phase.jobs)} 'successes' is a /runsync wait that expired after 90 s; the job was left behind"
+            )
         totals = sorted(job.total_ms for job in phase.jobs if job.total_ms is not None)
         if not totals or phase.steady_p50_ms is None:
             continue
@@ -165,12 +173,16 @@ def story(phases: Sequence[OldPhase], cycle: float | None) -> list[str]:
         workers = phase.workers(cycle) if cycle else None
         if workers is not None and cycle is not None:
             count = max(1, round(workers))
-            words += f" = {phase.concurrency} x {show_ms(cycle)} / {workers:.2f}: {count} worker{'s' if count > 1 else ''}"
+            words += (
+                f" = {phase.concurrency} x {show_ms(cycle)} / {workers:.2f}: {count} worker{'s' if count > 1 else ''}"
+            )
             words += ", at least" if count >= phase.concurrency > 1 else ""
             words += " at most: the number changed during the phase" if abs(workers - round(workers)) > 0.2 else ""
         out.append(f"{words}; {phase.throughput_per_min:.1f} jobs/min")
     if cycle is not None:
-        out.append(f"one worker takes {show_ms(cycle)} per job, dead time included: {60_000 / cycle:.1f} jobs/min per worker")
+        out.append(
+            f"one worker takes {show_ms(cycle)} per job, dead time included: {60_000 / cycle:.1f} jobs/min per worker"
+        )
     else:
         out.append("how many workers there were is not in these files: import a c=1 phase with them, or pass --cycle")
     return out
@@ -232,7 +244,10 @@ def write_run(directory: Path, phases: Sequence[OldPhase], paths: Sequence[Path]
         "runsync",
         0,
     )
-    meta = {"endpoint": f"imported from {', '.join(path.name for path in paths)}", "times": "rebuilt: the old CSV has none"}
+    meta = {
+        "endpoint": f"imported from {', '.join(path.name for path in paths)}",
+        "times": "rebuilt: the old CSV has none",
+    }
     facts = {"format": journal.FORMAT, "meta": meta, "plan": plans.to_dict(plan), "imported": True}
     journal.write_json(directory / journal.PLAN, facts)
     log = journal.Journal(directory)

@@ -35,7 +35,9 @@ class Silent:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         return None
 
 
@@ -53,7 +55,9 @@ class Watching(Silent):
         self._task = asyncio.get_running_loop().create_task(self._watch())
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._task is not None:
             self._task.cancel()
         with contextlib.suppress(OSError, ValueError):
@@ -91,7 +95,9 @@ class Plain(Watching):
     """One line every 10 s on stderr, so that stdout stays the report's."""
 
     def __enter__(self) -> Self:
-        sys.stderr.write(f"testing {self.setup.base_url} by {self.setup.plan.mode}; results in {self.setup.directory}\n")
+        sys.stderr.write(
+            f"testing {self.setup.base_url} by {self.setup.plan.mode}; results in {self.setup.directory}\n"
+        )
         for phase in self.setup.plan.phases:
             sys.stderr.write(f"  {describe(phase)}\n")
         return super().__enter__()
@@ -122,7 +128,9 @@ class Panel(Watching):
         self._live.__enter__()
         return super().__enter__()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         super().__exit__(kind, error, trace)
         self._live.__exit__(kind, error, trace)
 
@@ -139,7 +147,9 @@ class Panel(Watching):
             (self.setup.base_url, "dim"),
         )
         share = min(1.0, done / planned) if planned else self._time_share()
-        bar = Text.assemble(("█" * math.floor(share * 40), "green"), ("░" * (40 - math.floor(share * 40)), "dim"), f" {share:.0%}")
+        bar = Text.assemble(
+            ("█" * math.floor(share * 40), "green"), ("░" * (40 - math.floor(share * 40)), "dim"), f" {share:.0%}"
+        )
         counts = Text.assemble(
             f"done {done}" + (f" of {planned}" if planned else "") + "  ",
             (f"failed {failed}", "bold red" if failed else "dim"),

@@ -10,11 +10,7 @@ from llmpod.loadtest.errors import UsageError
 from llmpod.loadtest.plan import Mode
 
 DEFAULT_PROMPT = "Give concise career advice for switching from SDE to PM."
-_WORDS = (
-    "time year people way day man thing woman life child world school state family student group country problem hand part place "
-    "case week company system program question work government number night point home water room mother area money story fact "
-    "month lot right study book eye job word business issue side kind head house service friend father power hour game line end"
-).split()
+_WORDS = ["time", "year", "people", "way", "day", "man", "thing", "woman", "life", "child", "world", "school", "state", "family", "student", "group", "country", "problem", "hand", "part", "place", "case", "week", "company", "system", "program", "question", "work", "government", "number", "night", "point", "home", "water", "room", "mother", "area", "money", "story", "fact", "month", "lot", "right", "study", "book", "eye", "job", "word", "business", "issue", "side", "kind", "head", "house", "service", "friend", "father", "power", "hour", "game", "line", "end"]
 
 
 @dataclass(frozen=True, slots=True)

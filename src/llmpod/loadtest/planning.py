@@ -91,7 +91,10 @@ def _sweep(options: argparse.Namespace, mode: Mode) -> Plan:
     if not rungs or rungs != sorted(set(rungs)) or rungs[0] < 1:
         raise UsageError(f"--sweep '{text}': the numbers of clients must grow from 1 or more")
     runs = options.runs or (None if options.duration else DEFAULT_RUNS)
-    phases = tuple(_closed_phase(options, f"c={rung}", "sweep", rung, max(runs, 3 * rung) if runs else None, options.duration) for rung in rungs)
+    phases = tuple(
+        _closed_phase(options, f"c={rung}", "sweep", rung, max(runs, 3 * rung) if runs else None, options.duration)
+        for rung in rungs
+    )
     return Plan(phases, mode, options.seed, Sweep(tuple(rungs), auto))
 
 
@@ -117,7 +120,9 @@ def _open(options: argparse.Namespace, flag: str) -> Phase:
         if options.duration is None:
             raise UsageError("--ramp needs --duration")
         low, high = _pair(options.ramp, "--ramp")
-        return _open_phase(options, f"{low:g}..{high:g}/s", "ramp", (Segment(options.duration, low, high),), burstiness, cap)
+        return _open_phase(
+            options, f"{low:g}..{high:g}/s", "ramp", (Segment(options.duration, low, high),), burstiness, cap
+        )
     rate = options.request_rate
     soak = options.soak is not None
     length = options.soak if soak else options.duration
@@ -186,7 +191,9 @@ def read_times(path: str) -> list[float]:
             value = json.loads(line)
             times.append(float(value["timestamp"] if isinstance(value, dict) else value))
         except (ValueError, KeyError, TypeError):
-            raise UsageError(f"--replay {path} line {number}: neither a number nor an object with 'timestamp'") from None
+            raise UsageError(
+                f"--replay {path} line {number}: neither a number nor an object with 'timestamp'"
+            ) from None
     if not times:
         raise UsageError(f"--replay {path} is empty")
     times.sort()

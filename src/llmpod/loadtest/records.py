@@ -83,7 +83,12 @@ class Job:
     @property
     def tpot_ms(self) -> float | None:
         """Mean time per output token after the first."""
-        if self.first_chunk_ms is None or self.last_token_ms is None or not self.output_tokens or self.output_tokens < 2:
+        if (
+            self.first_chunk_ms is None
+            or self.last_token_ms is None
+            or not self.output_tokens
+            or self.output_tokens < 2
+        ):
             return None
         return (self.last_token_ms - self.first_chunk_ms) / (self.output_tokens - 1)
 

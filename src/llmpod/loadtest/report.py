@@ -66,9 +66,13 @@ def build(recorded: Recorded, view: View, notes: Sequence[str] = ()) -> Report:
     )
     all_notes = [*notes]
     if recorded.unreadable:
-        all_notes.append(f"{recorded.unreadable} unreadable lines were passed over (the end of a run that crashed leaves one)")
+        all_notes.append(
+            f"{recorded.unreadable} unreadable lines were passed over (the end of a run that crashed leaves one)"
+        )
     if recorded.orphans:
-        all_notes.append(f"{len(recorded.orphans)} accepted jobs have no end on record; `resume` cancels them and goes on")
+        all_notes.append(
+            f"{len(recorded.orphans)} accepted jobs have no end on record; `resume` cancels them and goes on"
+        )
     never = [phase.name for phase in plan.phases if phase.name not in by_phase]
     if never and plan.sweep is None:
         all_notes.append(f"phases that did not run: {', '.join(never)}")

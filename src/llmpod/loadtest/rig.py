@@ -63,7 +63,9 @@ class Rig:
 
     async def back_off(self, attempt: int, retry_after_s: float | None, deadline_s: float) -> None:
         """Retry-After when the service named it, else 0.25 s doubling with jitter; never past the job's deadline."""
-        pause = retry_after_s if retry_after_s is not None else 0.25 * 2 ** min(attempt, 6) * self.jitter.uniform(0.5, 1.0)
+        pause = (
+            retry_after_s if retry_after_s is not None else 0.25 * 2 ** min(attempt, 6) * self.jitter.uniform(0.5, 1.0)
+        )
         loop_left = max(0.0, deadline_s - asyncio.get_running_loop().time())
         await asyncio.sleep(min(pause, loop_left, 60.0))
 

@@ -74,7 +74,9 @@ class Runner:
     def stop(self, stop: Stop) -> None:
         if self.stopped is None:
             self.stopped = stop
-            self._rig.journal.event("stopped", self._rig.clock.now_ms(), reason=stop.reason, exit_code=int(stop.exit_code))
+            self._rig.journal.event(
+                "stopped", self._rig.clock.now_ms(), reason=stop.reason, exit_code=int(stop.exit_code)
+            )
         self._stopping.set()
 
     async def run(self) -> None:
@@ -121,7 +123,9 @@ class Runner:
         if number == 1 or not self._health.samples:
             return
         if await self._health.settled(self._options.settle_s) is False:
-            self.tally.notes.append(f"phase {number} began although the endpoint was still busy after {self._options.settle_s:g} s")
+            self.tally.notes.append(
+                f"phase {number} began although the endpoint was still busy after {self._options.settle_s:g} s"
+            )
 
     async def _phase(self, phase: Phase) -> None:
         now = self._rig.clock.now_ms()
@@ -142,7 +146,9 @@ class Runner:
 
     async def _closed(self, phase: Phase) -> None:
         mine = [job for job in self._already if job.phase == phase.name and job.counts]
-        spent = max((job.done_ms or 0.0 for job in mine), default=0.0) - min((job.sent_ms or 0.0 for job in mine), default=0.0)
+        spent = max((job.done_ms or 0.0 for job in mine), default=0.0) - min(
+            (job.sent_ms or 0.0 for job in mine), default=0.0
+        )
         feed = Feed(phase, already=frozenset(job.index for job in mine), spent_ms=spent if phase.duration_s else 0.0)
 
         async def client(number: int) -> None:
@@ -240,7 +246,9 @@ def schedule(phase: Phase) -> Iterable[tuple[Role, int, float]]:
     length = phase.arrivals.duration_s if phase.arrivals else float("inf")
     counts: dict[Role, int] = {"warmup": 0, "measured": 0, "cooldown": 0}
     for at_s in times:
-        role: Role = "warmup" if at_s < phase.warmup_s else "measured" if at_s < length - phase.cooldown_s else "cooldown"
+        role: Role = (
+            "warmup" if at_s < phase.warmup_s else "measured" if at_s < length - phase.cooldown_s else "cooldown"
+        )
         # The requests before the schedule are warm-up too; they have the lower numbers.
         first = phase.warmup_requests if role == "warmup" else 0
         if role == "measured" and phase.requests is not None and counts[role] >= phase.requests:

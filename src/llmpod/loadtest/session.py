@@ -17,7 +17,8 @@ from typing import Any
 
 import aiohttp
 
-from llmpod.loadtest import dryrun, journal, plan as plans
+from llmpod.loadtest import dryrun, journal
+from llmpod.loadtest import plan as plans
 from llmpod.loadtest.analysis import View, analyse
 from llmpod.loadtest.buckets import RUNPOD_LIMITS, Gate, gates
 from llmpod.loadtest.client import RUNPOD_BASE, RunPod
@@ -71,9 +72,16 @@ async def run_new(options: argparse.Namespace, environment: Environment, publish
         return Exit.PASS
     directory = Path(options.out) if options.out else Path("runs") / datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
     if (directory / journal.PLAN).exists():
-        raise UsageError(f"{directory} already holds a run; `resume {directory}` goes on with it, another --out starts a new one")
+        raise UsageError(
+            f"{directory} already holds a run; `resume {directory}` goes on with it, another --out starts a new one"
+        )
     journal.make_directory(directory)
-    facts = {"format": journal.FORMAT, "meta": _meta(options, base_url), "plan": plans.to_dict(plan), "options": vars(options)}
+    facts = {
+        "format": journal.FORMAT,
+        "meta": _meta(options, base_url),
+        "plan": plans.to_dict(plan),
+        "options": vars(options),
+    }
     # The command line may hold anything, a key included: nothing of it goes to disk unredacted.
     journal.write_json(directory / journal.PLAN, json.loads(environment.api_key.redact(json.dumps(facts))))
     setup = Setup(options, environment, base_url, plan, view, directory)
@@ -169,7 +177,9 @@ async def _execute(setup: Setup, payloads: Payloads, publish: Publish, before: R
             rig = Rig(client, clock, log, job_options, PollPace(options.poll_interval))
             if before is not None and before.orphans:
                 done = await asyncio.gather(*(rig.cancel(job_id) for job_id in before.orphans))
-                notes.append(f"{sum(done)} of {len(before.orphans)} jobs that the earlier session left behind were cancelled")
+                notes.append(
+                    f"{sum(done)} of {len(before.orphans)} jobs that the earlier session left behind were cancelled"
+                )
             guards = Guards(
                 max_cost_usd=options.max_cost,
                 usd_per_s=options.gpu_price / 3600 if options.gpu_price else None,
@@ -241,7 +251,9 @@ class _Judge:
         failed = [verdict for verdict in report.verdicts if not verdict.passed]
         if not failed:
             return None
-        return Stop(f"--abort-on-fail: {failed[0].slo.text} measured {failed[0].shown} in phase {phase.name}", Exit.ABORTED)
+        return Stop(
+            f"--abort-on-fail: {failed[0].slo.text} measured {failed[0].shown} in phase {phase.name}", Exit.ABORTED
+        )
 
     def climb(self, phase: Phase, finished: list[Job]) -> str | None:
         """A reason to stop the sweep after this rung, or None."""

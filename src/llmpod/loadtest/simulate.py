@@ -237,7 +237,9 @@ class Simulation:
     def _assign(self) -> None:
         """The oldest job goes to the worker with the fewest."""
         while self._queue:
-            free = [one for one in self._workers if one.state == "up" and not one.held and one.picked < self._service.slots]
+            free = [
+                one for one in self._workers if one.state == "up" and not one.held and one.picked < self._service.slots
+            ]
             if not free:
                 return
             worker = min(free, key=lambda one: (one.picked, one.number))
@@ -247,7 +249,9 @@ class Simulation:
             worker.picked += 1
             worker.slot_free_s.sort()
             # A slot that was never used: the hand-over takes its time on a worker that has just come up, too.
-            earliest_s = worker.slot_free_s.pop(0) if worker.slot_free_s else worker.since_s + self._service.pickup_idle_s
+            earliest_s = (
+                worker.slot_free_s.pop(0) if worker.slot_free_s else worker.since_s + self._service.pickup_idle_s
+            )
             self._at(max(job.sent_s + self._service.pickup_idle_s, earliest_s, self._now), "begin", what)
 
     def _progress(self, worker: _Worker) -> None:

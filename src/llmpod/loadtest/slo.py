@@ -16,7 +16,9 @@ from llmpod.loadtest.units import show_ms, show_rate, show_share
 
 SHARES = ("error_rate", "success_rate", "goodput")
 RATES = ("throughput", "achieved_rate", "tokens_per_s")
-_EXPRESSION = re.compile(r"^\s*([a-z_]+)(?:\.(p\d+(?:\.\d+)?|mean|max|min))?\s*(<=|>=|<|>)\s*(\d+(?:\.\d+)?)\s*(ms|s|m|%|/s|/min)?\s*$")
+_EXPRESSION = re.compile(
+    r"^\s*([a-z_]+)(?:\.(p\d+(?:\.\d+)?|mean|max|min))?\s*(<=|>=|<|>)\s*(\d+(?:\.\d+)?)\s*(ms|s|m|%|/s|/min)?\s*$"
+)
 
 PRESETS: dict[str, tuple[str, ...]] = {
     "career": (

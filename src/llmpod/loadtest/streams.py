@@ -173,7 +173,9 @@ async def openai(rig: Rig, job: Job, body: dict[str, Any]) -> None:
         rig.sent(job, error.sent_s)
         growing.close()
         started = job.first_chunk_ms is not None
-        _end(rig, job, "stream_broken" if started and error.error_class == "connect" else error.error_class, error.detail)
+        _end(
+            rig, job, "stream_broken" if started and error.error_class == "connect" else error.error_class, error.detail
+        )
 
 
 def _event(rig: Rig, growing: _Growing, data: str, at_s: float) -> None:

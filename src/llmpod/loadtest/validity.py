@@ -34,10 +34,16 @@ def doubts(report: "PhaseReport", *, allow_worker_change: bool) -> tuple[Doubt, 
             )
         )
     if report.rows.get("total") is not None and report.tokens_estimated:
-        found.append(Doubt(f"tokens of {report.tokens_estimated} answers are estimated (no usage in the output)", fatal=False))
+        found.append(
+            Doubt(f"tokens of {report.tokens_estimated} answers are estimated (no usage in the output)", fatal=False)
+        )
     inconsistent = report.warnings.get("timing_inconsistent", 0)
     if inconsistent:
-        found.append(Doubt(f"{inconsistent} jobs report times that do not fit what the client saw (retries, restarts)", fatal=False))
+        found.append(
+            Doubt(
+                f"{inconsistent} jobs report times that do not fit what the client saw (retries, restarts)", fatal=False
+            )
+        )
     return tuple(found)
 
 
@@ -60,7 +66,11 @@ def _schedule(report: "PhaseReport") -> list[Doubt]:
     asked, sent = report.requested_per_s, report.achieved_per_s
     if asked is not None and sent is not None and sent < ACHIEVED_SHARE * asked:
         capped = report.phase.max_in_flight
-        reason = f"--max-concurrency {capped} held requests back" if capped else "this client or a rate limit held requests back"
+        reason = (
+            f"--max-concurrency {capped} held requests back"
+            if capped
+            else "this client or a rate limit held requests back"
+        )
         found.append(Doubt(f"only {show_rate(sent)} of {show_rate(asked)} was sent: {reason}", fatal=True))
     late = _p50(report, "schedule_delay")
     if late is not None and late > SCHEDULE_DELAY_MS:

@@ -18,9 +18,7 @@ NOT_MEASURED: dict[str, tuple[str, ...]] = {
     "run": ("ttft", "tpot", "chunk_gap"),
     "stream": (),
 }
-VIEW_FLAGS = (
-    "slo slo_preset goodput percentiles gpu_price slice scaler_value workers_min workers_max allow_worker_change metric".split()
-)
+VIEW_FLAGS = ["slo", "slo_preset", "goodput", "percentiles", "gpu_price", "slice", "scaler_value", "workers_min", "workers_max", "allow_worker_change", "metric"]
 
 
 def make_view(chosen: argparse.Namespace, saved: dict[str, Any] | None = None) -> View:

@@ -52,7 +52,9 @@ def worker_rows(jobs: Sequence[Job]) -> tuple[tuple[WorkerRow, ...], float | Non
     for job in jobs:
         if job.worker_id:
             groups[job.worker_id].append(job)
-    times = {name: sorted(job.exec_ms for job in some if job.ok and job.exec_ms is not None) for name, some in groups.items()}
+    times = {
+        name: sorted(job.exec_ms for job in some if job.ok and job.exec_ms is not None) for name, some in groups.items()
+    }
     middles = [nearest_rank(values, 50) for values in times.values() if values]
     usual = median(middles) if middles else 0.0
     rows = []
@@ -131,7 +133,10 @@ def class_rows(measured: Sequence[Job], classes: dict[int, str]) -> tuple[StartC
         totals = sorted(job.total_ms for job in some if job.ok and job.total_ms is not None)
         rows.append(
             StartClass(
-                name, len(some), nearest_rank(delays, 50) if delays else None, nearest_rank(totals, 50) if totals else None
+                name,
+                len(some),
+                nearest_rank(delays, 50) if delays else None,
+                nearest_rank(totals, 50) if totals else None,
             )
         )
     return tuple(rows)
