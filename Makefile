@@ -1,7 +1,7 @@
 # Two commands are enough to start: `make run` and `make test`. Each sets up .venv from nothing when it has to.
 PY := .venv/bin/python
 
-.PHONY: help setup run test lint format lock
+.PHONY: help setup run serve test lint format lock
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -11,6 +11,9 @@ setup: ## .venv from the locks (seconds when nothing changed)
 
 run: setup ## answer test_input.json with the demo model
 	@$(PY) handler.py
+
+serve: setup ## a RunPod endpoint on http://127.0.0.1:8000/v2/local with real worker processes
+	@$(PY) -m llmpod.endpoint --workers-min 1 --workers-max 1 $(ARGS)
 
 test: setup ## every test
 	$(PY) -m pytest

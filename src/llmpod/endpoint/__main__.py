@@ -1,0 +1,8 @@
+"""The command line: `python -m llmpod.endpoint`."""
+
+import sys
+
+from .cli import serve
+
+if __name__ == "__main__":
+    sys.exit(serve(sys.argv[1:]))

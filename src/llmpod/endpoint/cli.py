@@ -1,0 +1,128 @@
+"""The command line of the endpoint, made from the fields of Options and Faults, and the process around it."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import shlex
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from .errors import StartError
+from .faults import Fault, Faults
+from .local import LocalEndpoint
+from .options import Options
+
+NOT_FLAGS = frozenset({"env", "faults"})
+"""Fields without a flag of their own: the environment is inherited, faults come from their own flags."""
+
+DESCRIPTION = """\
+A RunPod endpoint on your own machine: RunPod's API in front, the worker protocol behind, a queue, an autoscaler and
+real worker processes in between. Everything is in memory and gone when it stops: a tool for development.
+
+examples:
+  %(prog)s                                       the worker of this repository on http://127.0.0.1:8000/v2/local
+  %(prog)s --command 'python -u src/main.py' --cwd ../worker --workers-max 2
+  %(prog)s --no-fleet                            start workers yourself
+  %(prog)s --fault job-done:503:0.1 --kill-every-s 20
+"""
+
+
+def flags(model: type[BaseModel]) -> Iterator[tuple[str, FieldInfo]]:
+    """The fields of a model that have a flag, in their order."""
+    for name, info in model.model_fields.items():
+        if name not in NOT_FLAGS:
+            yield name, info
+
+
+def add_flags(group: argparse._ArgumentGroup, model: type[BaseModel]) -> None:
+    for name, info in flags(model):
+        flag = "--" + name.replace("_", "-")
+        default = info.get_default()
+        text = (info.description or "").replace("%", "%%")
+        if isinstance(default, bool):
+            shown = f"{text} (default: {'on' if default else 'off'})"
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=shown)
+        else:
+            shown = text if default in (None, "") or "default:" in text else f"{text} (default: {default})"
+            metavar = "COMMAND" if name == "command" else name.rpartition("_")[2].upper()
+            group.add_argument(flag, default=None, metavar=metavar, help=shown)
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        prog="python -m llmpod.endpoint",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add_flags(made.add_argument_group("options"), Options)
+    faults = made.add_argument_group(
+        "faults", "what production does to a worker; all can be changed over /control/faults"
+    )
+    faults.add_argument(
+        "--fault",
+        action="append",
+        metavar="OPERATION:OUTCOME:PROBABILITY",
+        help=Faults.model_fields["faults"].description,
+    )
+    add_flags(faults, Faults)
+    return made
+
+
+def parse(argv: Sequence[str]) -> Options:
+    """Options from a command line. Raises StartError with the first thing that is wrong."""
+    given = {name: value for name, value in vars(parser().parse_args(argv)).items() if value is not None}
+    values: dict[str, Any] = {name: given[name] for name, _ in flags(Options) if name in given}
+    faults: dict[str, Any] = {name: given[name] for name, _ in flags(Faults) if name in given}
+    try:
+        if "command" in values:
+            values["command"] = shlex.split(values["command"])
+        if "fault" in given:
+            faults["faults"] = [Fault.parse(text) for text in given["fault"]]
+        return Options(**values, faults=Faults(**faults))
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = "-".join(str(part) for part in first["loc"]).replace("_", "-")
+        raise StartError(f"--{name}: {first['msg']}" if name else first["msg"]) from None
+    except ValueError as error:
+        raise StartError(f"--fault or --command: {error}") from None
+
+
+async def run(options: Options) -> None:
+    """Serves until SIGINT or SIGTERM; a second one ends the workers without grace. Raises StartError."""
+    endpoint = LocalEndpoint(options)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    await endpoint.start()
+    closing: asyncio.Task[None] | None = None
+    try:
+        endpoint.console.banner(endpoint.url, endpoint.base_url.removesuffix("v2"), options)
+        await stop.wait()
+        stop.clear()
+        closing = asyncio.create_task(endpoint.close(graceful=True))
+        again = asyncio.create_task(stop.wait())
+        await asyncio.wait((closing, again), return_when=asyncio.FIRST_COMPLETED)
+        again.cancel()
+    finally:
+        if closing is None or not closing.done():
+            if endpoint.fleet is not None:
+                await endpoint.fleet.abort()
+            await (closing or endpoint.close())
+
+
+def serve(argv: Sequence[str]) -> int:
+    """`python -m llmpod.endpoint` as a function: the exit code is 0 after a stop by signal, 2 when it cannot start."""
+    try:
+        asyncio.run(run(parse(argv)))
+    except StartError as error:
+        sys.stderr.write(f"endpoint: {error}\n")
+        return 2
+    return 0

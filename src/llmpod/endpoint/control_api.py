@@ -1,0 +1,144 @@
+"""/control/*: what the page shows, and the knobs that turn while the endpoint runs. Not part of RunPod's API."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from aiohttp import web
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from .broker import Broker
+from .client_api import summary
+from .errors import ApiError
+from .faults import Faults
+from .fleet import Fleet
+from .http import json_response, read_body
+from .limits import parse_json
+from .options import Options
+from .store import JobStore
+from .workers import Worker
+
+BODY_LIMIT_BYTES = 64 * 1024
+JOBS_SHOWN = 50
+LOG_LINES_SHOWN = 400
+
+
+class Scale(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    workersMin: int | None = Field(None, ge=0)  # noqa: N815 -- RunPod's name
+    workersMax: int | None = Field(None, ge=0)  # noqa: N815 -- RunPod's name
+
+
+class ControlApi:
+    def __init__(self, store: JobStore, broker: Broker, fleet: Fleet | None, options: Options) -> None:
+        self.store = store
+        self.broker = broker
+        self.fleet = fleet
+        self.options = options
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        """GET state, faults, workers/ID/logs; POST faults, scale, workers/ID/kill|stop|freeze|thaw. Raises ApiError."""
+        match request.method, request.path.removeprefix("/control/").split("/"):
+            case "GET", ["state"]:
+                return json_response(self.state())
+            case "GET", ["faults"]:
+                return json_response(self.broker.faults.model_dump())
+            case (("POST" | "PATCH"), ["faults"]):
+                return json_response(self.set_faults(await self._object(request)).model_dump())
+            case "POST", ["scale"]:
+                return json_response(self.set_scale(await self._object(request)))
+            case "GET", ["workers", worker_id, "logs"]:
+                lines = list(self._worker(worker_id).logs)[-LOG_LINES_SHOWN:]
+                return json_response({"worker": worker_id, "lines": lines})
+            case "POST", ["workers", worker_id, ("kill" | "stop" | "freeze" | "thaw") as action]:
+                self.act(self._worker(worker_id), action)
+                return json_response({"worker": worker_id, "status": "ok"})
+            case _, ["state" | "faults" | "scale"] | ["workers", _, "logs" | "kill" | "stop" | "freeze" | "thaw"]:
+                raise ApiError(405, f"{request.method} is not allowed here")
+            case _:
+                raise ApiError(404, f"no route {request.path}")
+
+    def state(self) -> dict[str, object]:
+        """Everything the page draws, without inputs and outputs."""
+        now = self.store.clock()
+        return {
+            "endpoint": self.options.endpoint_id,
+            "time": time.time(),
+            "queued": len(self.store.queue),
+            "running": len(self.store.running),
+            "kept": len(self.store.jobs),
+            "totals": dict(self.store.totals),
+            "command": self.options.command_line if self.fleet is not None else None,
+            "faults": self.broker.faults.model_dump(),
+            "workers": [self._worker_row(worker, now) for worker in self.broker.workers.values()],
+            "jobs": [summary(job) for job in self.store.recent(JOBS_SHOWN)],
+        }
+
+    def _worker_row(self, worker: Worker, now: float) -> dict[str, object]:
+        process = self.fleet.processes.get(worker.id) if self.fleet is not None else None
+        return {
+            "id": worker.id,
+            "state": worker.state.value,
+            "owned": worker.owned,
+            "pid": process.pid if process is not None else None,
+            "age_s": round(now - worker.since_s, 1),
+            "jobs": len(worker.jobs),
+            "done": worker.jobs_done,
+            "ping_age_s": None if worker.last_ping_s is None else round(now - worker.last_ping_s, 1),
+            "note": worker.dead or worker.unhealthy,
+        }
+
+    def set_faults(self, changes: dict[str, object]) -> Faults:
+        """Changes the given knobs and leaves the others. Raises ApiError 400 and changes nothing when one is wrong."""
+        try:
+            self.broker.faults = Faults.model_validate(self.broker.faults.model_dump() | changes)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise ApiError(400, f"{'.'.join(map(str, first['loc']))}: {first['msg'].lower()}") from None
+        if changes.get("seed") is not None:
+            self.broker.random.seed(self.broker.faults.seed)
+        return self.broker.faults
+
+    def set_scale(self, changes: dict[str, object]) -> dict[str, int]:
+        """Changes workersMin and workersMax. Raises ApiError 400 and changes nothing when they do not fit."""
+        if self.fleet is None:
+            raise ApiError(400, "this endpoint starts no workers")
+        try:
+            scale = Scale.model_validate(changes)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise ApiError(400, f"{'.'.join(map(str, first['loc']))}: {first['msg'].lower()}") from None
+        least = self.fleet.workers_min if scale.workersMin is None else scale.workersMin
+        most = self.fleet.workers_max if scale.workersMax is None else scale.workersMax
+        if least > most:
+            raise ApiError(400, f"workersMin ({least}) is above workersMax ({most})")
+        self.fleet.workers_min, self.fleet.workers_max = least, most
+        self.fleet.look()
+        return {"workersMin": least, "workersMax": most}
+
+    def act(self, worker: Worker, action: str) -> None:
+        """Kills, stops, freezes or thaws a worker's processes. Raises ApiError 400 when we have none."""
+        fleet = self.fleet
+        if fleet is None or worker.id not in fleet.processes:
+            raise ApiError(400, f"worker {worker.id} has no process of this endpoint")
+        actions: dict[str, Callable[[], object]] = {
+            "kill": lambda: fleet.kill(worker.id),
+            "stop": lambda: fleet.retire(worker, "stopped on request"),
+            "freeze": lambda: fleet.freeze(worker.id, frozen=True),
+            "thaw": lambda: fleet.freeze(worker.id, frozen=False),
+        }
+        actions[action]()
+
+    def _worker(self, worker_id: str) -> Worker:
+        worker = self.broker.workers.get(worker_id)
+        if worker is None:
+            raise ApiError(404, f"no worker {worker_id}")
+        return worker
+
+    async def _object(self, request: web.Request) -> dict[str, object]:
+        value = parse_json(await read_body(request, BODY_LIMIT_BYTES))
+        if not isinstance(value, dict):
+            raise ApiError(400, "the body must be a JSON object")
+        return value

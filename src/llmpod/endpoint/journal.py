@@ -1,0 +1,72 @@
+"""One JSON line per job transition, written in batches off the event loop. Inputs and outputs are never in it."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from datetime import UTC, datetime
+from typing import IO
+
+import orjson
+
+from .jobs import Job, JobState
+from .options import Options
+from .store import JobStore
+
+FLUSH_S = 0.05
+
+
+def record(job: Job, was: JobState | None, reason: str) -> dict[str, object]:
+    """The fields of one line; a field without a value is left out."""
+    line = {
+        "ts": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "event": "job",
+        "job_id": job.id,
+        "from": None if was is None else was.value,
+        "to": job.state.value,
+        "reason": reason,
+        "worker_id": job.worker_id,
+        "retries": job.retries or None,
+        "delay_ms": job.delay_ms,
+        "execution_ms": job.execution_ms,
+    }
+    return {key: value for key, value in line.items() if value is not None}
+
+
+class Journal:
+    """Follows a store. `destination` is a path, '-' for standard output, '' for nowhere."""
+
+    def __init__(self, store: JobStore, options: Options) -> None:
+        self._lines: list[bytes] = []
+        self._file: IO[bytes] | None = None
+        if options.journal == "-":
+            self._file = sys.stdout.buffer
+        elif options.journal:
+            self._file = open(options.journal, "ab")  # noqa: PTH123, SIM115 -- closed in close()
+        if self._file is not None:
+            store.listeners.append(self._on_transition)
+
+    def _on_transition(self, job: Job, was: JobState | None, reason: str) -> None:
+        self._lines.append(orjson.dumps(record(job, was, reason), option=orjson.OPT_APPEND_NEWLINE))
+
+    async def run(self) -> None:
+        """Writes what has gathered until cancelled, in a thread: a full pipe must not stop the endpoint."""
+        while True:
+            await asyncio.sleep(FLUSH_S)
+            await asyncio.to_thread(self.flush)
+
+    def flush(self) -> None:
+        if self._file is None or not self._lines:
+            return
+        lines, self._lines = self._lines, []
+        try:
+            self._file.write(b"".join(lines))
+            self._file.flush()
+        except OSError:
+            # The reader of our standard output is gone; the endpoint goes on without a journal.
+            self._file = None
+
+    def close(self) -> None:
+        self.flush()
+        if self._file is not None and self._file is not sys.stdout.buffer:
+            self._file.close()

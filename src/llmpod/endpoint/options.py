@@ -1,0 +1,216 @@
+"""Every option of the endpoint, once: type, default, range and help. The command line and the docs are made from this.
+
+This is the only module of the package that reads the environment: the API key's default, and the variables that worker
+processes inherit. A field whose help says (assumed) stands for something RunPod does not document; the default is
+a guess, and the field is there so that a test can make the other guess.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import sys
+import tomllib
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from .errors import StartError
+from .faults import Faults
+
+API_KEY_VARIABLE = "LLMPOD_ENDPOINT_API_KEY"
+
+Milliseconds = Annotated[int, Field(ge=0)]
+Seconds = Annotated[float, Field(ge=0)]
+Bytes = Annotated[int, Field(ge=1)]
+
+
+def default_command() -> list[str]:
+    """`python -u handler.py` with the interpreter that runs the endpoint, so that a virtual environment is kept."""
+    return [sys.executable, "-u", "handler.py"]
+
+
+def inherited_environment() -> dict[str, str]:
+    """What a worker process inherits: our environment without the endpoint's own key and without RunPod's variables."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name != API_KEY_VARIABLE and not name.startswith(("RUNPOD_WEBHOOK_", "RUNPOD_POD_"))
+    }
+
+
+def environment_api_key() -> str | None:
+    return os.environ.get(API_KEY_VARIABLE) or None
+
+
+def sdk_config_key(home: Path | None = None) -> str | None:
+    """The key in ~/.runpod/config.toml: the SDK prefers it to RUNPOD_AI_API_KEY (http_client.py)."""
+    path = (home or Path.home()) / ".runpod" / "config.toml"
+    try:
+        profile = tomllib.loads(path.read_text()).get("default", {})
+    except (OSError, tomllib.TOMLDecodeError):
+        return None
+    key = profile.get("api_key")
+    return key if isinstance(key, str) else None
+
+
+def is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+class Options(BaseModel):
+    """Options of one endpoint. Durations end in `_s` or `_ms`, sizes in `_bytes`; names follow RunPod's."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    # Where
+    host: str = Field("127.0.0.1", description="address to listen on; anything but loopback needs an API key")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 picks a free one")
+    endpoint_id: str = Field("local", description="the endpoint's name in the URL: /v2/NAME/run")
+    api_key: str | None = Field(
+        default_factory=environment_api_key,
+        repr=False,
+        description=f"require this key as 'Authorization: Bearer KEY' (default: ${API_KEY_VARIABLE}, else no check)",
+    )
+
+    # Workers
+    command: list[str] = Field(default_factory=default_command, description="command that starts one worker process")
+    cwd: Path = Field(Path(), description="working directory of the worker processes")
+    env: dict[str, str] = Field(
+        default_factory=inherited_environment, repr=False, description="environment of the worker processes"
+    )
+    worker_log_level: str = Field(
+        "INFO", description="RUNPOD_LOG_LEVEL of the workers (the SDK's default DEBUG prints outputs)"
+    )
+    worker_log_lines: int = Field(2000, ge=1, description="log lines kept per worker")
+    fleet: bool = Field(True, description="start worker processes; off: workers are started by somebody else")
+    ping_interval_ms: int = Field(10_000, ge=1000, description="RUNPOD_PING_INTERVAL of the workers")
+
+    # Scaling
+    workers_min: int = Field(0, ge=0, description="workers that are always on")
+    workers_max: int = Field(3, ge=0, description="most workers at any time")
+    idle_timeout_s: Seconds = Field(
+        5, description="seconds without a job after which a worker is stopped (QUEUE_DELAY only)"
+    )
+    scaler_type: Literal["QUEUE_DELAY", "REQUEST_COUNT"] = Field("QUEUE_DELAY", description="scaling rule")
+    scaler_value: float = Field(
+        4, ge=0.5, description="QUEUE_DELAY: seconds a job may wait; REQUEST_COUNT: jobs per worker"
+    )
+    scale_period_s: float = Field(0.5, gt=0, description="seconds between two looks of the scaler (assumed)")
+    scale_step: int = Field(1, ge=1, description="most workers QUEUE_DELAY adds at one look (assumed)")
+    grace_s: Seconds = Field(30, description="seconds between SIGTERM and SIGKILL (assumed)")
+    init_timeout_s: Seconds = Field(420, description="seconds a worker may take until its first job-take")
+    crash_backoff_max_s: Seconds = Field(60, description="longest pause before a crashing command is started again")
+
+    # Jobs
+    execution_timeout_ms: Milliseconds = Field(
+        600_000, description="time a job may run unless its policy says otherwise"
+    )
+    job_ttl_ms: Milliseconds = Field(
+        86_400_000, description="lifespan of a job from submission unless its policy says otherwise"
+    )
+    policy_bounds: bool = Field(
+        True, description="refuse executionTimeout below 5 s and ttl below 10 s, or above 7 days"
+    )
+    retention_async_s: Seconds = Field(1800, description="seconds a finished /run job is kept")
+    retention_sync_s: Seconds = Field(60, description="seconds a finished /runsync or /openai job is kept")
+    retention_max_s: Seconds = Field(1800, description="longest retention that /status?ttl= can ask for (assumed)")
+    ttl_outcome: Literal["DELETE", "TIMED_OUT"] = Field(
+        "DELETE", description="a job that outlives its ttl in the queue is deleted (404) or TIMED_OUT (docs disagree)"
+    )
+    timeout_outcome: Literal["TIMED_OUT", "FAILED"] = Field(
+        "TIMED_OUT", description="state of a job that exceeds its executionTimeout (docs disagree)"
+    )
+    max_retries: int = Field(
+        3, ge=0, description="times a job whose worker died is queued again before it is FAILED (assumed)"
+    )
+    dead_after_pings: int = Field(
+        3, ge=0, description="ping intervals of silence after which a worker is dead; 0: never (assumed)"
+    )
+    lost_after_pings: int = Field(
+        2,
+        ge=0,
+        description="pings in a row that omit a job its worker holds until it is queued again; 0: never (assumed)",
+    )
+    stop_ignored_s: Seconds = Field(
+        30, description="seconds a worker may keep reporting a stopped job until it is restarted; 0: for ever (assumed)"
+    )
+    any_input: bool = Field(False, description="accept an 'input' that is not an object (assumed refused)")
+
+    # Waiting
+    take_hold_s: float = Field(20, gt=0, lt=90, description="seconds job-take is held open (assumed)")
+    stop_hold_s: float = Field(20, gt=0, lt=90, description="seconds job-stop is held open (assumed)")
+    stream_hold_ms: Milliseconds = Field(
+        5000, description="/stream waits this long for a chunk when no ?wait= is given (assumed)"
+    )
+    sync_wait_ms: Milliseconds = Field(
+        90_000, description="/runsync and /status-sync wait this long when no ?wait= is given"
+    )
+    openai_wait_s: Seconds = Field(
+        600, description="/openai/* waits this long for a job's first answer, then 504 (assumed)"
+    )
+
+    # Limits
+    run_limit_bytes: Bytes = Field(10 * 2**20, description="largest /run request or result")
+    runsync_limit_bytes: Bytes = Field(20 * 2**20, description="largest /runsync or /openai request or result")
+    chunk_limit_bytes: Bytes = Field(2**20, description="largest stream chunk")
+    chunk_overflow: Literal["split", "reject", "accept"] = Field(
+        "split",
+        description="a larger stream chunk: text is split, anything else refused; or refuse, or accept all (assumed)",
+    )
+    rate_limits: bool = Field(True, description="answer 429 above RunPod's documented rates")
+    requests_per_worker: int = Field(
+        0, ge=0, description="a rate limit grows to this many requests per running worker (assumed)"
+    )
+
+    # Answers that nobody documents
+    failed_runsync_status: int = Field(
+        200, ge=200, le=599, description="HTTP code of a /runsync whose job FAILED (assumed)"
+    )
+    failed_openai_status: int = Field(
+        500, ge=200, le=599, description="HTTP code of an /openai call whose job FAILED (assumed)"
+    )
+    openai_disconnect_cancels: bool = Field(
+        True, description="a client that leaves an /openai call cancels its job (assumed)"
+    )
+    late_progress: Literal["ignore", "overwrite"] = Field(
+        "ignore",
+        description="a progress update after the job ended; 'overwrite' shows IN_PROGRESS again, as seen in 2023",
+    )
+    webhook_attempts: int = Field(3, ge=1, description="times a webhook is tried until it answers 200")
+    webhook_pause_s: Seconds = Field(10, description="seconds between two tries of a webhook")
+
+    # Records
+    journal: str = Field(
+        "-", description="where the JSON line per job transition goes: a path, '-' for stdout, '' for nowhere"
+    )
+    console: bool = Field(True, description="show workers' logs and the fleet's doings on stderr")
+
+    faults: Faults = Field(default_factory=Faults, description="what production does to a worker; see --help, Faults")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Options:
+        if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", self.endpoint_id):
+            raise ValueError("endpoint_id: letters, digits, '-' and '_' only")
+        if self.workers_min > self.workers_max:
+            raise ValueError(f"workers_min ({self.workers_min}) is above workers_max ({self.workers_max})")
+        if not self.command:
+            raise ValueError("command is empty")
+        return self
+
+    def check_exposure(self) -> None:
+        """Refuses to open a door to the network that has no lock. Raises StartError."""
+        if not is_loopback(self.host) and not self.api_key:
+            raise StartError(f"--host {self.host} is not loopback: set --api-key or {API_KEY_VARIABLE} first")
+
+    @property
+    def command_line(self) -> str:
+        return shlex.join(self.command)
