@@ -75,13 +75,13 @@ async def run_new(options: argparse.Namespace, environment: Environment, publish
         raise UsageError(
             f"{directory} already holds a run; `resume {directory}` goes on with it, another --out starts a new one"
         )
-    journal.make_directory(directory)
     facts = {
         "format": journal.FORMAT,
         "meta": _meta(options, base_url),
         "plan": plans.to_dict(plan),
         "options": vars(options),
     }
+    journal.make_directory(directory)
     # The command line may hold anything, a key included: nothing of it goes to disk unredacted.
     journal.write_json(directory / journal.PLAN, json.loads(environment.api_key.redact(json.dumps(facts))))
     setup = Setup(options, environment, base_url, plan, view, directory)

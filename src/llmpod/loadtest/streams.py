@@ -207,6 +207,9 @@ def _whole(rig: Rig, job: Job, growing: _Growing, text: str, sent_s: float) -> N
     if body.get("error") or body.get("object") == "error" or ("message" in body and "choices" not in body):
         _end(rig, job, "output_error", error_text(body.get("error") or body))
         return
+    if "choices" not in body:
+        _end(rig, job, "bad_reply", f"no choices in the reply, only {', '.join(list(body)[:5])}")
+        return
     answers.note(job, read_output(body))
     empty = is_empty(body) or not read_output(body).text
     _end(rig, job, "empty_output" if empty else None, "an answer without text" if empty else None)

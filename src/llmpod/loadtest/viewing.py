@@ -27,6 +27,8 @@ def make_view(chosen: argparse.Namespace, saved: dict[str, Any] | None = None) -
     before = saved.get("options") if saved else None
     if isinstance(before, dict):
         untouched = {"percentiles": "50,90,95,99"}
+        if options["slo"] or options["slo_preset"]:
+            before = {name: value for name, value in before.items() if name not in ("slo", "slo_preset")}
         for name, value in options.items():
             if name in before and (not value or untouched.get(name) == value):
                 options[name] = before[name]
