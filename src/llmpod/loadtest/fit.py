@@ -13,6 +13,8 @@ from llmpod.loadtest.stats import nearest_rank
 from llmpod.loadtest.workers import at_once, execution_span, start_classes
 
 ENOUGH = 10
+# A worker that has done nothing for so long is not between two jobs any more.
+RESTED_MS = 1500.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,7 @@ def fit(jobs: Sequence[Job]) -> Fit:
     slowdown = _slowdown(occupancy) if slots > 1 else 0.0
     alone = tuple(exec_s / (1 + slowdown * max(0.0, together - 1)) for exec_s, together in occupancy)
     reply_s = max(0.0, median(job.overhead_ms or 0.0 for job in warm) / 1000)
-    idle_s = _pickup_idle_s(warm, notes)
+    idle_s = _pickup_idle_s(warm, per_worker, notes)
     busy_s = _pickup_busy_s(per_worker, slots)
     if busy_s is None:
         busy_s = idle_s + reply_s if slots == 1 else 0.0
@@ -68,17 +70,24 @@ def fit(jobs: Sequence[Job]) -> Fit:
     )
 
 
-def _pickup_idle_s(warm: Sequence[Job], notes: list[str]) -> float:
-    """What a job waits although a worker is free: the delay in phases of one client, else the shortest tenth of all delays."""
+def _pickup_idle_s(warm: Sequence[Job], per_worker: dict[str, list[Job]], notes: list[str]) -> float:
+    """What a job waits although a worker is free: the delay of jobs whose worker had rested, else that of a lone client's jobs."""
+    rested = []
+    for some in per_worker.values():
+        end_ms = None
+        for (_, until), job in sorted(((span, job) for job in some if (span := execution_span(job))), key=lambda one: one[0]):
+            if end_ms is not None and (job.sent_ms or 0.0) > end_ms + RESTED_MS:
+                rested.append(job.delay_ms or 0.0)
+            end_ms = max(end_ms or 0.0, until)
+    if len(rested) >= 5:
+        return median(rested) / 1000
     by_phase: dict[str, list[Job]] = defaultdict(list)
     for job in warm:
         by_phase[job.phase].append(job)
     lone = [job.delay_ms or 0.0 for some in by_phase.values() if _most_open(some) <= 1 for job in some]
     if len(lone) >= 5:
         return median(lone) / 1000
-    notes.append(
-        "no phase had one client at a time: the delay on an idle worker is taken from the shortest tenth of all"
-    )
+    notes.append("no phase had one client at a time: the delay on an idle worker is taken from the shortest tenth of all")
     return nearest_rank(sorted(job.delay_ms or 0.0 for job in warm), 10) / 1000
 
 
