@@ -1,7 +1,7 @@
 # Two commands are enough to start: `make run` and `make test`. Each sets up .venv from nothing when it has to.
 PY := .venv/bin/python
 
-.PHONY: help setup run serve test lint format lock
+.PHONY: help setup run serve test lint format lock bench-loadtest
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -17,6 +17,9 @@ serve: setup ## a RunPod endpoint on http://127.0.0.1:8000/v2/local with real wo
 
 test: setup ## every test
 	$(PY) -m pytest
+
+bench-loadtest: setup ## what the load tester adds to a latency, its memory, its report
+	@$(PY) bench/loadtest.py
 
 lint: setup ## ruff and mypy
 	$(PY) -m ruff check .

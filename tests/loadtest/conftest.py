@@ -92,7 +92,9 @@ async def door(*words: str, env: dict[str, str] | None = None, cwd: Path | None 
     return Ended(process.returncode or 0, out.decode(), err.decode())
 
 
-async def start_door(*words: str, env: dict[str, str] | None = None, cwd: Path | None = None) -> asyncio.subprocess.Process:
+async def start_door(
+    *words: str, env: dict[str, str] | None = None, cwd: Path | None = None
+) -> asyncio.subprocess.Process:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("RUNPOD_")}
     return await asyncio.create_subprocess_exec(
         sys.executable,

@@ -1,6 +1,8 @@
-"""A worker process for the local endpoint that takes a job, sleeps as long as its input says, answers, and takes the next.
+"""A worker process for the local endpoint that takes a job, sleeps as long as its input says, answers, and takes the
+next.
 
-Unlike the SDK's stock loop, which pauses up to a second between jobs, it keeps time: the forecast is compared with a queue and not with
+Unlike the SDK's stock loop, which pauses up to a second between jobs, it keeps time: the forecast is compared with a
+queue and not with
 a pause. It speaks the worker's protocol directly, over one connection.
 """
 
@@ -32,7 +34,9 @@ async def main() -> None:
                     continue
                 job = await reply.json()
             await asyncio.sleep(job["input"]["sleep_ms"] / 1000)
-            async with session.post(address("RUNPOD_WEBHOOK_POST_OUTPUT", job["id"]) + "&isStream=false", json={"output": "slept"}) as reply:
+            async with session.post(
+                address("RUNPOD_WEBHOOK_POST_OUTPUT", job["id"]) + "&isStream=false", json={"output": "slept"}
+            ) as reply:
                 await reply.read()
 
 

@@ -1,4 +1,5 @@
-"""The scripted server as a process of its own: python serve_scripted.py '{"exec_s": 0.05, "workers": 2}'. Prints its URL."""
+"""The scripted server as a process of its own: python serve_scripted.py '{"exec_s": 0.05, "workers": 2}'. Prints its
+URL."""
 
 import asyncio
 import json

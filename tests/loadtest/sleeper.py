@@ -1,4 +1,5 @@
-"""A worker for the local endpoint whose jobs take exactly as long as their input says: sleep_ms, or a stream of words."""
+"""A worker for the local endpoint whose jobs take exactly as long as their input says: sleep_ms, or a stream of
+words."""
 
 import asyncio
 import json
@@ -12,7 +13,10 @@ async def answer(job):
     await asyncio.sleep(asked.get("sleep_ms", 50) / 1000)
     if asked.get("fail"):
         raise RuntimeError("told to fail")
-    return {"choices": [{"index": 0, "text": "slept", "finish_reason": "stop"}], "usage": {"input": 3, "output": 20, "total": 23}}
+    return {
+        "choices": [{"index": 0, "text": "slept", "finish_reason": "stop"}],
+        "usage": {"input": 3, "output": 20, "total": 23},
+    }
 
 
 async def stream(job):
@@ -28,7 +32,10 @@ async def stream(job):
     for word in ("one ", "two ", "three "):
         await asyncio.sleep(0.03)
         yield {"choices": [{"index": 0, "text": word}]}
-    yield {"choices": [{"index": 0, "text": "", "finish_reason": "stop"}], "usage": {"input": 3, "output": 3, "total": 6}}
+    yield {
+        "choices": [{"index": 0, "text": "", "finish_reason": "stop"}],
+        "usage": {"input": 3, "output": 3, "total": 6},
+    }
 
 
 if __name__ == "__main__":

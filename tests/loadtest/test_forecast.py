@@ -21,7 +21,8 @@ from tests.loadtest.scripted import JobScript, Script, scripted
 
 LoadTest = Callable[..., Awaitable[Result]]
 
-# file, concurrencies, then per phase: (steady p50 ms, workers, jobs/min) as published for these runs, within what rounding allows.
+# file, concurrencies, then per phase: (steady p50 ms, workers, jobs/min) as published for these runs, within what
+# rounding allows.
 GOLDEN: list[tuple[str, list[int], list[tuple[float, int, float]]]] = [
     ("044528", [1, 4, 8], [(3467, 1, 17.3), (13874, 1, 17.3), (0, 0, 0)]),
     ("061713", [1, 4], [(3445, 1, 17.4), (13872, 1, 17.3)]),
@@ -52,7 +53,9 @@ def old(stamp: str) -> Path:
 
 
 @pytest.mark.parametrize(("stamp", "levels", "wanted"), GOLDEN, ids=[row[0] for row in GOLDEN])
-def test_an_old_csv_tells_its_corrected_story(stamp: str, levels: list[int], wanted: list[tuple[float, int, float]]) -> None:
+def test_an_old_csv_tells_its_corrected_story(
+    stamp: str, levels: list[int], wanted: list[tuple[float, int, float]]
+) -> None:
     phases = legacy.import_files([old(stamp)], levels)
     assert [phase.concurrency for phase in phases] == levels
     for phase, (p50_ms, workers, per_min) in zip(phases, wanted, strict=True):
@@ -89,7 +92,9 @@ def test_the_hidden_failure_is_found_a_90_s_wait_counted_as_success() -> None:
 
 def test_the_scaler_change_alone_changed_nothing_the_second_worker_did() -> None:
     before, after, two = (legacy.import_files([old(stamp)], [4])[0] for stamp in ("071544", "072123", "072902"))
-    assert before.steady_p50_ms is not None and after.steady_p50_ms is not None and two.steady_p50_ms is not None
+    assert before.steady_p50_ms is not None
+    assert after.steady_p50_ms is not None
+    assert two.steady_p50_ms is not None
     assert after.steady_p50_ms == pytest.approx(before.steady_p50_ms, rel=0.02)
     assert two.steady_p50_ms == pytest.approx(after.steady_p50_ms / 2, rel=0.02)
 
@@ -150,7 +155,9 @@ def middle(outcome: Outcome, p: float = 50) -> tuple[float, float]:
         (3, (0.0, 0.0, 0.0), 3.457, None),
     ],
 )
-def test_the_simulation_reproduces_the_measured_endpoint(clients: int, ready: tuple[float, ...], total_s: float, delay_s: float | None) -> None:
+def test_the_simulation_reproduces_the_measured_endpoint(
+    clients: int, ready: tuple[float, ...], total_s: float, delay_s: float | None
+) -> None:
     total, delay = middle(Simulation(measured_worker(), Fixed(ready), 1).closed(clients, 30))
     assert total == pytest.approx(total_s, rel=0.03)
     if delay_s is not None:
@@ -202,7 +209,13 @@ def test_a_worker_with_slots_runs_them_together_and_they_slow_each_other_down() 
 
 @pytest.mark.parametrize("kind", ["REQUEST_COUNT", "QUEUE_DELAY"])
 def test_an_autoscaler_starts_workers_when_wanted_and_stops_them_when_idle(kind: str) -> None:
-    scaler = Autoscaler(kind="REQUEST_COUNT" if kind == "REQUEST_COUNT" else "QUEUE_DELAY", value=2, workers_max=3, cold_start_s=10, idle_timeout_s=5)
+    scaler = Autoscaler(
+        kind="REQUEST_COUNT" if kind == "REQUEST_COUNT" else "QUEUE_DELAY",
+        value=2,
+        workers_max=3,
+        cold_start_s=10,
+        idle_timeout_s=5,
+    )
     times = [0.0] * 8 + [100.0]
     outcome = Simulation(Service((2.0,)), scaler).open(times)
     first, last = outcome.jobs[0], outcome.jobs[-1]
@@ -217,7 +230,9 @@ def test_an_autoscaler_starts_workers_when_wanted_and_stops_them_when_idle(kind:
 # -- capacity --
 
 
-async def test_capacity_fitted_to_one_and_four_clients_forecasts_poisson_arrivals_on_two_workers(load_test: LoadTest) -> None:
+async def test_capacity_fitted_to_one_and_four_clients_forecasts_poisson_arrivals_on_two_workers(
+    load_test: LoadTest,
+) -> None:
     def endpoint(workers: int) -> Script:
         return Script(job=lambda _: JobScript(exec_s=0.2), workers=workers, dispatch_s=0.05, after_s=0.005)
 
@@ -275,7 +290,9 @@ async def test_the_capacity_command_answers_in_workers_and_dollars(load_test: Lo
     table = await door(*words)
     assert table.code == 0
     assert "highest rate" in table.out
-    hopeless = await door("capacity", str(run.directory), "--slo", "total.p95<50ms", "--rate", "1", "--max-workers", "5")
+    hopeless = await door(
+        "capacity", str(run.directory), "--slo", "total.p95<50ms", "--rate", "1", "--max-workers", "5"
+    )
     assert hopeless.code == 3
     nothing = await door("capacity", str(run.directory))
     assert (nothing.code, "needs an --slo" in nothing.err) == (2, True)

@@ -24,7 +24,9 @@ SLEEPER, PUNCTUAL = (Path(__file__).parent / name for name in ("sleeper.py", "pu
 
 
 @asynccontextmanager
-async def endpoint(*, workers: int = 1, env: dict[str, str] | None = None, **changes: Any) -> AsyncIterator[LocalEndpoint]:
+async def endpoint(
+    *, workers: int = 1, env: dict[str, str] | None = None, **changes: Any
+) -> AsyncIterator[LocalEndpoint]:
     settings: dict[str, Any] = {
         "port": 0,
         "command": [sys.executable, "-u", str(SLEEPER)],
@@ -58,7 +60,9 @@ async def test_every_mode_measures_the_local_endpoint(load_test: LoadTest, tmp_p
     results = {}
     async with endpoint(env={"CONCURRENCY": "4"}) as one:
         for mode in ("runsync", "run"):
-            results[mode] = await load_test(one.url, "--mode", mode, "-c", "2", "--runs", "8", "--payload-template", slept, "--allow-worker-change")
+            results[mode] = await load_test(
+                one.url, "--mode", mode, "-c", "2", "--runs", "8", "--payload-template", slept, "--allow-worker-change"
+            )
     async with endpoint(env={"CONCURRENCY": "4", "STREAM": "1"}) as one:
         for mode in ("stream", "openai"):
             results[mode] = await load_test(one.url, "--mode", mode, "-c", "2", "--runs", "8", "--allow-worker-change")
@@ -91,32 +95,52 @@ async def test_killed_workers_and_lost_answers_are_told_apart_from_success(load_
 
         killing = asyncio.create_task(kill_one())
         result = await load_test(
-            one.url, "--mode", "run", "-c", "4", "--runs", "40", "--payload-template", slept, "--timeout", "12s", "--slo", "success_rate>=50%",
+            one.url, "--mode", "run", "-c", "4", "--runs", "40", "--payload-template", slept,
+            "--timeout", "12s", "--slo", "success_rate>=50%",
             "--allow-worker-change",
         )  # fmt: skip
         await killing
     assert result.phase["counted"] == 40
     assert result.phase["ok"] >= 30
     assert {job.error_class for job in result.measured if not job.ok} <= set(ERROR_CLASSES)
-    assert any(job.platform_retries for job in result.recorded.jobs) or len({job.worker_id for job in result.recorded.jobs}) >= 3
+    assert (
+        any(job.platform_retries for job in result.recorded.jobs)
+        or len({job.worker_id for job in result.recorded.jobs}) >= 3
+    )
     assert result.recorded.orphans == []
     assert result.code in (0, 5)
 
 
-async def test_the_limits_kept_on_this_side_keep_the_endpoints_own_from_tripping(load_test: LoadTest, tmp_path: Path) -> None:
+async def test_the_limits_kept_on_this_side_keep_the_endpoints_own_from_tripping(
+    load_test: LoadTest, tmp_path: Path
+) -> None:
     quick = template(tmp_path, sleep_ms=1)
     async with endpoint(env={"CONCURRENCY": "64"}, rate_limits=True) as one:
         # /run allows 1000 in 10 s: 3 s at 300/s is 900, and the polls come on top.
         kept = await load_test(
-            one.url, "--mode", "run", "--rate", "150", "--duration", "2s", "--payload-template", quick, "--allow-worker-change", "--warmup-requests", "0"
+            one.url,
+            "--mode",
+            "run",
+            "--rate",
+            "150",
+            "--duration",
+            "2s",
+            "--payload-template",
+            quick,
+            "--allow-worker-change",
+            "--warmup-requests",
+            "0",
         )
     classes = {job.error_class for job in kept.recorded.jobs}
     assert "submit_429" not in classes
     assert "poll_failed" not in classes
 
 
-async def test_capacity_agrees_with_the_local_endpoint_on_work_it_was_not_fitted_to(load_test: LoadTest, tmp_path: Path) -> None:
-    """Fitted: one worker, one and three clients, 200 ms jobs. Forecast: Poisson arrivals, and five clients, on two workers."""
+async def test_capacity_agrees_with_the_local_endpoint_on_work_it_was_not_fitted_to(
+    load_test: LoadTest, tmp_path: Path
+) -> None:
+    """Fitted: one worker, one and three clients, 200 ms jobs. Forecast: Poisson arrivals, and five clients, on two
+    workers."""
     slept = ["--payload-template", template(tmp_path, sleep_ms=200), "--allow-worker-change"]
     punctual = [sys.executable, "-u", str(PUNCTUAL)]
     async with endpoint(workers=1, command=punctual) as one:

@@ -67,7 +67,9 @@ def test_an_event_without_its_blank_line_is_pending_and_not_delivered() -> None:
 
 
 @given(st.lists(st.floats(0, 1e6), min_size=1, max_size=200), st.floats(0.1, 99.9))
-def test_nearest_rank_is_the_smallest_value_that_enough_of_the_sample_do_not_exceed(values: list[float], p: float) -> None:
+def test_nearest_rank_is_the_smallest_value_that_enough_of_the_sample_do_not_exceed(
+    values: list[float], p: float
+) -> None:
     values.sort()
     found = nearest_rank(values, p)
     assert found in values
@@ -107,7 +109,13 @@ def test_the_ranks_of_an_interval_have_the_probability_they_claim(n: int, p: flo
     q = p / 100
     inside = 0.0
     for k in range(low, high):
-        log = math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) + k * math.log(q) + (n - k) * math.log1p(-q)
+        log = (
+            math.lgamma(n + 1)
+            - math.lgamma(k + 1)
+            - math.lgamma(n - k + 1)
+            + k * math.log(q)
+            + (n - k) * math.log1p(-q)
+        )
         inside += math.exp(log)
     assert inside >= 0.95 - 1e-9
 
@@ -119,7 +127,8 @@ def test_intervals_hold_the_true_percentile_of_a_known_distribution_95_times_in_
     hits = 0
     for _ in range(400):
         found = quantile(sorted(draw.expovariate(1.0) for _ in range(n)), p)
-        assert found.low is not None and found.high is not None
+        assert found.low is not None
+        assert found.high is not None
         hits += found.low <= truth <= found.high
     assert hits >= 0.93 * 400  # 95 % promised; 2.2 standard errors of 400 draws
 
@@ -140,7 +149,10 @@ def test_an_interval_at_a_small_effective_n_is_wider() -> None:
     draw = random.Random(5)
     values = sorted(draw.random() for _ in range(2000))
     free, bound = quantile(values, 95), quantile(values, 95, n_eff=80)
-    assert free.low is not None and bound.low is not None and free.high is not None and bound.high is not None
+    assert free.low is not None
+    assert bound.low is not None
+    assert free.high is not None
+    assert bound.high is not None
     assert bound.low < free.low < free.value < free.high < bound.high
     assert quantile(values, 95, n_eff=50).low is None
 
@@ -155,7 +167,9 @@ def test_the_block_bootstrap_sees_two_states_that_order_statistics_do_not() -> N
     assert block_bootstrap(values[:100], times[:100], 50, 400.0) is None
     p75 = block_bootstrap(values, times, 70, 400.0)
     iid = quantile(sorted(values), 70)
-    assert p75 is not None and iid.low is not None and iid.high is not None
+    assert p75 is not None
+    assert iid.low is not None
+    assert iid.high is not None
     assert p75[1] - p75[0] > 5 * (iid.high - iid.low)
 
 
@@ -224,7 +238,9 @@ def test_random_arrivals_have_the_rate_and_the_burstiness_that_were_asked_for(bu
     st.sampled_from([None, 1.0, 0.5]),
     st.integers(0, 99),
 )
-def test_any_stages_give_ascending_times_within_their_span(targets: list[tuple[float, float]], burst: float | None, seed: int) -> None:
+def test_any_stages_give_ascending_times_within_their_span(
+    targets: list[tuple[float, float]], burst: float | None, seed: int
+) -> None:
     arrivals = Arrivals(stages(targets), burst, seed)
     times = list(arrivals.times_s())
     assert times == sorted(times)
@@ -244,7 +260,9 @@ def test_a_ramp_puts_three_quarters_of_its_requests_into_its_second_half() -> No
 
 
 @given(st.floats(0, 1e5), st.floats(0, 1e4), st.floats(0, 300), st.floats(0, 1e5), st.floats(0, 1e5))
-def test_a_corrected_total_never_leaves_its_bounds(lower: float, width: float, rtt: float, delay: float, execution: float) -> None:
+def test_a_corrected_total_never_leaves_its_bounds(
+    lower: float, width: float, rtt: float, delay: float, execution: float
+) -> None:
     total = correct_total(lower_ms=lower, upper_ms=lower + width, rtt_min_ms=rtt, delay_ms=delay, exec_ms=execution)
     assert total.lower_ms <= total.corrected_ms <= total.upper_ms
     assert total.overshoot_ms >= 0
@@ -290,7 +308,9 @@ def test_adaptive_polling_starts_when_a_job_can_be_done_and_then_asks_every_fift
 # -- units --
 
 
-@pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("1.5s", 1.5), ("250ms", 0.25), ("30m", 1800), ("1h30m", 5400), ("2d", 172_800)])
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90", 90), ("1.5s", 1.5), ("250ms", 0.25), ("30m", 1800), ("1h30m", 5400), ("2d", 172_800)]
+)
 def test_durations_are_read_as_people_write_them(text: str, seconds: float) -> None:
     assert parse_duration_s(text) == seconds
 

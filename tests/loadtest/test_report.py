@@ -43,17 +43,37 @@ def mixed(number: int) -> JobScript:
     return JobScript(delay_s=0.01, exec_s=0.03, worker=f"worker-{number % 2}")
 
 
-async def test_the_page_opens_offline_and_says_what_the_run_says(load_test: LoadTest, browser: webdriver.Chrome) -> None:
+async def test_the_page_opens_offline_and_says_what_the_run_says(
+    load_test: LoadTest, browser: webdriver.Chrome
+) -> None:
     async with scripted(Script(job=mixed)) as server:
-        result = await load_test(server.url, "-c", "2", "4", "--runs", "40", "--slo", "total.p50<2s", "--slo", "error_rate<1%", "--gpu-price", "0.4")
+        result = await load_test(
+            server.url,
+            "-c",
+            "2",
+            "4",
+            "--runs",
+            "40",
+            "--slo",
+            "total.p50<2s",
+            "--slo",
+            "error_rate<1%",
+            "--gpu-price",
+            "0.4",
+        )
     browser.get((result.directory / "report.html").as_uri())
     page = browser.find_element(By.TAG_NAME, "body").text
     assert result.phase["why"] in page
     assert f"exit code {result.code}" in page
-    assert "total.p50<2s" in page and "✓ met" in page and "✗ missed" in page
-    assert "job_failed" in page and "<script>alert('no')</script>" in page  # as text
-    assert "worker-0" in page and "worker-1" in page
-    assert "n/a (n=3" in page and "need 299" in page
+    assert "total.p50<2s" in page
+    assert "✓ met" in page
+    assert "✗ missed" in page
+    assert "job_failed" in page
+    assert "<script>alert('no')</script>" in page
+    assert "worker-0" in page
+    assert "worker-1" in page
+    assert "n/a (n=3" in page
+    assert "need 299" in page
     pictures = browser.find_elements(By.TAG_NAME, "svg")
     assert len(pictures) >= 2 * 3
     for picture in pictures:
@@ -68,12 +88,15 @@ async def test_the_page_opens_offline_and_says_what_the_run_says(load_test: Load
         for line in browser.get_log("performance")
         if json.loads(line["message"])["message"]["method"] == "Network.requestWillBeSent"
     ]
-    assert requests and all(url.startswith("file:") for url in requests)
+    assert requests
+    assert all(url.startswith("file:") for url in requests)
 
 
 async def test_the_soaks_page_shows_its_two_states(tmp_path: Path, browser: webdriver.Chrome) -> None:
     soak = DATA / "rp_results_20251010T121412Z.csv"
-    ended = await door("report", "--import-legacy", str(soak), "-c", "2", "--out", str(tmp_path / "soak"), "--format", "quiet")
+    ended = await door(
+        "report", "--import-legacy", str(soak), "-c", "2", "--out", str(tmp_path / "soak"), "--format", "quiet"
+    )
     assert (ended.code, ended.out) == (0, "")
     page = tmp_path / "soak" / "report.html"
     assert page.stat().st_size < 200_000
@@ -92,11 +115,22 @@ def test_a_page_has_no_address_of_another_place() -> None:
 async def test_the_door_prints_plain_lines_where_there_is_no_terminal(tmp_path: Path) -> None:
     async with scripted(Script(job=mixed)) as server:
         ended = await door(
-            "--base-url", server.url, "-c", "2", "--runs", "30", "--out", str(tmp_path / "r"), "--slo", "exec.p50<1s", "--gpu-price", "0.4",
+            "--base-url", server.url, "-c", "2", "--runs", "30", "--out", str(tmp_path / "r"),
+            "--slo", "exec.p50<1s", "--gpu-price", "0.4",
             "--csv", str(tmp_path / "copy.csv"),
         )  # fmt: skip
     assert "\x1b" not in ended.out + ended.err
-    for said in ("total ", "delay ", "exec ", "overhead ", "n/a (n=2", "✓ exec.p50<1s", "why  ", "not counted: 2 warm-up", "cost  execution"):
+    for said in (
+        "total ",
+        "delay ",
+        "exec ",
+        "overhead ",
+        "n/a (n=2",
+        "✓ exec.p50<1s",
+        "why  ",
+        "not counted: 2 warm-up",
+        "cost  execution",
+    ):
         assert said in ended.out, said
     assert "job_failed" in ended.out
     assert "2 clients, 30 requests, warm-up 2 requests (not counted)" in ended.err
@@ -108,9 +142,25 @@ async def test_the_door_prints_plain_lines_where_there_is_no_terminal(tmp_path: 
 async def test_a_terminal_gets_a_live_panel_and_colours(tmp_path: Path) -> None:
     async with scripted(Script(job=lambda _: JobScript(delay_s=0.05, exec_s=0.1), workers=1)) as server:
         leader, follower = pty.openpty()
-        words = [sys.executable, str(ROOT / "rp_load_test.py"), "--base-url", server.url, "-c", "2", "--runs", "12", "--out", str(tmp_path / "r")]
+        words = [
+            sys.executable,
+            str(ROOT / "rp_load_test.py"),
+            "--base-url",
+            server.url,
+            "-c",
+            "2",
+            "--runs",
+            "12",
+            "--out",
+            str(tmp_path / "r"),
+        ]
         env = {name: value for name, value in os.environ.items() if name not in ("CI", "NO_COLOR")}
-        process = subprocess.Popen(words, stdout=follower, stderr=follower, env={**env, "TERM": "xterm-256color", "COLUMNS": "120", "LINES": "40"})
+        process = subprocess.Popen(  # noqa: ASYNC220 - started, not waited for
+            words,
+            stdout=follower,
+            stderr=follower,
+            env={**env, "TERM": "xterm-256color", "COLUMNS": "120", "LINES": "40"},
+        )
         os.close(follower)
         os.set_blocking(leader, False)
         shown = b""
@@ -130,7 +180,8 @@ async def test_a_terminal_gets_a_live_panel_and_colours(tmp_path: Path) -> None:
     text = shown.decode("utf-8", "replace")
     assert process.returncode == 0
     assert len(set(re.findall(r"done (\d+) of 12", text))) >= 2
-    assert "░" in text and "workers 1 " in text
+    assert "░" in text
+    assert "workers 1 " in text
     assert "\x1b[1m" in text
 
 
@@ -169,7 +220,18 @@ async def test_the_same_directory_gives_the_same_report(load_test: LoadTest) -> 
 
 
 def test_a_record_survives_the_disk() -> None:
-    job = Job("p", 3, "measured", "run", scheduled_ms=1.5, sent_ms=2.0, total_ms=10.25, states=[("IN_QUEUE", 3.0)], ok=True, worker_id="w")
+    job = Job(
+        "p",
+        3,
+        "measured",
+        "run",
+        scheduled_ms=1.5,
+        sent_ms=2.0,
+        total_ms=10.25,
+        states=[("IN_QUEUE", 3.0)],
+        ok=True,
+        worker_id="w",
+    )
     assert records.from_dict(json.loads(json.dumps(records.to_dict(job)))) == job
 
 

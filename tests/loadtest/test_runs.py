@@ -59,7 +59,9 @@ async def test_a_duration_ends_a_phase_and_a_soak_has_slices(load_test: LoadTest
     assert sum(one["n"] for one in result.phase["slices"]) == result.phase["counted"]
 
 
-async def test_poisson_and_gamma_and_stages_and_replay_send_what_their_seed_says(load_test: LoadTest, tmp_path: Path) -> None:
+async def test_poisson_and_gamma_and_stages_and_replay_send_what_their_seed_says(
+    load_test: LoadTest, tmp_path: Path
+) -> None:
     trace = tmp_path / "trace.jsonl"
     trace.write_text("100.0\n" + json.dumps({"timestamp": 100.2}) + "\n100.5\n")
     shapes = [
@@ -117,11 +119,15 @@ async def test_prompts_differ_so_that_a_prefix_cache_does_not_answer(load_test: 
 
 async def test_a_guard_stops_a_run_cancels_what_is_out_and_still_reports(load_test: LoadTest) -> None:
     slow_after = 30
-    script = Script(job=lambda n: JobScript(status="FAILED", output=None, error="boom") if n < slow_after else JobScript(exec_s=60))
+    script = Script(
+        job=lambda n: JobScript(status="FAILED", output=None, error="boom") if n < slow_after else JobScript(exec_s=60)
+    )
     async with scripted(script) as server:
-        result = await load_test(server.url, "--mode", "run", "-c", "4", "--runs", "200", "--max-error-rate", "10%", "--warmup-requests", "0")
+        result = await load_test(
+            server.url, "--mode", "run", "-c", "4", "--runs", "200", "--max-error-rate", "10%", "--warmup-requests", "0"
+        )
         assert len(server.submitted) < 60
-        outstanding = [body for body in range(slow_after, len(server.submitted))]
+        outstanding = list(range(slow_after, len(server.submitted)))
         assert len(server.cancelled) == len(outstanding)
     assert result.code == 4
     assert "--max-error-rate" in result.report["stopped"]
@@ -183,7 +189,9 @@ async def test_ctrl_c_cancels_what_is_out_and_writes_the_report(tmp_path: Path, 
     script = Script(job=lambda number: JobScript(exec_s=0.05 if number < 5 else 60))
     async with scripted(script) as server:
         out = tmp_path / "run"
-        process = await start_door("--base-url", server.url, "--mode", "run", "-c", "3", "--runs", "50", "--out", str(out))
+        process = await start_door(
+            "--base-url", server.url, "--mode", "run", "-c", "3", "--runs", "50", "--out", str(out)
+        )
         async with asyncio.timeout(20):
             while len(server.submitted) < 8:
                 await asyncio.sleep(0.05)
@@ -202,12 +210,25 @@ async def test_ctrl_c_cancels_what_is_out_and_writes_the_report(tmp_path: Path, 
     assert "3 of 3 outstanding jobs were cancelled" in " ".join(result.report["notes"])
 
 
-async def test_a_killed_run_loses_no_finished_job_and_resume_cancels_its_orphans_and_completes_it(tmp_path: Path, resume: Resume) -> None:
+async def test_a_killed_run_loses_no_finished_job_and_resume_cancels_its_orphans_and_completes_it(
+    tmp_path: Path, resume: Resume
+) -> None:
     out = tmp_path / "run"
     script = Script(job=lambda number: JobScript(exec_s=60 if number in (7, 8) else 0.05))
     async with scripted(script) as server:
         process = await start_door(
-            "--base-url", server.url, "--mode", "run", "-c", "2", "--runs", "12", "--warmup-requests", "0", "--out", str(out)
+            "--base-url",
+            server.url,
+            "--mode",
+            "run",
+            "-c",
+            "2",
+            "--runs",
+            "12",
+            "--warmup-requests",
+            "0",
+            "--out",
+            str(out),
         )
         async with asyncio.timeout(20):
             while len(server.submitted) < 9:
@@ -229,9 +250,13 @@ async def test_a_killed_run_loses_no_finished_job_and_resume_cancels_its_orphans
     assert "1 unreadable lines" in notes
 
 
-@pytest.mark.parametrize("words", [["-c", "1", "2", "--runs", "8"], ["--rate", "40", "--duration", "500ms", "--warmup-requests", "0"]])
+@pytest.mark.parametrize(
+    "words", [["-c", "1", "2", "--runs", "8"], ["--rate", "40", "--duration", "500ms", "--warmup-requests", "0"]]
+)
 @pytest.mark.parametrize("keep", [0, 1, 7, 13])
-async def test_resume_equals_an_uninterrupted_run(load_test: LoadTest, resume: Resume, words: list[str], keep: int) -> None:
+async def test_resume_equals_an_uninterrupted_run(
+    load_test: LoadTest, resume: Resume, words: list[str], keep: int
+) -> None:
     async with scripted(Script(job=lambda _: JobScript(exec_s=0.01))) as server:
         whole = await load_test(server.url, *words)
         cut = await load_test(server.url, *words)
@@ -244,7 +269,9 @@ async def test_resume_equals_an_uninterrupted_run(load_test: LoadTest, resume: R
         return sorted((job.phase, job.index) for job in result.recorded.jobs if job.role == "measured" and job.ok)
 
     assert done(resumed) == done(whole)
-    assert [phase["counted"] for phase in resumed.report["phases"]] == [phase["counted"] for phase in whole.report["phases"]]
+    assert [phase["counted"] for phase in resumed.report["phases"]] == [
+        phase["counted"] for phase in whole.report["phases"]
+    ]
     assert resumed.recorded.plan["plan"] == whole.recorded.plan["plan"]
 
 

@@ -14,7 +14,9 @@ LoadTest = Callable[..., Awaitable[Result]]
 async def test_a_job_of_3450_ms_polled_at_a_fixed_gap_is_reported_within_50_ms(load_test: LoadTest, gap: str) -> None:
     script = Script(job=lambda _: JobScript(delay_s=0.65, exec_s=2.8), long_poll=False)
     async with scripted(script) as server:
-        result = await load_test(server.url, "--mode", "run", "--poll-interval", gap, "-c", "3", "--runs", "3", "--warmup-requests", "0")
+        result = await load_test(
+            server.url, "--mode", "run", "--poll-interval", gap, "-c", "3", "--runs", "3", "--warmup-requests", "0"
+        )
     assert result.phase["ok"] == 3
     for job in result.measured:
         assert job.total_ms == pytest.approx(3450, abs=50)
@@ -115,7 +117,11 @@ async def test_an_sse_stream_cut_into_single_bytes_gives_the_same_record(load_te
     async with scripted(Script(sse=lambda number: cut if number else whole)) as server:
         result = await load_test(server.url, "--mode", "openai", "-c", "1", "--runs", "2", "--warmup-requests", "0")
     a, b = result.measured
-    assert (a.ok, a.chunks, a.output_tokens, a.finish_reason) == (b.ok, b.chunks, b.output_tokens, b.finish_reason) == (True, 2, 2, "stop")
+    assert (
+        (a.ok, a.chunks, a.output_tokens, a.finish_reason)
+        == (b.ok, b.chunks, b.output_tokens, b.finish_reason)
+        == (True, 2, 2, "stop")
+    )
 
 
 async def test_the_first_chunk_of_a_runpod_stream_lies_between_its_two_bounds(load_test: LoadTest) -> None:
@@ -135,7 +141,9 @@ async def test_the_first_chunk_of_a_runpod_stream_lies_between_its_two_bounds(lo
 async def test_every_state_is_recorded_with_the_time_it_was_seen(load_test: LoadTest) -> None:
     script = Script(job=lambda _: JobScript(delay_s=0.3, exec_s=0.4), long_poll=False)
     async with scripted(script) as server:
-        result = await load_test(server.url, "--mode", "run", "--poll-interval", "50ms", "-c", "1", "--runs", "1", "--warmup-requests", "0")
+        result = await load_test(
+            server.url, "--mode", "run", "--poll-interval", "50ms", "-c", "1", "--runs", "1", "--warmup-requests", "0"
+        )
     job = result.measured[0]
     states = [state for state, _ in job.states]
     assert states == ["IN_QUEUE", "IN_PROGRESS", "COMPLETED"]

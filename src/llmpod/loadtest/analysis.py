@@ -3,7 +3,7 @@
 import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from llmpod.loadtest.classify import ERROR_CLASSES, WARNINGS
@@ -38,7 +38,7 @@ class View:
     percentiles: tuple[float, ...] = (50.0, 90.0, 95.0, 99.0)
     slos: tuple[Slo, ...] = ()
     goodput: tuple[tuple[str, float], ...] = ()  # (metric, ms): a good request meets all of them
-    scaler: Scaler = Scaler()
+    scaler: Scaler = field(default_factory=Scaler)
     usd_per_hour: float | None = None
     slice_s: float | None = None
     allow_worker_change: bool = False
@@ -210,7 +210,8 @@ def window(measured: Sequence[Job]) -> tuple[float, float]:
 
 
 def rates(phase: Phase, measured: Sequence[Job]) -> tuple[float | None, float | None]:
-    """(asked for, sent) per second. What was asked for is the schedule as drawn: a Poisson draw is not this client's fault."""
+    """(asked for, sent) per second. What was asked for is the schedule as drawn: a Poisson draw is not this client's
+    fault."""
     if phase.kind == "closed":
         return None, None
     due = [job.scheduled_ms for job in measured if job.scheduled_ms is not None]

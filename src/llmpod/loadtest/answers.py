@@ -17,7 +17,8 @@ class Answer:
 
 
 def read_output(output: Any) -> Answer:
-    """Reads llmpod's native shape, OpenAI's, and the official vLLM worker's; a list is read as the chunks of one answer."""
+    """Reads llmpod's native shape, OpenAI's, and the official vLLM worker's; a list is read as the chunks of one
+    answer."""
     if isinstance(output, str):
         return Answer(text=output)
     if isinstance(output, list):

@@ -1,7 +1,9 @@
 """When requests are due: schedules, made from a seed before the first request leaves.
 
-Every open shape is the same two things: a rate that changes with time (a chain of straight lines), and a stream of "units of work
-due" that is mapped through the rate's integral. Constant arrivals take the units 0, 1, 2, …; Poisson and gamma arrivals take random
+Every open shape is the same two things: a rate that changes with time (a chain of straight lines), and a stream of
+"units of work
+due" that is mapped through the rate's integral. Constant arrivals take the units 0, 1, 2, …; Poisson and gamma
+arrivals take random
 gaps of mean 1. So a Poisson ramp, or gamma stages, need no code of their own.
 """
 
@@ -26,7 +28,8 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Arrivals:
-    """`burstiness`: None is constant spacing, 1 is Poisson, below 1 is burstier than Poisson (gamma gaps of that shape)."""
+    """`burstiness`: None is constant spacing, 1 is Poisson, below 1 is burstier than Poisson (gamma gaps of that
+    shape)."""
 
     segments: tuple[Segment, ...]
     burstiness: float | None = None

@@ -1,6 +1,7 @@
 """RunPod's limits, kept on the client's side, so that a load test measures the endpoint and not its own 429s.
 
-RunPod counts requests per operation in any 10 s, and how many run at once. A token bucket whose burst is a tenth of the allowance
+RunPod counts requests per operation in any 10 s, and how many run at once. A token bucket whose burst is a tenth of
+the allowance
 and whose refill is the other nine tenths spread over 10 s can, in no 10 s, let more than the allowance through.
 """
 
@@ -38,7 +39,8 @@ RUNPOD_LIMITS: dict[str, Limit] = {
 class TokenBucket:
     """Pure arithmetic on a clock that the caller passes in.
 
-    `take(now)` books one token and returns the seconds to wait until it is there. Tokens may be booked ahead, first come, first
+    `take(now)` books one token and returns the seconds to wait until it is there. Tokens may be booked ahead, first
+    come, first
     served: a booked token is never taken back, so callers do not race.
     """
 

@@ -29,7 +29,8 @@ SHOWN = (50.0, 95.0, 99.0)
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One rate on one fleet, simulated. `usd_per_h` counts every worker as up all the time (or as the autoscaler had them)."""
+    """One rate on one fleet, simulated. `usd_per_h` counts every worker as up all the time (or as the autoscaler had
+    them)."""
 
     rate_per_s: float
     fleet: str
@@ -118,7 +119,8 @@ def simulate_rate(
 
 
 def smallest_fleet(found: Fit, rate_per_s: float, slos: Sequence[Slo], most: int, **how: Any) -> list[Answer]:
-    """The answers that were tried, ascending: the last is the smallest fleet that holds (or the largest allowed, which does not)."""
+    """The answers that were tried, ascending: the last is the smallest fleet that holds (or the largest allowed, which
+    does not)."""
 
     def at(workers: int) -> Answer:
         return simulate_rate(found, Fixed((0.0,) * workers), f"{workers}", rate_per_s, slos, **how)
@@ -216,7 +218,8 @@ def _show(found: Fit, answers: Sequence[Answer], slos: Sequence[Slo], console: C
     ordered = sorted(service.exec_s)
     console.print(
         f"fitted to {found.jobs} jobs: execution p50 {show_ms(ordered[len(ordered) // 2] * 1000)}, "
-        f"{show_ms(service.pickup_idle_s * 1000)} to an idle worker, {show_ms(service.pickup_busy_s * 1000)} between two jobs, "
+        f"{show_ms(service.pickup_idle_s * 1000)} to an idle worker, "
+        f"{show_ms(service.pickup_busy_s * 1000)} between two jobs, "
         f"reply {show_ms(service.reply_s * 1000)}, {service.slots} at once per worker"
         + (f" (each neighbour slows by {service.slowdown:.0%})" if service.slowdown else "")
         + f"; at most {show_rate(service.per_worker_per_s)} per worker"

@@ -71,7 +71,8 @@ def terminal_class(status: str, output: Any, error: Any) -> tuple[str | None, st
 
 
 def output_error(output: Any) -> str | None:
-    """The text of an error that hides in a COMPLETED job's output: a dict's `error`, or that of one of a list's items."""
+    """The text of an error that hides in a COMPLETED job's output: a dict's `error`, or that of one of a list's
+    items."""
     items = output if isinstance(output, list) else [output]
     for item in items:
         if isinstance(item, dict) and item.get("error"):
@@ -97,7 +98,8 @@ def is_empty(output: Any) -> bool:
 def error_text(error: Any) -> str | None:
     """One line, at most 300 characters, of whatever stands in an `error` field.
 
-    RunPod sends a string that is often JSON (`error_type`, `error_message`, a long traceback); the type and the message are
+    RunPod sends a string that is often JSON (`error_type`, `error_message`, a long traceback); the type and the
+    message are
     what a report groups by.
     """
     if error is None or error == "":

@@ -215,13 +215,15 @@ def _facts(phase: PhaseReport) -> list[RenderableType]:
         say("timeline", f"live {line}  wanted {wanted}{assumed}")
         say(
             "",
-            f"short of workers {show_duration(health.short_s)}, throttled {show_duration(health.throttled_s)}, queue at most {health.queued_max}",
+            f"short of workers {show_duration(health.short_s)}, throttled "
+            f"{show_duration(health.throttled_s)}, queue at most {health.queued_max}",
         )
     if phase.little is not None:
         law = phase.little
         say(
             "Little",
-            f"{law.throughput_per_s:.2f}/s x {show_ms(law.latency_s * 1000)} = {law.ratio * law.clients:.2f} of {law.clients} clients",
+            f"{law.throughput_per_s:.2f}/s x {show_ms(law.latency_s * 1000)} = "
+            f"{law.ratio * law.clients:.2f} of {law.clients} clients",
         )
     if len(phase.slices) > 2:
         line = sparkline([one.p50_ms for one in phase.slices])

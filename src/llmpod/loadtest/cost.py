@@ -1,4 +1,5 @@
-"""What it cost, as far as a client can tell: an estimate from below and one from above, never one number that pretends."""
+"""What it cost, as far as a client can tell: an estimate from below and one from above, never one number that
+pretends."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +10,8 @@ from llmpod.loadtest.records import Job
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """US dollars. `exec_usd`: execution time at the GPU's price. `workers_usd`: all live (and initializing) worker time of the
+    """US dollars. `exec_usd`: execution time at the GPU's price. `workers_usd`: all live (and initializing) worker
+    time of the
     window, which is nearer to the bill; None without /health. `per_1k_*` are from `workers_usd` where there is one."""
 
     usd_per_hour: float

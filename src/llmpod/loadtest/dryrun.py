@@ -50,7 +50,8 @@ def lines(plan: Plan, view: View, base_url: str, payloads: Payloads, options: ar
         out.append("cost: unknown without --gpu-price")
     elif cost is not None:
         out.append(
-            f"cost: about {show_usd(cost)} of execution if a job runs {TYPICAL_EXEC_S:g} s; idle and starting workers come on top"
+            f"cost: about {show_usd(cost)} of execution if a job runs {TYPICAL_EXEC_S:g} s; idle and "
+            f"starting workers come on top"
         )
     else:
         out.append(f"cost: at most ${view.usd_per_hour:g} per hour and worker that is up")

@@ -15,7 +15,10 @@ def why(report: "PhaseReport") -> str:
         return "Nothing was measured."
     if report.ok == 0:
         first = report.failures[0]
-        return f"Nothing succeeded: {first.n} of {report.counted} jobs ended as {first.error_class} ({first.example or first.meaning})."
+        return (
+            f"Nothing succeeded: {first.n} of {report.counted} jobs ended as {first.error_class} "
+            f"({first.example or first.meaning})."
+        )
     parts = [part for part in (_workers_missing(report), _cold(report), _two_states(report)) if part]
     if not parts:
         parts = [_where(report)]
@@ -72,7 +75,8 @@ def _two_states(report: "PhaseReport") -> str | None:
     if between > 0.2 * len(middles):
         return None
     return (
-        f"Two states, not one: {slow} of {len(middles)} slices have a p50 near {show_ms(high)}, the others near {show_ms(low)}; "
+        f"Two states, not one: {slow} of {len(middles)} slices have a p50 near {show_ms(high)}, the others "
+        f"near {show_ms(low)}; "
         f"look at what changed between them (workers, usually)."
     )
 
@@ -83,13 +87,17 @@ def _where(report: "PhaseReport") -> str:
         if ttft is not None and (found := ttft.at(50.0)) is not None:
             total = report.rows["total"].mean_ms
             return (
-                f"Queue and execution are not measurable on this route; the first token took {ttft.mean_ms / total:.0%} of the mean "
+                f"Queue and execution are not measurable on this route; the first token took "
+                f"{ttft.mean_ms / total:.0%} of the mean "
                 f"total (p50 {show_ms(found.value)}), the queue included."
             )
         return "The endpoint reports neither queue nor execution time, so where the time went is not known."
     mean, p95 = report.shares[0], report.shares[-1]
     biggest = _biggest(mean)
-    text = f"{biggest[0]} is {biggest[1] / max(mean.total_ms, 1e-9):.0%} of the mean total ({show_ms(biggest[1])} of {show_ms(mean.total_ms)})"
+    text = (
+        f"{biggest[0]} is {biggest[1] / max(mean.total_ms, 1e-9):.0%} of the mean total "
+        f"({show_ms(biggest[1])} of {show_ms(mean.total_ms)})"
+    )
     tail = _biggest(p95)
     if tail[0] != biggest[0]:
         text += f"; at p95 it is {tail[0].lower()} ({show_ms(tail[1])} of {show_ms(p95.total_ms)})"

@@ -36,7 +36,8 @@ def fit(jobs: Sequence[Job]) -> Fit:
     ]
     if len(whole) < ENOUGH:
         raise UsageError(
-            f"capacity needs at least {ENOUGH} successful jobs with delayTime and executionTime; these runs have {len(whole)} "
+            f"capacity needs at least {ENOUGH} successful jobs with delayTime and executionTime; these runs "
+            f"have {len(whole)} "
             "(--mode runsync, run and stream record them)"
         )
     notes: list[str] = []
@@ -71,11 +72,14 @@ def fit(jobs: Sequence[Job]) -> Fit:
 
 
 def _pickup_idle_s(warm: Sequence[Job], per_worker: dict[str, list[Job]], notes: list[str]) -> float:
-    """What a job waits although a worker is free: the delay of jobs whose worker had rested, else that of a lone client's jobs."""
+    """What a job waits although a worker is free: the delay of jobs whose worker had rested, else that of a lone
+    client's jobs."""
     rested = []
     for some in per_worker.values():
         end_ms = None
-        for (_, until), job in sorted(((span, job) for job in some if (span := execution_span(job))), key=lambda one: one[0]):
+        for (_, until), job in sorted(
+            ((span, job) for job in some if (span := execution_span(job))), key=lambda one: one[0]
+        ):
             if end_ms is not None and (job.sent_ms or 0.0) > end_ms + RESTED_MS:
                 rested.append(job.delay_ms or 0.0)
             end_ms = max(end_ms or 0.0, until)
@@ -87,7 +91,9 @@ def _pickup_idle_s(warm: Sequence[Job], per_worker: dict[str, list[Job]], notes:
     lone = [job.delay_ms or 0.0 for some in by_phase.values() if _most_open(some) <= 1 for job in some]
     if len(lone) >= 5:
         return median(lone) / 1000
-    notes.append("no phase had one client at a time: the delay on an idle worker is taken from the shortest tenth of all")
+    notes.append(
+        "no phase had one client at a time: the delay on an idle worker is taken from the shortest tenth of all"
+    )
     return nearest_rank(sorted(job.delay_ms or 0.0 for job in warm), 10) / 1000
 
 
@@ -105,7 +111,8 @@ def _most_open(jobs: Sequence[Job]) -> int:
 
 
 def _pickup_busy_s(per_worker: dict[str, list[Job]], slots: int) -> float | None:
-    """The gap between a job's end and the start of one that was already waiting. For several slots: what is left of the delay when a
+    """The gap between a job's end and the start of one that was already waiting. For several slots: what is left of
+    the delay when a
     slot came free, which the overlap hides; then the shortest waits tell."""
     gaps = []
     for some in per_worker.values():

@@ -1,4 +1,5 @@
-"""When to stop before the plan is done: too expensive, too many failures, nobody there, or an SLO that cannot be met any more."""
+"""When to stop before the plan is done: too expensive, too many failures, nobody there, or an SLO that cannot be met
+any more."""
 
 from dataclasses import dataclass, field
 
@@ -20,7 +21,8 @@ class Stop:
 class Guards:
     """Fed with every finished job; `check` answers with a Stop, once there is a reason.
 
-    The cost is an estimate that grows while the run goes on: execution time seen so far, at the GPU's price. RunPod bills workers,
+    The cost is an estimate that grows while the run goes on: execution time seen so far, at the GPU's price. RunPod
+    bills workers,
     idle time included, so the bill is higher.
     """
 

@@ -1,5 +1,6 @@
 """The endpoint's own timeline, from /health samples: how many workers there were, and how many the load wanted."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -81,13 +82,14 @@ def points(samples: Sequence[dict[str, Any]], scaler: Scaler) -> list[Point]:
 def report(samples: Sequence[dict[str, Any]], scaler: Scaler, start_ms: float, end_ms: float) -> HealthReport | None:
     """The timeline between two moments; None when /health said nothing in between.
 
-    A worker count counts as changed only when a new value holds for two samples in a row: the counts of idle and running are not
+    A worker count counts as changed only when a new value holds for two samples in a row: the counts of idle and
+    running are not
     taken at one instant on the other side.
     """
     inside = [point for point in points(samples, scaler) if start_ms <= point.t_ms <= end_ms]
     if not inside:
         return None
-    lasting = {a.live for a, b in zip(inside, inside[1:], strict=False) if a.live == b.live} or {p.live for p in inside}
+    lasting = {a.live for a, b in itertools.pairwise(inside) if a.live == b.live} or {p.live for p in inside}
     short = throttled = initializing = 0.0
     for point, after in zip(inside, [*inside[1:], None], strict=True):
         seconds = ((after.t_ms if after else end_ms) - point.t_ms) / 1000

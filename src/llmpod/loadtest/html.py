@@ -43,18 +43,20 @@ def page(report: Report, jobs: Sequence[Job]) -> str:
     return template.substitute(
         title="Load test report",
         subtitle=escape(
-            f"{meta.get('endpoint', '')} · mode {report.plan.mode} · seed {report.plan.seed} · {meta.get('started_at', '')}"
+            f"{meta.get('endpoint', '')} · mode {report.plan.mode} · seed {report.plan.seed} · "
+            f"{meta.get('started_at', '')}"
         ),
         body="\n".join(body),
     )
 
 
 def _banner(report: Report) -> str:
-    words, _ = HEADLINES[report.exit_code] if report.exit_code in HEADLINES else ("", "")
+    words, _ = HEADLINES.get(report.exit_code, ("", ""))
     if report.exit_code is Exit.PASS and not any(phase.verdicts for phase in report.phases):
         words = "Done; no objectives were given"
     out = [
-        f'<section class="card banner {TONE.get(report.exit_code, "fail")}"><strong id="verdict">{escape(words)}</strong>'
+        f'<section class="card banner {TONE.get(report.exit_code, "fail")}"><strong '
+        f'id="verdict">{escape(words)}</strong>'
     ]
     out.append(f' <span class="dim">exit code {int(report.exit_code)}</span>')
     if report.stopped:
@@ -95,7 +97,8 @@ def _phase(phase: PhaseReport, jobs: Sequence[Job]) -> str:
     left_out = ", ".join(f"{count} {name}" for name, count in phase.excluded.items() if count) or "none"
     out = [
         f'<section class="card phase"><h2>{escape(phase.phase.name)}</h2>',
-        f'<span class="dim">{phase.phase.shape}, {show_duration(phase.window_s)} measured; not counted: {escape(left_out)}</span>',
+        f'<span class="dim">{phase.phase.shape}, {show_duration(phase.window_s)} measured; not counted: '
+        f"{escape(left_out)}</span>",
         f'<p class="why">{escape(phase.why)}</p>',
         _numbers(phase),
         _doubts(phase),
@@ -177,12 +180,14 @@ def _latencies(phase: PhaseReport) -> str:
         size = f"{row.n}" + (f"<small>n_eff {row.n_eff:.0f}</small>" if row.n_eff < 0.9 * row.n else "")
         mean = escape(show_ms(row.mean_ms))
         rows.append(
-            f'<tr><td>{name}<small>{escape(MEANING[name])}</small></td>{cells}<td class="r">{mean}</td><td class="r">{size}</td></tr>'
+            f'<tr><td>{name}<small>{escape(MEANING[name])}</small></td>{cells}<td class="r">{mean}</td><td '
+            f'class="r">{size}</td></tr>'
         )
         if phase.failed and row.adjusted is not None:
             cells = "".join(f'<td class="r">{escape(show_ms(row.adjusted[f"p{p:g}"]))}</td>' for p in ps)
             rows.append(
-                f"<tr><td>{name}<small>failed jobs counted as infinitely slow</small></td>{cells}<td></td><td></td></tr>"
+                f"<tr><td>{name}<small>failed jobs counted as infinitely "
+                f"slow</small></td>{cells}<td></td><td></td></tr>"
             )
     head = f'<tr><th>latency</th>{heads}<th class="r">mean</th><th class="r">n</th></tr>'
     return f'<h3>Latency, with 95 % intervals</h3><div class="scroll"><table>{head}{"".join(rows)}</table></div>'
@@ -301,7 +306,8 @@ def _workers(phase: PhaseReport) -> str:
         health = phase.health
         assumed = "; wanted assumes one job per worker" if health.scaler_assumed else ""
         out += (
-            f"<h3>Workers and queue, from /health</h3>{drawn}<p class='dim'>short of workers for {show_duration(health.short_s)} of "
+            f"<h3>Workers and queue, from /health</h3>{drawn}<p class='dim'>short of workers for "
+            f"{show_duration(health.short_s)} of "
             f"{show_duration(health.span_s)}, throttled for {show_duration(health.throttled_s)} (shaded){assumed}</p>"
         )
     if phase.workers:
@@ -345,7 +351,8 @@ def _failures(phase: PhaseReport) -> str:
     if not phase.failures:
         return ""
     rows = "".join(
-        f'<tr><td class="bad">{escape(one.error_class)}<small>{escape(one.meaning)}</small></td><td class="r">{one.n}</td>'
+        f'<tr><td class="bad">{escape(one.error_class)}<small>{escape(one.meaning)}</small></td><td '
+        f'class="r">{one.n}</td>'
         f"<td><code>{escape(one.example)}{escape(f' [{one.job_id}]') if one.job_id else ''}</code></td></tr>"
         for one in phase.failures
     )
@@ -357,7 +364,10 @@ def _methods(report: Report) -> str:
     meta = "".join(
         f"<tr><td>{escape(str(name))}</td><td>{escape(str(value))}</td></tr>" for name, value in report.meta.items()
     )
-    return f'<section class="card"><h2>How this was measured</h2><table>{rows}</table><details><summary>Run</summary><table>{meta}</table></details></section>'
+    return (
+        f'<section class="card"><h2>How this was '
+        f"measured</h2><table>{rows}</table><details><summary>Run</summary><table>{meta}</table></details></section>"
+    )
 
 
 def show_seconds(seconds: float) -> str:

@@ -18,9 +18,11 @@ BAD_POLLS_IN_A_ROW = 8
 
 
 async def runsync(rig: Rig, job: Job, body: dict[str, Any]) -> None:
-    """POST /runsync?wait=…: usually one request. When the wait ends first, HTTP 200 brings a job that is not done: it is followed."""
+    """POST /runsync?wait=…: usually one request. When the wait ends first, HTTP 200 brings a job that is not done: it
+    is followed."""
     deadline_s = _deadline(rig)
-    # The wait ends before the client's patience does: otherwise the id, and with it the means to cancel, would never arrive.
+    # The wait ends before the client's patience does: otherwise the id, and with it the means to cancel, would never
+    # arrive.
     wait_s = min(max(min(rig.options.wait_s, rig.options.timeout_s - 1.0), SHORTEST_WAIT_S), LONGEST_WAIT_S)
     path = f"/runsync?wait={int(wait_s * 1000)}"
     reply = await submit(rig, job, "runsync", path, body, deadline_s)
@@ -152,7 +154,8 @@ async def follow(rig: Rig, job: Job, reply: Reply, deadline_s: float) -> None:
 
 
 async def _ask(rig: Rig, job: Job, long: bool, left_s: float) -> Reply:
-    """One question about a job: a long poll where the service has it. The first 404 of one is checked against /status."""
+    """One question about a job: a long poll where the service has it. The first 404 of one is checked against
+    /status."""
     if not long:
         return await rig.client.call("status", "GET", f"/status/{job.job_id}", timeout_s=min(left_s, 30), quick=True)
     wait_s = min(max(left_s - 0.5, SHORTEST_WAIT_S), 90.0)

@@ -1,7 +1,9 @@
 """The run on disk, line by line, before anybody is told about it.
 
-`requests.jsonl` has one line per finished job; `events.jsonl` has what happened around them: sessions, phases, the ids of accepted
-jobs (so that a run that was killed can be cleaned up), aborts. A line is handed to the kernel before `append` returns: a crash of
+`requests.jsonl` has one line per finished job; `events.jsonl` has what happened around them: sessions, phases, the ids
+of accepted
+jobs (so that a run that was killed can be cleaned up), aborts. A line is handed to the kernel before `append` returns:
+a crash of
 this process loses nothing, and a crash of the machine loses at most what the kernel had not yet written.
 """
 
@@ -17,11 +19,15 @@ from llmpod.loadtest.errors import DirectoryError
 from llmpod.loadtest.records import Job
 
 FORMAT = 1
+# Made once: json.dumps with options builds an encoder per call, which a run of thousands of requests per second would
+# feel.
+_encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False, default=str).encode
 REQUESTS, EVENTS, HEALTH, RUN, PLAN = "requests.jsonl", "events.jsonl", "health.jsonl", "run.json", "plan.json"
 
 
 class LineFile:
-    """Append-only JSON lines, unbuffered. A torn last line (from a crash) is completed with a line end before the first append."""
+    """Append-only JSON lines, unbuffered. A torn last line (from a crash) is completed with a line end before the
+    first append."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -34,7 +40,7 @@ class LineFile:
             raise DirectoryError(f"cannot write {path}: {error.strerror or error}") from None
 
     def append(self, value: dict[str, Any]) -> None:
-        line = json.dumps(value, separators=(",", ":"), allow_nan=False, default=str).encode() + b"\n"
+        line = _encode(value).encode() + b"\n"
         try:
             self._file.write(line)
         except OSError as error:
@@ -76,7 +82,8 @@ class Journal:
 
 @dataclass(slots=True)
 class Recorded:
-    """What a directory holds. `unreadable` counts lines that are no records (the torn end of a crashed run, usually one)."""
+    """What a directory holds. `unreadable` counts lines that are no records (the torn end of a crashed run, usually
+    one)."""
 
     plan: dict[str, Any]
     jobs: list[Job]

@@ -1,7 +1,10 @@
-"""The old script's CSVs, read again: ok,status,latency_ms,tokens_generated in the order of completion, and nothing else.
+"""The old script's CSVs, read again: ok,status,latency_ms,tokens_generated in the order of completion, and nothing
+else.
 
-What the file does not say is worked out where that is possible, and named where it is not: the phases (given by --concurrency), when
-each request was sent (a client's next request follows its last answer), which "successes" were none, and how many workers there were
+What the file does not say is worked out where that is possible, and named where it is not: the phases (given by
+--concurrency), when
+each request was sent (a client's next request follows its last answer), which "successes" were none, and how many
+workers there were
 (N clients on m workers, each S seconds per job, wait N*S/m: Little's law).
 """
 
@@ -47,7 +50,8 @@ class OldRow:
 
 @dataclass(frozen=True, slots=True)
 class OldPhase:
-    """One phase of an old file. `steady_*` leave out the first 2N jobs: the queue fills up, the first job wakes a worker."""
+    """One phase of an old file. `steady_*` leave out the first 2N jobs: the queue fills up, the first job wakes a
+    worker."""
 
     name: str
     concurrency: int
@@ -108,7 +112,8 @@ def split(rows: Sequence[OldRow], levels: Sequence[int], path: Path) -> list[tup
 
 
 def rebuild(name: str, level: int, rows: Sequence[OldRow], start_ms: float) -> OldPhase:
-    """Rows in completion order become jobs with times: the client that has waited longest is the one that was answered."""
+    """Rows in completion order become jobs with times: the client that has waited longest is the one that was
+    answered."""
     sent = [start_ms] * level
     heapq.heapify(sent)
     jobs = []
@@ -149,7 +154,8 @@ def import_files(paths: Sequence[Path], levels: Sequence[int]) -> list[OldPhase]
 
 
 def cycle_ms(phases: Sequence[OldPhase]) -> float | None:
-    """What one worker takes per job, dead time included: the steady latency of a single client. None without such a phase."""
+    """What one worker takes per job, dead time included: the steady latency of a single client. None without such a
+    phase."""
     alone = sorted(phase.steady_p50_ms for phase in phases if phase.concurrency == 1 and phase.steady_p50_ms)
     return nearest_rank(alone, 50) if alone else None
 
@@ -161,7 +167,8 @@ def story(phases: Sequence[OldPhase], cycle: float | None) -> list[str]:
         expired = sum(1 for job in phase.jobs if job.error_class == "wait_expired")
         if expired:
             out.append(
-                f"{phase.name}: {expired} of {len(phase.jobs)} 'successes' is a /runsync wait that expired after 90 s; the job was left behind"
+                f"{phase.name}: {expired} of {len(phase.jobs)} 'successes' is a /runsync wait that expired "
+                f"after 90 s; the job was left behind"
             )
         totals = sorted(job.total_ms for job in phase.jobs if job.total_ms is not None)
         if not totals or phase.steady_p50_ms is None:
@@ -169,7 +176,10 @@ def story(phases: Sequence[OldPhase], cycle: float | None) -> list[str]:
         if len(phase.jobs) >= LONG_RUN:
             out.append(_regimes(phase))
             continue
-        words = f"{phase.name}: steady p50 {show_ms(phase.steady_p50_ms)} (the old script's p50 was {show_ms(nearest_rank(totals, 50))})"
+        words = (
+            f"{phase.name}: steady p50 {show_ms(phase.steady_p50_ms)} (the old script's p50 was "
+            f"{show_ms(nearest_rank(totals, 50))})"
+        )
         workers = phase.workers(cycle) if cycle else None
         if workers is not None and cycle is not None:
             count = max(1, round(workers))
@@ -196,8 +206,10 @@ def _regimes(phase: OldPhase) -> str:
     if _percentile(phase, 90) < 1.6 * _percentile(phase, 10):
         return f"{phase.name}: one state for {show_duration(whole_ms / 1000)}"
     return (
-        f"{phase.name}: two states: {slow_ms / 60_000:.1f} of {whole_ms / 60_000:.1f} min at about {show_ms(_percentile(phase, 90))}, "
-        f"the rest at {show_ms(_percentile(phase, 10))}: half of the workers were missing, and no percentile of the whole describes either"
+        f"{phase.name}: two states: {slow_ms / 60_000:.1f} of {whole_ms / 60_000:.1f} min at about "
+        f"{show_ms(_percentile(phase, 90))}, "
+        f"the rest at {show_ms(_percentile(phase, 10))}: half of the workers were missing, and no "
+        f"percentile of the whole describes either"
     )
 
 

@@ -1,4 +1,5 @@
-"""Little's law as a check on a closed loop: clients = throughput x latency, or the measurement is not of a steady state."""
+"""Little's law as a check on a closed loop: clients = throughput x latency, or the measurement is not of a steady
+state."""
 
 import math
 from collections.abc import Sequence
@@ -11,7 +12,8 @@ BATCHES = 8
 
 @dataclass(frozen=True, slots=True)
 class Little:
-    """`ratio` = throughput * mean latency / clients. 1 within its error means: steady, and the clients were never idle."""
+    """`ratio` = throughput * mean latency / clients. 1 within its error means: steady, and the clients were never
+    idle."""
 
     clients: int
     throughput_per_s: float
@@ -22,7 +24,8 @@ class Little:
 
 
 def little(jobs: Sequence[Job], clients: int, window_start_ms: float, window_end_ms: float) -> Little | None:
-    """From the jobs (of any role) that ended inside the window, split into batches whose means are nearly independent."""
+    """From the jobs (of any role) that ended inside the window, split into batches whose means are nearly
+    independent."""
     ended = sorted(
         (job.done_ms, job.done_ms - job.sent_ms)
         for job in jobs

@@ -109,14 +109,16 @@ class Plain(Watching):
         jobs = self.recent()
         workers = f"  workers {self.health.live}" if self.health.live is not None else ""
         sys.stderr.write(
-            f"{show_duration(monotonic() - self.begun_s):>8}  {phase.name if phase else '-'}  {done}{of} done  {failed} failed  "
+            f"{show_duration(monotonic() - self.begun_s):>8}  {phase.name if phase else '-'}  {done}{of} "
+            f"done  {failed} failed  "
             f"{self.runner.tally.in_flight} in flight  p50/p95 total {percentile_text(jobs, 'total_ms')}  "
             f"delay {percentile_text(jobs, 'delay_ms')}  exec {percentile_text(jobs, 'exec_ms')}{workers}\n"
         )
 
 
 class Panel(Watching):
-    """A few lines that renew themselves twice a second. Rendering costs milliseconds of the measuring loop: hence seldom."""
+    """A few lines that renew themselves twice a second. Rendering costs milliseconds of the measuring loop: hence
+    seldom."""
 
     every_s = 0.5
 
@@ -143,7 +145,8 @@ class Panel(Watching):
         phase = tally.phase
         head = Text.assemble(
             (f"{phase.name if phase else 'starting'}", "bold"),
-            f"  phase {tally.phase_number} of {len(self.setup.plan.phases)}  {show_duration(monotonic() - self.begun_s)}  ",
+            f"  phase {tally.phase_number} of {len(self.setup.plan.phases)}  "
+            f"{show_duration(monotonic() - self.begun_s)}  ",
             (self.setup.base_url, "dim"),
         )
         share = min(1.0, done / planned) if planned else self._time_share()

@@ -37,7 +37,8 @@ FAILURE_AWARE = frozenset({"total", "scheduled", "ttft"})
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One metric of one phase. `missing`: successful jobs that did not report it. `adjusted`: p -> percentile with every failed
+    """One metric of one phase. `missing`: successful jobs that did not report it. `adjusted`: p -> percentile with
+    every failed
     job counted as infinitely slow; None where failures say nothing about the metric."""
 
     metric: str
@@ -60,7 +61,8 @@ def row(
 ) -> Row | None:
     """The row of a metric over successful jobs in order of sending; None when no job has it.
 
-    `block_s` asks for block-bootstrap intervals (long runs, whose conditions change); without enough blocks it is order statistics.
+    `block_s` asks for block-bootstrap intervals (long runs, whose conditions change); without enough blocks it is
+    order statistics.
     """
     read = METRICS[metric]
     pairs = [(value, (job.sent_ms or 0.0) / 1000) for job in ok if (value := read(job)) is not None]
@@ -129,7 +131,6 @@ def shares(ok: Sequence[Job]) -> tuple[Share, ...]:
             math.fsum(job.overhead_ms or 0.0 for job in some) / count,
         )
 
-    places = [("mean", ranked)]
-    for p in (50, 95):
-        places.append((f"at p{p}", [ranked[max(0, math.ceil(p / 100 * len(ranked)) - 1)]]))
+    at = {p: ranked[max(0, math.ceil(p / 100 * len(ranked)) - 1)] for p in (50, 95)}
+    places = [("mean", ranked), *((f"at p{p}", [job]) for p, job in at.items())]
     return tuple(of(label, some) for label, some in places)

@@ -1,4 +1,5 @@
-"""The command line. Names that people know from other tools are aliases of ours; the old script's flags mean what they meant."""
+"""The command line. Names that people know from other tools are aliases of ours; the old script's flags mean what they
+meant."""
 
 import argparse
 import math
@@ -14,7 +15,7 @@ COMMANDS = ("run", "report", "compare", "resume", "capacity")
 PROG = "rp_load_test.py"
 
 EPILOG = """\
-exit codes:  0 pass   1 the run could not be done   2 usage   3 an SLO failed   4 stopped by a guard (cost, errors, --abort-on-fail)
+exit codes:  0 pass   1 the run could not be done   2 usage   3 an SLO failed   4 stopped by a guard
              5 the numbers are not to be believed   130 interrupted (the report is still written)
 
 commands:    run (the default), report DIR, compare A B, resume DIR, capacity DIR...   each has its own --help

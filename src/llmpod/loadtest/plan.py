@@ -1,4 +1,5 @@
-"""What a run is going to do, decided before it starts: phases on plain data, so that a plan can be printed, priced and resumed."""
+"""What a run is going to do, decided before it starts: phases on plain data, so that a plan can be printed, priced and
+resumed."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -58,7 +59,8 @@ class Phase:
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """A ladder of closed-loop phases that stops climbing when an SLO breaks or more clients bring no more throughput."""
+    """A ladder of closed-loop phases that stops climbing when an SLO breaks or more clients bring no more
+    throughput."""
 
     rungs: tuple[int, ...]
     auto: bool
@@ -77,7 +79,8 @@ def to_dict(plan: Plan) -> dict[str, Any]:
 
 
 def from_dict(data: dict[str, Any]) -> Plan:
-    """The inverse of `to_dict`. Raises UsageError when the plan was written by a version with another idea of a phase."""
+    """The inverse of `to_dict`. Raises UsageError when the plan was written by a version with another idea of a
+    phase."""
     try:
         phases = []
         for raw in data["phases"]:

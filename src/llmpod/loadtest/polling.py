@@ -11,7 +11,8 @@ KEPT = 200
 
 @dataclass(slots=True)
 class PollPace:
-    """Asks first when a job of this run can be done (the p10 of those before it), then every 2 % of its age, 50 ms at least.
+    """Asks first when a job of this run can be done (the p10 of those before it), then every 2 % of its age, 50 ms at
+    least.
 
     `fixed_s` overrules both: a constant gap, as most clients have it.
     """

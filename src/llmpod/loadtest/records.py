@@ -1,6 +1,7 @@
 """One job, as it is measured and as it stands in requests.jsonl.
 
-Times are milliseconds on the run's monotonic clock, 0 being the start of the run; `sent_at` is the one wall-clock stamp. A record is
+Times are milliseconds on the run's monotonic clock, 0 being the start of the run; `sent_at` is the one wall-clock
+stamp. A record is
 filled in while its job runs and is not changed once it is written.
 """
 
@@ -75,7 +76,8 @@ class Job:
 
     @property
     def ttft_ms(self) -> float | None:
-        """First token or chunk after sending. None when the mode does not stream: the whole answer is no first token."""
+        """First token or chunk after sending. None when the mode does not stream: the whole answer is no first
+        token."""
         if self.first_chunk_ms is None or self.sent_ms is None:
             return None
         return self.first_chunk_ms - self.sent_ms

@@ -19,9 +19,11 @@ METHODS = {
     "clock": "monotonic (perf_counter); timestamps are UTC",
     "percentiles": "nearest rank, over successful measured jobs",
     "adjusted percentiles": "the same with every failed job counted as infinitely slow; objectives are judged on these",
-    "intervals": "95 %, distribution-free, from order statistics at n_eff; block bootstrap for soaks and runs of 10 min and more",
+    "intervals": "95 %, distribution-free, from order statistics at n_eff; block bootstrap for soaks and "
+    "runs of 10 min and more",
     "n_eff": "n(1-r)/(1+r), r = lag-1 autocorrelation in order of sending",
-    "polled totals": "clamp(rtt_min + delayTime + executionTime) between the last unfinished poll sent and the final one received",
+    "polled totals": "clamp(rtt_min + delayTime + executionTime) between the last unfinished poll sent and "
+    "the final one received",
     "closed loop": "its numbers hold for that many clients; they are not those of an arrival rate",
 }
 

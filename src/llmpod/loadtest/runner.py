@@ -1,4 +1,5 @@
-"""Runs a plan: phases one after the other, none of them leaking into the next, and everything cleaned up whatever happens."""
+"""Runs a plan: phases one after the other, none of them leaking into the next, and everything cleaned up whatever
+happens."""
 
 import asyncio
 import contextlib
@@ -46,7 +47,8 @@ class RunnerOptions:
 
 
 class Runner:
-    """`await runner.run()`; `runner.stop(...)` from anywhere ends it early. Jobs that are out there are cancelled in either case."""
+    """`await runner.run()`; `runner.stop(...)` from anywhere ends it early. Jobs that are out there are cancelled in
+    either case."""
 
     def __init__(
         self,
@@ -178,7 +180,8 @@ class Runner:
                 if (role, index) in done:
                     continue
                 if start_ms is None:
-                    # A resumed schedule starts with its first request that is not done; nothing is caught up on in a burst.
+                    # A resumed schedule starts with its first request that is not done; nothing is caught up on in a
+                    # burst.
                     start_ms = self._rig.clock.now_ms() - (at_s * 1000 if done else 0.0)
                 due_ms = start_ms + at_s * 1000
                 wait_s = (due_ms - self._rig.clock.now_ms()) / 1000

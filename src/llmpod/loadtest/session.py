@@ -222,7 +222,8 @@ def _last_ms(before: Recorded) -> float:
 
 def _limit_notes(gate_map: dict[str, Gate]) -> list[str]:
     return [
-        f"RunPod's limit on {name} held {gate.use.waited} of {gate.use.requests} requests back ({gate.use.waited_s:.1f} s in all)"
+        f"RunPod's limit on {name} held {gate.use.waited} of {gate.use.requests} requests back "
+        f"({gate.use.waited_s:.1f} s in all)"
         for name, gate in gate_map.items()
         if gate.use.waited
     ]

@@ -1,7 +1,10 @@
-"""A RunPod endpoint in time steps of its own: queue, workers with slots, dead time per job, autoscaler, cold starts, idle timeout.
+"""A RunPod endpoint in time steps of its own: queue, workers with slots, dead time per job, autoscaler, cold starts,
+idle timeout.
 
-The model of a worker, from measurements of a real endpoint (3.45 s between jobs that run 2.80 s): a job starts `pickup_idle_s` after it
-was sent to a free slot, and never sooner than `pickup_busy_s` after the slot's last job ended; `reply_s` after its end the client has
+The model of a worker, from measurements of a real endpoint (3.45 s between jobs that run 2.80 s): a job starts
+`pickup_idle_s` after it
+was sent to a free slot, and never sooner than `pickup_busy_s` after the slot's last job ended; `reply_s` after its end
+the client has
 the answer. Jobs that run together on one worker slow each other down by `slowdown` per neighbour.
 """
 
@@ -51,8 +54,10 @@ class Fixed:
 
 @dataclass(frozen=True, slots=True)
 class Autoscaler:
-    """RunPod's two rules. REQUEST_COUNT wants ceil((queued + running) / value) workers. QUEUE_DELAY adds one at each check while
-    the oldest queued job waits longer than `value` seconds. Step and check period of the latter are not published: these are guesses.
+    """RunPod's two rules. REQUEST_COUNT wants ceil((queued + running) / value) workers. QUEUE_DELAY adds one at each
+    check while
+    the oldest queued job waits longer than `value` seconds. Step and check period of the latter are not published:
+    these are guesses.
     """
 
     kind: Literal["REQUEST_COUNT", "QUEUE_DELAY"]
@@ -83,7 +88,8 @@ class SimJob:
 
 @dataclass(slots=True)
 class Outcome:
-    """`worker_s`: worker time from readiness to stop; `starting_s`: time spent starting (billed or not: RunPod's pages disagree)."""
+    """`worker_s`: worker time from readiness to stop; `starting_s`: time spent starting (billed or not: RunPod's pages
+    disagree)."""
 
     jobs: list[SimJob]
     worker_s: float

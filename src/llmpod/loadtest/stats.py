@@ -1,13 +1,18 @@
 """Percentiles that can be believed, and a clear "n/a" where they cannot.
 
-Percentile: nearest rank (the smallest value that at least p % of the sample do not exceed): always a latency that happened.
-Interval: distribution-free, from order statistics: the number of samples below the true quantile is binomial, so two ranks bracket it
-with a known probability. When n is too small for any pair of ranks to reach 95 %, there is no interval, and `needed_n` says what
+Percentile: nearest rank (the smallest value that at least p % of the sample do not exceed): always a latency that
+happened.
+Interval: distribution-free, from order statistics: the number of samples below the true quantile is binomial, so two
+ranks bracket it
+with a known probability. When n is too small for any pair of ranks to reach 95 %, there is no interval, and `needed_n`
+says what
 would do.
-Dependence: latencies of one run are not independent. n_eff = n(1-r)/(1+r), r being the lag-1 autocorrelation in order of sending,
+Dependence: latencies of one run are not independent. n_eff = n(1-r)/(1+r), r being the lag-1 autocorrelation in order
+of sending,
 is what the interval is computed from.
 """
 
+import itertools
 import math
 import random
 from bisect import bisect_right
@@ -40,7 +45,8 @@ def nearest_rank(ordered: Sequence[float], p: float) -> float:
 
 
 def needed_n(p: float, confidence: float = CONFIDENCE) -> int:
-    """The smallest n whose extremes bracket the p-th percentile with that confidence: p50 6, p90 29, p95 59, p99 299."""
+    """The smallest n whose extremes bracket the p-th percentile with that confidence: p50 6, p90 29, p95 59, p99
+    299."""
     q = p / 100
     n = 1
     while 1 - q**n - (1 - q) ** n < confidence - 1e-12:
@@ -96,7 +102,7 @@ def lag1(values: Sequence[float]) -> float:
     variance = math.fsum(d * d for d in deviations)
     if variance <= 0:
         return 0.0
-    r = math.fsum(a * b for a, b in zip(deviations, deviations[1:], strict=False)) / variance
+    r = math.fsum(a * b for a, b in itertools.pairwise(deviations)) / variance
     return r if abs(r) > 2 / math.sqrt(n) else 0.0
 
 
@@ -130,9 +136,11 @@ def block_bootstrap(
     rounds: int = 400,
     seed: int = 1,
 ) -> tuple[float, float] | None:
-    """A 95 % interval of the percentile that survives dependence within blocks of `block_s` seconds; None below 6 blocks.
+    """A 95 % interval of the percentile that survives dependence within blocks of `block_s` seconds; None below 6
+    blocks.
 
-    Whole blocks are drawn with replacement. The percentile of a draw is found by bisection on the sorted values of its blocks, so
+    Whole blocks are drawn with replacement. The percentile of a draw is found by bisection on the sorted values of its
+    blocks, so
     the cost grows with the number of blocks and not with the number of samples.
     """
     start = min(times_s, default=0.0)
@@ -165,7 +173,8 @@ def difference_interval(
 ) -> tuple[float, float]:
     """A 95 % interval of percentile(b) - percentile(a), both ascending.
 
-    The rank of a true quantile is Beta distributed, so each round draws a rank from that instead of resampling the data.
+    The rank of a true quantile is Beta distributed, so each round draws a rank from that instead of resampling the
+    data.
     """
     draw = random.Random(seed)  # noqa: S311 - resampling
     gaps = sorted(_draw_quantile(draw, b, p, eff_b) - _draw_quantile(draw, a, p, eff_a) for _ in range(rounds))

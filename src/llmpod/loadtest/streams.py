@@ -57,7 +57,8 @@ class _Growing:
 async def stream(rig: Rig, job: Job, body: dict[str, Any]) -> None:
     """POST /run, then GET /stream until the state is final; a last GET /status brings RunPod's own times.
 
-    The first chunk is known only to have come between two GETs; both ends are recorded. Total ends with the last chunk: the final
+    The first chunk is known only to have come between two GETs; both ends are recorded. Total ends with the last
+    chunk: the final
     state may be reported much later, when the caller has long had the answer.
     """
     loop = asyncio.get_running_loop()
@@ -137,7 +138,8 @@ async def _close(rig: Rig, job: Job, growing: _Growing, last: Reply) -> None:
 async def openai(rig: Rig, job: Job, body: dict[str, Any]) -> None:
     """POST /openai/v1/…: SSE when the service streams, one JSON object when it does not.
 
-    The route tells neither queue nor execution time, and no job id: the queue is inside TTFT, and closing the connection is the only
+    The route tells neither queue nor execution time, and no job id: the queue is inside TTFT, and closing the
+    connection is the only
     way to cancel.
     """
     growing = _Growing(rig, job)
@@ -191,7 +193,8 @@ def _event(rig: Rig, growing: _Growing, data: str, at_s: float) -> None:
 
 
 def _whole(rig: Rig, job: Job, growing: _Growing, text: str, sent_s: float) -> None:
-    """A reply in one piece: an error, or an answer that was not streamed (then there is no TTFT, rather than a false one)."""
+    """A reply in one piece: an error, or an answer that was not streamed (then there is no TTFT, rather than a false
+    one)."""
     try:
         body = json.loads(text)
     except ValueError:

@@ -1,4 +1,5 @@
-"""Plots as inline SVG: a few marks on two axes, styled by the page's own CSS, so that they follow its light and dark colours."""
+"""Plots as inline SVG: a few marks on two axes, styled by the page's own CSS, so that they follow its light and dark
+colours."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -11,7 +12,8 @@ LEFT, RIGHT, TOP, BOTTOM = 64, 30, 14, 36
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """`kind`: dots, line or steps. `css` names the colour class; `points` are (x, y) or, for a gap in a line, (x, None)."""
+    """`kind`: dots, line or steps. `css` names the colour class; `points` are (x, y) or, for a gap in a line, (x,
+    None)."""
 
     label: str
     css: str
@@ -29,7 +31,8 @@ def plot(
     shaded: Sequence[tuple[float, float]] = (),
     marks: Sequence[tuple[float, str]] = (),
 ) -> str:
-    """One figure; x is a time in seconds unless `x_ticks` says otherwise. `shaded` are x ranges behind the data, `marks` horizontal limits with their names. "" without data."""
+    """One figure; x is a time in seconds unless `x_ticks` says otherwise. `shaded` are x ranges behind the data,
+    `marks` horizontal limits with their names. "" without data."""
     points = [(x, y) for one in series for x, y in one.points if y is not None and math.isfinite(y)]
     if not points:
         return ""
@@ -49,7 +52,8 @@ def plot(
         left, right = at_x(max(start, x_low)), at_x(min(end, x_high))
         if right > left:
             out.append(
-                f'<rect class="shade" x="{left:.1f}" y="{TOP}" width="{right - left:.1f}" height="{HEIGHT - TOP - BOTTOM}"/>'
+                f'<rect class="shade" x="{left:.1f}" y="{TOP}" width="{right - left:.1f}" '
+                f'height="{HEIGHT - TOP - BOTTOM}"/>'
             )
     for tick in nice_ticks(0.0, y_high):
         y = at_y(tick)
@@ -59,7 +63,8 @@ def plot(
         if x_low <= tick <= x_high:
             label = escape(x_text(tick))
             out.append(
-                f'<text class="tick" x="{at_x(tick):.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{label}</text>'
+                f'<text class="tick" x="{at_x(tick):.1f}" y="{HEIGHT - BOTTOM + 18}" '
+                f'text-anchor="middle">{label}</text>'
             )
     for value, name in marks:
         y = at_y(value)
@@ -67,8 +72,7 @@ def plot(
         out.append(
             f'<text class="limit-name" x="{WIDTH - RIGHT - 4}" y="{y - 4:.1f}" text-anchor="end">{escape(name)}</text>'
         )
-    for one in series:
-        out.append(_marks(one, at_x, at_y))
+    out += [_marks(one, at_x, at_y) for one in series]
     out.append("</svg>")
     return "".join(out) + legend([(one.label, one.css) for one in series if one.points])
 

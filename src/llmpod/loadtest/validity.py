@@ -28,7 +28,8 @@ def doubts(report: "PhaseReport", *, allow_worker_change: bool) -> tuple[Doubt, 
     if law is not None and not law.holds:
         found.append(
             Doubt(
-                f"Little's law is off: {law.throughput_per_s:.2f}/s x {law.latency_s:.2f} s = {law.ratio * law.clients:.1f}, "
+                f"Little's law is off: {law.throughput_per_s:.2f}/s x {law.latency_s:.2f} s = "
+                f"{law.ratio * law.clients:.1f}, "
                 f"but there were {law.clients} clients: not a steady state; run longer",
                 fatal=False,
             )

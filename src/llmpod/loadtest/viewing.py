@@ -18,7 +18,19 @@ NOT_MEASURED: dict[str, tuple[str, ...]] = {
     "run": ("ttft", "tpot", "chunk_gap"),
     "stream": (),
 }
-VIEW_FLAGS = ["slo", "slo_preset", "goodput", "percentiles", "gpu_price", "slice", "scaler_value", "workers_min", "workers_max", "allow_worker_change", "metric"]
+VIEW_FLAGS = [
+    "slo",
+    "slo_preset",
+    "goodput",
+    "percentiles",
+    "gpu_price",
+    "slice",
+    "scaler_value",
+    "workers_min",
+    "workers_max",
+    "allow_worker_change",
+    "metric",
+]
 
 
 def make_view(chosen: argparse.Namespace, saved: dict[str, Any] | None = None) -> View:
@@ -72,7 +84,8 @@ def parse_goodput(texts: list[str]) -> tuple[tuple[str, float], ...]:
 
 
 def check_measurable(slos: tuple[Slo, ...], goodput: tuple[tuple[str, float], ...], mode: Mode, closed: bool) -> None:
-    """An objective on what this mode cannot measure could only fail: that is a usage error, said before anything is sent."""
+    """An objective on what this mode cannot measure could only fail: that is a usage error, said before anything is
+    sent."""
     missing = set(NOT_MEASURED[mode]) | ({"scheduled", "schedule_delay"} if closed else set())
     for name in [one.name for one in slos] + [metric for metric, _ in goodput]:
         if name in missing:

@@ -8,7 +8,8 @@ from statistics import median
 from llmpod.loadtest.records import Job
 from llmpod.loadtest.stats import jain, nearest_rank
 
-# A delay this much above what the phase's other jobs waited, on a worker's first job, is a start from nothing; the smaller one is a
+# A delay this much above what the phase's other jobs waited, on a worker's first job, is a start from nothing; the
+# smaller one is a
 # worker that was woken (FlashBoot, an idle flex worker). Measured wakes took 0.7 to 2.6 s, cold starts 48 and 106 s.
 COLD_MS, WAKE_MS = 10_000.0, 500.0
 SLOW = 1.05
@@ -103,7 +104,8 @@ def at_once(jobs: Sequence[Job]) -> int:
 def start_classes(everyone: Sequence[Job], measured: Sequence[Job]) -> dict[int, str]:
     """id(job) -> cold, wake or warm, for the measured jobs that tell their delay.
 
-    A job can be other than warm only with a reason: it was the first that its worker was seen with, or it was sent while no worker
+    A job can be other than warm only with a reason: it was the first that its worker was seen with, or it was sent
+    while no worker
     was live, or before anything had run at all. Among those the delay beyond the median of the rest decides.
     """
     known = [job for job in measured if job.delay_ms is not None]
