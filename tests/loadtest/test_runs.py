@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from llmpod.loadtest import journal
+from llmpod.loadtest.errors import DirectoryError
 from llmpod.loadtest.feed import Feed
 from llmpod.loadtest.plan import Phase
+from llmpod.loadtest.records import Job
 from tests.loadtest.conftest import Result, result_of, start_door
 from tests.loadtest.scripted import JobScript, Script, scripted
 
@@ -208,6 +210,45 @@ async def test_ctrl_c_cancels_what_is_out_and_writes_the_report(tmp_path: Path, 
     assert [job.error_class for job in result.recorded.jobs].count("client_cancelled") == 3
     assert result.recorded.orphans == []
     assert "3 of 3 outstanding jobs were cancelled" in " ".join(result.report["notes"])
+
+
+async def test_a_second_ctrl_c_ends_the_clean_up_and_not_the_report(tmp_path: Path) -> None:
+    # From 3 s on nothing is answered any more, /cancel included.
+    async with scripted(Script(job=lambda _: JobScript(exec_s=60), stall=(3.0, 30.0))) as server:
+        out = tmp_path / "run"
+        process = await start_door("--base-url", server.url, "--mode", "run", "-c", "2", "--out", str(out))
+        async with asyncio.timeout(25):
+            while len(server.submitted) < 2 or server.now < 3.2:
+                await asyncio.sleep(0.05)
+            process.send_signal(signal.SIGINT)
+            await asyncio.sleep(0.7)
+            process.send_signal(signal.SIGINT)
+            _, err = await process.communicate()
+    assert process.returncode == 130
+    assert b"Traceback" not in err
+    assert "clean-up was cut short" in " ".join(result_of(130, out).report["notes"])
+
+
+async def test_a_full_disk_cancels_what_is_out_and_reports_what_was_measured(
+    load_test: LoadTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = journal.Journal.request
+
+    def full(self: journal.Journal, job: Job) -> None:
+        if job.index >= 5:
+            raise DirectoryError("cannot write requests.jsonl: No space left on device")
+        written(self, job)
+
+    monkeypatch.setattr(journal.Journal, "request", full)
+    script = Script(job=lambda number: JobScript(exec_s=60 if number == 4 else 0.05))
+    async with scripted(script) as server:
+        result = await load_test(server.url, "--mode", "run", "-c", "2", "--runs", "30", "--warmup-requests", "0")
+        assert len(server.submitted) <= 8
+        assert server.cancelled == ["job-4"]
+    assert result.code == 1
+    assert result.phase["ok"] == 4
+    assert "No space left" in result.report["stopped"]
+    assert (result.directory / "report.html").exists()
 
 
 async def test_a_killed_run_loses_no_finished_job_and_resume_cancels_its_orphans_and_completes_it(

@@ -13,6 +13,7 @@ from llmpod.loadtest.stats import Quantile
 from llmpod.loadtest.units import show_duration, show_ms, show_rate, show_share, show_usd
 
 BARS = "▁▂▃▄▅▆▇█"
+_GAP = Text("")
 HEADLINES = {
     Exit.PASS: ("PASS", "bold green"),
     Exit.ERROR: ("ERROR: nothing usable was measured", "bold red"),
@@ -55,15 +56,15 @@ def _header(report: Report) -> RenderableType:
 def _phase(phase: PhaseReport, metric: str | None, *, narrow: bool) -> RenderableType:
     parts: list[RenderableType] = [_title(phase), _validity(phase)]
     if phase.rows:
-        parts.append(_latencies(phase, metric, narrow=narrow))
+        parts += [_GAP, _latencies(phase, metric, narrow=narrow)]
     if phase.shares:
-        parts.append(_shares(phase))
-    parts += _facts(phase)
+        parts += [_GAP, _shares(phase)]
+    parts += [_GAP, *_facts(phase)]
     if phase.failures:
         parts.append(_failures(phase))
     if phase.verdicts:
         parts.append(_verdicts(phase))
-    parts.append(Text.assemble(("why  ", "bold cyan"), phase.why))
+    parts += [_GAP, Text.assemble(("why  ", "bold cyan"), phase.why)]
     return Group(*parts)
 
 
@@ -152,19 +153,20 @@ def _adjusted(row: Row, failed: int) -> str:
 
 def _shares(phase: PhaseReport) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
-    for name in ("where it went", "wait", "delay", "exec", "overhead", "= total"):
+    for name in ("where it went", "wait ·", "delay ░", "exec █", "overhead ▒", "= total"):
         table.add_column(name, justify="left" if name == "where it went" else "right")
     table.add_column("")
     for share in phase.shares:
         bar = Text()
         total = max(share.total_ms, 1e-9)
-        for value, colour in (
-            (share.wait_ms, "magenta"),
-            (share.delay_ms, "yellow"),
-            (share.exec_ms, "green"),
-            (share.overhead_ms, "blue"),
+        # A character of its own for each part: the bar is read without colours, too.
+        for value, mark, colour in (
+            (share.wait_ms, "·", "magenta"),
+            (share.delay_ms, "░", "yellow"),
+            (share.exec_ms, "█", "green"),
+            (share.overhead_ms, "▒", "blue"),
         ):
-            bar.append("█" * round(max(0.0, value) / total * 32), style=colour)
+            bar.append(mark * round(max(0.0, value) / total * 32), style=colour)
         values = (share.wait_ms, share.delay_ms, share.exec_ms, share.overhead_ms, share.total_ms)
         table.add_row(share.label, *(show_ms(value) for value in values), bar)
     return table

@@ -23,7 +23,7 @@ from llmpod.loadtest.analysis import View, analyse
 from llmpod.loadtest.buckets import RUNPOD_LIMITS, Gate, gates
 from llmpod.loadtest.client import RUNPOD_BASE, RunPod
 from llmpod.loadtest.clock import Clock, utc_now
-from llmpod.loadtest.errors import Exit, UsageError
+from llmpod.loadtest.errors import Exit, LoadTestError, UsageError
 from llmpod.loadtest.guards import Guards, Stop
 from llmpod.loadtest.journal import Journal, Recorded
 from llmpod.loadtest.live import make_ui
@@ -203,7 +203,7 @@ async def _execute(setup: Setup, payloads: Payloads, publish: Publish, before: R
             gc.freeze()  # what exists now lives as long as the run: the collector need not look at it again
             ui = make_ui(options.ui, setup, runner, health, guards)
             with _signals(runner), ui:
-                await runner.run()
+                await _run(runner, notes)
             notes += runner.tally.notes
             notes += _limit_notes(gate_map)
             if health.problem and not health.samples and options.health_interval:
@@ -213,6 +213,22 @@ async def _execute(setup: Setup, payloads: Payloads, publish: Publish, before: R
         log.close()
     recorded = journal.read(setup.directory)
     return publish(build(recorded, setup.view, notes), recorded, setup.directory, options, setup.environment)
+
+
+async def _run(runner: Runner, notes: list[str]) -> None:
+    """Runs to the end, whatever end that is: what was measured until then is reported."""
+    try:
+        await runner.run()
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if runner.stopped is None or task is None:
+            raise
+        task.uncancel()  # the second Ctrl-C: it was meant for the clean-up, which it ended
+        notes.append("the clean-up was cut short: jobs may still be running on the endpoint")
+    except Exception as error:  # noqa: BLE001 - a defect or a full disk must not cost the jobs that were measured
+        with contextlib.suppress(LoadTestError):
+            runner.stop(Stop(f"the run broke off: {type(error).__name__}: {error}", Exit.ERROR))
+        notes.append(f"the run broke off: {type(error).__name__}")
 
 
 def _last_ms(before: Recorded) -> float:
