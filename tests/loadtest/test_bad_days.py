@@ -16,7 +16,7 @@ from llmpod.loadtest import journal, options
 from llmpod.loadtest.errors import UsageError
 from llmpod.loadtest.planning import make_plan
 from llmpod.loadtest.settings import Secret
-from tests.loadtest.conftest import DATA, ROOT, Ended, Result, door, result_of
+from tests.loadtest.conftest import DATA, ROOT, Ended, Result, command, door, result_of
 from tests.loadtest.scripted import Script, scripted
 
 LoadTest = Callable[..., Awaitable[Result]]
@@ -274,7 +274,7 @@ def test_names_known_from_other_tools_are_aliases() -> None:
 
 
 async def test_help_is_there_for_every_command() -> None:
-    for words in ([], *([command] for command in options.COMMANDS)):
+    for words in ([], *([name] for name in options.COMMANDS)):
         ended = await door(*words, "--help")
         assert ended.code == 0
         assert "usage:" in ended.out
@@ -285,7 +285,7 @@ async def test_help_is_there_for_every_command() -> None:
 
 async def test_a_directory_of_another_version_or_half_of_one_is_refused(load_test: LoadTest, tmp_path: Path) -> None:
     async def said(directory: Path) -> Ended:
-        return await door("report", str(directory))
+        return command("report", str(directory))
 
     empty = tmp_path / "empty"
     empty.mkdir()
@@ -309,7 +309,7 @@ async def test_unreadable_lines_are_counted_and_passed_over(load_test: LoadTest)
         + path.read_bytes()
         + b'{"half'
     )
-    ended = await door("report", str(first.directory))
+    ended = command("report", str(first.directory))
     assert ended.code == 0
     assert "5 unreadable lines" in ended.out
     assert "n=5" in ended.out

@@ -16,7 +16,7 @@ from llmpod.loadtest.fit import fit
 from llmpod.loadtest.simulate import Autoscaler, Fixed, Outcome, Service, Simulation, Withheld
 from llmpod.loadtest.slo import parse as parse_slo
 from llmpod.loadtest.stats import block_bootstrap, effective_n, lag1, nearest_rank
-from tests.loadtest.conftest import DATA, Result, door
+from tests.loadtest.conftest import DATA, Result, command, door
 from tests.loadtest.scripted import JobScript, Script, scripted
 
 LoadTest = Callable[..., Awaitable[Result]]
@@ -119,11 +119,11 @@ def test_the_soak_is_two_states_and_its_2000_jobs_are_worth_about_50() -> None:
 
 async def test_the_door_prints_the_corrected_story(tmp_path: Path) -> None:
     out = tmp_path / "old"
-    ended = await door("report", "--import-legacy", str(old("061713")), "--concurrency", "1", "4", "--out", str(out))
+    ended = command("report", "--import-legacy", str(old("061713")), "--concurrency", "1", "4", "--out", str(out))
     assert ended.code == 0
     assert re.search(r"= 4 x 3\.4\d s / (0\.9\d|1\.0\d): 1 worker;", ended.out)
     assert "17.4 jobs/min per worker" in ended.out
-    again = await door("report", str(out), "--slo", "total.p95<8s", "--format", "json")
+    again = command("report", str(out), "--slo", "total.p95<8s", "--format", "json")
     assert again.code == 3
     verdicts = {phase["phase"]["name"]: phase["verdicts"][0]["passed"] for phase in json.loads(again.out)["phases"]}
     assert verdicts == {"c=1": True, "c=4": False}
@@ -237,14 +237,14 @@ async def test_capacity_fitted_to_one_and_four_clients_forecasts_poisson_arrival
         return Script(job=lambda _: JobScript(exec_s=0.2), workers=workers, dispatch_s=0.05, after_s=0.005)
 
     async with scripted(endpoint(1)) as server:
-        fitted = await load_test(server.url, "-c", "1", "4", "--runs", "25")
+        fitted = await load_test(server.url, "-c", "1", "4", "--runs", "15")
     found = fit(fitted.recorded.jobs)
     assert found.service.slots == 1
     assert sorted(found.service.exec_s)[len(found.service.exec_s) // 2] == pytest.approx(0.2, rel=0.02)
     assert found.service.pickup_idle_s == pytest.approx(0.05, abs=0.01)
     assert found.service.pickup_busy_s == pytest.approx(0.055, abs=0.015)
     async with scripted(endpoint(2)) as server:
-        real = await load_test(server.url, "--rate", "5", "--duration", "12s", "--seed", "3")
+        real = await load_test(server.url, "--rate", "5", "--duration", "9s", "--seed", "3")
     times = [(job.scheduled_ms - real.measured[0].scheduled_ms) / 1000 for job in real.measured]
     outcome = Simulation(found.service, Fixed((0.0, 0.0))).open(times)
     simulated = to_jobs(outcome)
@@ -279,7 +279,7 @@ async def test_the_capacity_command_answers_in_workers_and_dollars(load_test: Lo
     async with scripted(Script(job=lambda _: JobScript(exec_s=0.1), workers=1, dispatch_s=0.02)) as server:
         run = await load_test(server.url, "-c", "1", "3", "--runs", "15")
     words = ["capacity", str(run.directory), "--slo", "total.p95<500ms", "--gpu-price", "0.4", "--duration", "2m"]
-    ended = await door(*words, "--rate", "20", "--scaler", "REQUEST_COUNT:1", "--format", "json")
+    ended = command(*words, "--rate", "20", "--scaler", "REQUEST_COUNT:1", "--format", "json")
     assert ended.code == 0, ended.err
     answers = json.loads(ended.out)["answers"]
     fixed = [one for one in answers if ":" not in one["fleet"]]
@@ -287,14 +287,14 @@ async def test_the_capacity_command_answers_in_workers_and_dollars(load_test: Lo
     assert 3 <= int(fixed[-1]["fleet"]) <= 5
     assert fixed[-1]["usd_per_h"] == pytest.approx(0.4 * int(fixed[-1]["fleet"]), rel=0.05)
     assert any(one["fleet"] == "REQUEST_COUNT:1" for one in answers)
-    table = await door(*words)
+    table = command(*words)
     assert table.code == 0
     assert "highest rate" in table.out
     hopeless = await door(
         "capacity", str(run.directory), "--slo", "total.p95<50ms", "--rate", "1", "--max-workers", "5"
     )
     assert hopeless.code == 3
-    nothing = await door("capacity", str(run.directory))
+    nothing = command("capacity", str(run.directory))
     assert (nothing.code, "needs an --slo" in nothing.err) == (2, True)
 
 
@@ -309,15 +309,15 @@ async def test_compare_finds_a_slower_run_and_leaves_an_equal_one_in_peace(load_
     runs = []
     for exec_ms, seed in ((60, 1), (60, 2), (90, 3)):
         async with scripted(script(exec_ms, seed)) as server:
-            runs.append(await load_test(server.url, "-c", "4", "--runs", "80"))
+            runs.append(await load_test(server.url, "-c", "4", "--runs", "60"))
     a, same, slower = runs
     found = {(one.metric, one.p): one for one in compare(a.recorded, slower.recorded, [50, 95])}
     assert found["total", 50].clear
     assert found["total", 50].low_ms < 30 < found["total", 50].high_ms + 8
     assert not {(one.metric, one.p): one for one in compare(a.recorded, same.recorded, [50])}["exec", 50].clear
-    ended = await door("compare", str(a.directory), str(slower.directory), "--fail-on-slower", "10%")
+    ended = command("compare", str(a.directory), str(slower.directory), "--fail-on-slower", "10%")
     assert ended.code == 3
     assert "slower" in ended.out
-    ended = await door("compare", str(a.directory), str(same.directory), "--fail-on-slower", "40%", "--format", "json")
+    ended = command("compare", str(a.directory), str(same.directory), "--fail-on-slower", "40%", "--format", "json")
     assert ended.code == 0
     assert json.loads(ended.out)["differences"]

@@ -17,9 +17,12 @@ from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 
-from llmpod.loadtest import journal, records
+from llmpod.loadtest import journal, records, validity
+from llmpod.loadtest.analysis import View, analyse
+from llmpod.loadtest.arrivals import Arrivals, steady
+from llmpod.loadtest.plan import Phase
 from llmpod.loadtest.records import Job
-from tests.loadtest.conftest import DATA, ROOT, Result, door
+from tests.loadtest.conftest import DATA, ROOT, Result, command, door
 from tests.loadtest.scripted import JobScript, Script, scripted
 
 LoadTest = Callable[..., Awaitable[Result]]
@@ -178,7 +181,7 @@ async def test_a_terminal_gets_a_live_panel_and_colours(tmp_path: Path) -> None:
             pass
         os.close(leader)
     text = shown.decode("utf-8", "replace")
-    assert process.returncode == 0
+    assert process.returncode in (0, 5)  # 5: the machine is so busy that the tool says so
     assert len(set(re.findall(r"done (\d+) of 12", text))) >= 2
     assert "░" in text
     assert "workers 1 " in text
@@ -188,11 +191,11 @@ async def test_a_terminal_gets_a_live_panel_and_colours(tmp_path: Path) -> None:
 async def test_json_and_quiet_and_one_metric(load_test: LoadTest) -> None:
     async with scripted() as server:
         result = await load_test(server.url, "-c", "1", "--runs", "3")
-    as_json = await door("report", str(result.directory), "--format", "json")
+    as_json = command("report", str(result.directory), "--format", "json")
     assert json.loads(as_json.out)["phases"][0]["counted"] == 3
-    quiet = await door("report", str(result.directory), "--format", "quiet")
+    quiet = command("report", str(result.directory), "--format", "quiet")
     assert (quiet.code, quiet.out, quiet.err) == (0, "", "")
-    one = await door("report", str(result.directory), "--metric", "exec")
+    one = command("report", str(result.directory), "--metric", "exec")
     assert re.search(r"^exec ", one.out, re.MULTILINE)
     assert not re.search(r"^total ", one.out, re.MULTILINE)
 
@@ -201,11 +204,11 @@ async def test_recorded_once_judged_many_times(load_test: LoadTest) -> None:
     async with scripted(Script(job=lambda _: JobScript(exec_s=0.05))) as server:
         result = await load_test(server.url, "-c", "1", "--runs", "10", "--slo", "exec.p50<1s")
     assert result.code == 0
-    same = await door("report", str(result.directory))
+    same = command("report", str(result.directory))
     assert (same.code, "✓ exec.p50<1s" in same.out) == (0, True)
-    stricter = await door("report", str(result.directory), "--slo", "exec.p50<10ms", "--slo", "total.p95<30s")
+    stricter = command("report", str(result.directory), "--slo", "exec.p50<10ms", "--slo", "total.p95<30s")
     assert (stricter.code, "✗ exec.p50<10ms" in stricter.out) == (3, True)
-    preset = await door("report", str(result.directory), "--slo-preset", "career")
+    preset = command("report", str(result.directory), "--slo-preset", "career")
     assert (preset.code, preset.out.count("✓")) == (0, 1 + 7)
 
 
@@ -213,7 +216,7 @@ async def test_the_same_directory_gives_the_same_report(load_test: LoadTest) -> 
     async with scripted(Script(job=mixed)) as server:
         result = await load_test(server.url, "-c", "2", "--runs", "20")
     before = (result.directory / journal.RUN).read_bytes()
-    await door("report", str(result.directory), "--format", "quiet")
+    command("report", str(result.directory), "--format", "quiet")
     again = json.loads((result.directory / journal.RUN).read_bytes())
     first = json.loads(before)
     assert again["phases"] == first["phases"]
@@ -240,3 +243,34 @@ def test_a_spreadsheet_runs_no_formula_of_an_error_text(tmp_path: Path) -> None:
 
     write_csv(tmp_path / "x.csv", [Job("p", 0, "measured", "run", error="=cmd|' /C calc'!A0")])
     assert ",'=cmd" in (tmp_path / "x.csv").read_text()
+
+
+def test_a_late_client_and_a_late_schedule_withhold_the_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(validity, "LAG_MS", 10.0)
+
+    def said(lag_ms: float, total_ms: float, late_ms: float) -> list[tuple[bool, str]]:
+        jobs = [
+            Job(
+                "p",
+                n,
+                "measured",
+                "run",
+                scheduled_ms=n * 100.0,
+                sent_ms=n * 100.0 + late_ms,
+                total_ms=total_ms,
+                ok=True,
+            )
+            for n in range(20)
+        ]
+        for job in jobs:
+            job.done_ms = (job.sent_ms or 0.0) + total_ms
+        phase = Phase("p", "open", "constant", arrivals=Arrivals(steady(10, 2)))
+        report = analyse(phase, jobs, jobs, [], {"loop_lag_p99_ms": lag_ms}, View())
+        return [(doubt.fatal, doubt.text) for doubt in report.doubts]
+
+    assert said(5, 100, 1) == []
+    assert [fatal for fatal, _ in said(30, 100, 1)] == [True]
+    assert [fatal for fatal, _ in said(30, 3450, 1)] == [False]  # late, but little beside what is measured
+    ((fatal, text),) = said(5, 100, 40)
+    assert fatal
+    assert "after they were due" in text

@@ -75,10 +75,13 @@ def _report(chosen: argparse.Namespace, environment: settings.Environment) -> Ex
     if chosen.directory is None:
         raise UsageError("report needs a DIR, or --import-legacy FILE --concurrency N")
     directory = Path(chosen.directory)
-    gc.disable()  # a short-lived process that only reads: nothing it makes becomes garbage before it ends
-    recorded = journal.read(directory)
-    built = build(recorded, make_view(chosen, recorded.plan))
-    return publish(built, recorded, Path(chosen.out) if chosen.out else directory, chosen, environment)
+    gc.disable()  # a hundred thousand records are made, and none of them becomes garbage before the end
+    try:
+        recorded = journal.read(directory)
+        built = build(recorded, make_view(chosen, recorded.plan))
+        return publish(built, recorded, Path(chosen.out) if chosen.out else directory, chosen, environment)
+    finally:
+        gc.enable()
 
 
 def _compare(chosen: argparse.Namespace, environment: settings.Environment) -> Exit:

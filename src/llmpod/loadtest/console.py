@@ -24,11 +24,12 @@ HEADLINES = {
 }
 
 
-def sparkline(values: list[float | None]) -> str:
+def sparkline(values: list[float | None], top: float | None = None) -> str:
+    """Eight levels up to `top` (the largest value by default); lines beside each other need the same top."""
     known = [value for value in values if value is not None]
     if not known:
         return ""
-    top = max(known) or 1.0
+    top = top or max(known) or 1.0
     return "".join(" " if value is None else BARS[min(7, int(value / top * 7.999))] for value in values)
 
 
@@ -211,8 +212,9 @@ def _facts(phase: PhaseReport) -> list[RenderableType]:
     if phase.health is not None and len(phase.health.points) > 1:
         health = phase.health
         step = max(1, len(health.points) // 60)
-        line = sparkline([float(point.live) for point in health.points[::step]])
-        wanted = sparkline([float(point.wanted) for point in health.points[::step]])
+        top = float(max(max(point.live, point.wanted) for point in health.points))
+        line = sparkline([float(point.live) for point in health.points[::step]], top)
+        wanted = sparkline([float(point.wanted) for point in health.points[::step]], top)
         assumed = " (1 job per worker assumed; --scaler-value says otherwise)" if health.scaler_assumed else ""
         say("timeline", f"live {line}  wanted {wanted}{assumed}")
         say(

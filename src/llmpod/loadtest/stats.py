@@ -56,6 +56,9 @@ def needed_n(p: float, confidence: float = CONFIDENCE) -> int:
 
 def quantile_ranks(n: int, p: float, confidence: float = CONFIDENCE) -> tuple[int, int] | None:
     """1-based ranks (l, u) with P(X_l <= true percentile <= X_u) >= confidence, or None when n is too small."""
+    if p < 50:
+        mirrored = quantile_ranks(n, 100 - p, confidence)
+        return None if mirrored is None else (n + 1 - mirrored[1], n + 1 - mirrored[0])
     q = p / 100
     if n < 1:
         return None
@@ -79,12 +82,7 @@ def quantile_ranks(n: int, p: float, confidence: float = CONFIDENCE) -> tuple[in
             break
         below += mass[k - first]
         lower = k + 1
-    if lower < 1:
-        # The mirror case: a low percentile, whose lower rank is the smallest value at the price P(B = 0).
-        lower, below = 1, (1 - q) ** n
-    if below + tail > alpha + 1e-12:
-        return None
-    return lower, upper
+    return (lower, upper) if lower >= 1 and below + tail <= alpha + 1e-12 else None
 
 
 def _binomial_pmf(k: int, n: int, q: float) -> float:
@@ -169,7 +167,7 @@ def block_bootstrap(
 
 
 def difference_interval(
-    a: Sequence[float], b: Sequence[float], p: float, eff_a: float, eff_b: float, *, rounds: int = 4000, seed: int = 1
+    a: Sequence[float], b: Sequence[float], p: float, eff_a: float, eff_b: float, *, rounds: int = 2000, seed: int = 1
 ) -> tuple[float, float]:
     """A 95 % interval of percentile(b) - percentile(a), both ascending.
 
