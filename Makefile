@@ -22,6 +22,9 @@ test: setup ## every test
 bench-endpoint: setup ## latency, throughput and memory of the local endpoint, as a table
 	@$(PY) bench/endpoint.py
 
+bench-loadtest: setup ## what the load tester adds to a latency, its memory, its report
+	@$(PY) bench/loadtest.py
+
 lint: setup ## ruff, mypy, generated docs up to date
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
