@@ -70,10 +70,12 @@ class JobRecord:
 
     def fail(self, error: JobError) -> None:
         """The job failed: `rejected` if its input is to blame, `timeout` or `error` if not."""
-        outcome: Outcome = "rejected" if error.failure.status < 500 else "error"
-        if error.code is Code.TIMEOUT:
-            outcome = "timeout"
-        self.end(outcome, error=error.failure.code, field=error.field, message=error.message)
+        if error.failure.status < 500:
+            # No message: it may quote what the client sent.
+            self.end("rejected", error=error.failure.code, field=error.field)
+        else:
+            outcome: Outcome = "timeout" if error.code is Code.TIMEOUT else "error"
+            self.end(outcome, error=error.failure.code, message=error.message)
 
     def cut_short(self) -> None:
         """The job was ended from outside: failed if there is an `interruption`, cancelled if not."""

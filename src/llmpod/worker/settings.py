@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Iterable, Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from llmpod.worker.errors import StartError
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 DEMO_MODEL = REPOSITORY / "models" / "demo"
+DEMO_NAME = "llmpod-demo"
 
 Group = Literal["Model", "Engine", "Worker", "Guardrails", "Log"]
 
@@ -30,6 +32,16 @@ def setting(default: Any, group: Group, help_text: str, *, also: tuple[str, ...]
     """A field of `Settings`: its default, documentation group, help text and, in `also`, older names it answers to."""
     aliases = AliasChoices(*also) if also else None
     return Field(default, description=help_text, validation_alias=aliases, json_schema_extra={"group": group}, **limits)
+
+
+def _whole_number(value: object) -> object:
+    """4k is 4000 and 4K is 4096, as for `vllm serve`."""
+    if isinstance(value, str) and (match := re.fullmatch(r"(\d+)([kKmM])", value)):
+        return int(match[1]) * {"k": 10**3, "K": 1 << 10, "m": 10**6, "M": 1 << 20}[match[2]]
+    return value
+
+
+Tokens = Annotated[int, BeforeValidator(_whole_number), Field(ge=1)]
 
 
 class Settings(BaseSettings):
@@ -43,6 +55,11 @@ class Settings(BaseSettings):
         "Model to serve: a Hugging Face id or a folder. Unset: the demonstration model of this repository.",
     )
     model_revision: str | None = setting(None, "Model", "Branch, tag or commit of the model.")
+    model_store: str = setting(
+        "/models",
+        "Model",
+        "Folder with models by their ids (OWNER/NAME), looked at before the hub: images bake them here.",
+    )
     tokenizer: str | None = setting(
         None, "Model", "Tokenizer, if it is not the model's own.", also=("TOKENIZER", "TOKENIZER_NAME")
     )
@@ -66,10 +83,10 @@ class Settings(BaseSettings):
         False, "Model", "Run Python code that comes with the model. Only for models you trust."
     )
 
-    max_model_len: Annotated[int, Field(ge=1)] | None = setting(
+    max_model_len: Tokens | None = setting(
         None, "Engine", "Longest prompt plus answer, in tokens. Unset: what the model was made for."
     )
-    max_num_batched_tokens: Annotated[int, Field(ge=1)] | None = setting(
+    max_num_batched_tokens: Tokens | None = setting(
         None,
         "Engine",
         "Tokens the engine computes in one step. Unset, empty or 0: vLLM decides. A value below MAX_MODEL_LEN is "
@@ -178,7 +195,15 @@ class Settings(BaseSettings):
     @property
     def model(self) -> str:
         """What the engine loads: a hub id or a folder."""
-        return self.model_name or str(DEMO_MODEL)
+        if self.model_name is None:
+            return str(DEMO_MODEL)
+        stored = Path(self.model_store, self.model_name)
+        return str(stored) if (stored / "config.json").is_file() else self.model_name
+
+    @property
+    def served_name(self) -> str:
+        """What the model is called in replies and requests, wherever it was loaded from."""
+        return self.served_model_name or self.model_name or DEMO_NAME
 
 
 @dataclass(frozen=True)
@@ -265,6 +290,11 @@ def provide(values: Mapping[str, str]) -> None:
     """Give the libraries we import, and their child processes, variables that nobody has set for them."""
     for name, value in values.items():
         os.environ.setdefault(name, value)
+    # They log through our classes (events.logging_config), also where this package is not installed but only run.
+    source = str(Path(__file__).resolve().parents[2])
+    paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if source not in paths:
+        os.environ["PYTHONPATH"] = os.pathsep.join([source, *filter(None, paths)])
 
 
 def _correct(environ: MutableMapping[str, str], known: Mapping[str, str]) -> Iterable[Correction]:
@@ -282,8 +312,8 @@ def _correct(environ: MutableMapping[str, str], known: Mapping[str, str]) -> Ite
         if value.lower() in _NONE_WORDS:
             yield Correction(name, given, None, "the word stands for no value")
             value = ""
-        elif value == "0" and _zero_means_unset(known[name]):
-            yield Correction(name, given, None, "0 is no possible value, so it is left to vLLM")
+        elif value.lower() in ("0", "auto") and _vllm_can_decide(known[name]):
+            yield Correction(name, given, None, "left to vLLM")
             value = ""
         if value:
             environ[name] = value
@@ -291,7 +321,8 @@ def _correct(environ: MutableMapping[str, str], known: Mapping[str, str]) -> Ite
             del environ[name]
 
 
-def _zero_means_unset(field: str) -> bool:
+def _vllm_can_decide(field: str) -> bool:
+    """A whole number without a default of ours, for which 0 is no possible value."""
     info = Settings.model_fields[field]
     return info.default is None and "int" in str(info.annotation)
 
