@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
+import importlib.metadata
 import json
 import os
 import shlex
@@ -18,16 +20,16 @@ import signal
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY / "src"))
 
-import aiohttp
+import aiohttp  # noqa: E402
 
-from llmpod.endpoint import Job, JobState, LocalEndpoint, Options
+from llmpod.endpoint import Job, JobState, LocalEndpoint, Options  # noqa: E402
 
 TOKENS = 128
 JOB = {"prompt": "How do I prepare for a job interview?", "sampling_params": {"max_tokens": TOKENS, "ignore_eos": True}}
@@ -66,7 +68,7 @@ class Bench:
 
         async def client() -> None:
             for _ in left:
-                done.append(await self.job(stream=stream))
+                done.append(await self.job(stream=stream))  # noqa: PERF401 - one after the other
 
         began = time.monotonic()
         await asyncio.gather(*(client() for _ in range(clients)))
@@ -93,14 +95,14 @@ class Bench:
         for rtt_ms in (0, 30):
             self.endpoint.set_faults(network_latency_ms=rtt_ms)
             at = f"RTT {rtt_ms}"
-            jobs, _ = await self.load(1, 12, stream=True)
+            jobs, _ = await self.load(1, 9, stream=True)
             figures[f"TTFT ms, 1 client, {at}"] = ttft_ms(jobs)
-            jobs, _ = await self.load(1, 12, stream=False)
+            jobs, _ = await self.load(1, 9, stream=False)
             figures[f"total ms, 1 client, not streamed, {at}"] = total_ms(jobs)
-            jobs, seconds = await self.load(64, 384, stream=True)
+            jobs, seconds = await self.load(64, 256, stream=True)
             figures[f"TTFT ms, 64 clients, {at}"] = ttft_ms(jobs)
             figures[f"jobs/s, 64 clients, streamed, {at}"] = len(jobs) / seconds
-            jobs, seconds = await self.load(128, 640, stream=False)
+            jobs, seconds = await self.load(128, 512, stream=False)
             figures[f"jobs/s, 128 clients, not streamed, {at}"] = len(jobs) / seconds
         self.endpoint.set_faults(network_latency_ms=0)
         figures["idle seats while jobs wait, %"] = 100 * await self.idle_share()
@@ -128,10 +130,11 @@ async def measure(command: list[str], cwd: Path, variables: dict[str, str]) -> F
         bench = Bench(endpoint, http)
         environment = os.environ | endpoint.worker_env("bench") | {"RUNPOD_LOG_LEVEL": "ERROR"} | variables
         began = time.monotonic()
-        log = Path(f"/tmp/bench-{os.getpid()}.log").open("w")
+        log = tempfile.NamedTemporaryFile("w", prefix="bench-worker-", suffix=".log", delete=False)  # noqa: SIM115
         process = await asyncio.create_subprocess_exec(
             *command, cwd=cwd, env=environment, stdout=log, stderr=log, start_new_session=True
         )
+        log.close()
         try:
             first = asyncio.create_task(bench.job(stream=False))
             died = asyncio.create_task(process.wait())
@@ -146,15 +149,11 @@ async def measure(command: list[str], cwd: Path, variables: dict[str, str]) -> F
         finally:
             if process.returncode is None:
                 process.send_signal(signal.SIGTERM)
-                try:
+                with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(20):
                         await process.wait()
-                except TimeoutError:
-                    pass
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
 
 
 async def bare() -> Figures:
@@ -183,7 +182,7 @@ async def bare() -> Figures:
 
         async def client() -> None:
             for _ in left:
-                done.append(await one(stream=stream))
+                done.append(await one(stream=stream))  # noqa: PERF401 - one after the other
 
         began = time.monotonic()
         await asyncio.gather(*(client() for _ in range(clients)))
@@ -192,18 +191,41 @@ async def bare() -> Figures:
     try:
         await load(16, 64, stream=True)
         figures: Figures = {}
-        times, _ = await load(1, 12, stream=True)
+        times, _ = await load(1, 9, stream=True)
         figures["TTFT ms, 1 client"] = 1000 * statistics.median(first for first, _ in times)
-        times, _ = await load(1, 12, stream=False)
+        times, _ = await load(1, 9, stream=False)
         figures["total ms, 1 client, not streamed"] = 1000 * statistics.median(total for _, total in times)
-        times, seconds = await load(64, 384, stream=True)
+        times, seconds = await load(64, 256, stream=True)
         figures["TTFT ms, 64 clients"] = 1000 * statistics.median(first for first, _ in times)
         figures["jobs/s, 64 clients, streamed"] = len(times) / seconds
-        _, seconds = await load(128, 640, stream=False)
-        figures["jobs/s, 128 clients, not streamed"] = 640 / seconds
+        _, seconds = await load(128, 512, stream=False)
+        figures["jobs/s, 128 clients, not streamed"] = 512 / seconds
         return figures
     finally:
         engine.shutdown()
+
+
+def peer_variables() -> dict[str, str]:
+    """What makes another worker run the same engine on the same model."""
+    variables = {
+        "MODEL_NAME": os.environ.get("MODEL_NAME", str(REPOSITORY / "models" / "demo")),
+        "DTYPE": "float32",
+        "ENFORCE_EAGER": "true",
+        "MAX_NUM_SEQS": str(SEATS),
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    try:
+        importlib.metadata.version("vllm")
+    except importlib.metadata.PackageNotFoundError:
+        # The CPU build calls itself vllm-cpu, and the `vllm` command asks for its version by the usual name.
+        folder = Path(tempfile.mkdtemp(prefix="bench-names-"))
+        version = importlib.metadata.version("vllm-cpu")
+        (folder / f"vllm-{version}.dist-info").mkdir()
+        metadata = f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}+cpu\n"
+        (folder / f"vllm-{version}.dist-info" / "METADATA").write_text(metadata)
+        variables["PYTHONPATH"] = str(folder)
+    return variables
 
 
 def table(columns: dict[str, Figures]) -> str:
@@ -236,18 +258,20 @@ def main() -> None:
         print(json.dumps(asyncio.run(bare())))
         return
     ours = [sys.executable, "-u", str(REPOSITORY / "handler.py")]
+    columns: dict[str, Figures] = {}
+
+    def note(name: str, figures: Figures) -> None:
+        columns[name] = figures
+        print(json.dumps({name: figures}), file=sys.stderr, flush=True)
+
     said = subprocess.run([sys.executable, __file__, "--bare"], check=True, capture_output=True, text=True).stdout
-    columns: dict[str, Figures] = {"bare engine": json.loads(said.splitlines()[-1])}
-    columns["llmpod"] = asyncio.run(measure(ours, REPOSITORY, {}))
-    if not arguments.no_stock:
-        columns["stock loop"] = asyncio.run(measure(ours, REPOSITORY, {"JOB_LOOP": "stock"}))
+    note("bare engine", json.loads(said.splitlines()[-1]))
+    note("llmpod", asyncio.run(measure(ours, REPOSITORY, {})))
     if arguments.peer:
-        model = os.environ.get("MODEL_NAME", str(REPOSITORY / "models" / "demo"))
-        variables: dict[str, Any] = {
-            "MODEL_NAME": model, "DTYPE": "float32", "ENFORCE_EAGER": "true", "MAX_NUM_SEQS": str(SEATS),
-            "VLLM_CPU_KVCACHE_SPACE": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        }  # fmt: skip
-        columns["peer"] = asyncio.run(measure(shlex.split(arguments.peer_command), arguments.peer.resolve(), variables))
+        command = shlex.split(arguments.peer_command)
+        note("peer", asyncio.run(measure(command, arguments.peer.resolve(), peer_variables())))
+    if not arguments.no_stock:
+        note("stock loop", asyncio.run(measure(ours, REPOSITORY, {"JOB_LOOP": "stock"})))
     print(f"{os.cpu_count()} cores, {TOKENS}-token answers; RTT in ms, added to every call of the worker\n")
     print(table(columns))
 
