@@ -1,4 +1,4 @@
-"""The loop around the real engine: what the client reads is what the engine said, and what ends early leaves nothing."""
+"""The loop around the real engine: clients read what it said, and what ends early leaves nothing in it."""
 
 from __future__ import annotations
 
@@ -56,7 +56,8 @@ async def test_merged_logprobs_are_one_row_per_token(monkeypatch: pytest.MonkeyP
     async with serving(monkeypatch, Shared(engine), **NO_LIMIT) as served:
         served.endpoint.set_faults(post_latency_ms=50)
         params = {"max_tokens": 100, "logprobs": 2, "ignore_eos": True, "n": 2}
-        job = await served.run(stream=True, sampling_params=params)
+        job = await served.ended(await served.submit(stream=True, sampling_params=params), 60)
+        assert job.state is JobState.COMPLETED, job.error
         for index in range(2):
             pieces = [c for chunk in job.chunks for c in json.loads(chunk)["choices"] if c["index"] == index]
             assert sum(len(piece.get("logprobs") or ()) for piece in pieces) == 100

@@ -17,11 +17,7 @@ import pytest
 from llmpod.worker.inputs import NativeRequest
 
 PARAMETERS: list[tuple[str, str, set[str]]] = [
-    (
-        "vllm.engine.async_llm_engine",
-        "AsyncLLMEngine.from_vllm_config",
-        {"vllm_config", "stat_loggers", "disable_log_stats"},
-    ),
+    ("vllm.engine.async_llm_engine", "AsyncLLMEngine.from_engine_args", {"engine_args", "stat_loggers"}),
     ("vllm.engine.async_llm_engine", "AsyncLLMEngine.generate", {"prompt", "sampling_params", "request_id"}),
     ("vllm.engine.async_llm_engine", "AsyncLLMEngine.get_tokenizer", set()),
     ("vllm.engine.async_llm_engine", "AsyncLLMEngine.shutdown", set()),

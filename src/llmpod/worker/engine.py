@@ -29,7 +29,7 @@ from llmpod.worker.events import Emit, logging_config
 from llmpod.worker.generation import Step
 from llmpod.worker.inputs import NativeRequest
 from llmpod.worker.prompts import Prompts
-from llmpod.worker.settings import Correction, Settings, impose, provide
+from llmpod.worker.settings import Correction, Settings, provide
 
 # Sampling parameters that are vLLM's business, not a client's, or whose result a native reply has no place for.
 NOT_FROM_CLIENTS = frozenset(
@@ -104,12 +104,7 @@ class Engine:
             if self._settings.is_demo
             else None,
         )
-        config = arguments.create_engine_config()
-        configured = time.monotonic()
-        _fork_children(self._environment)
-        self._llm = AsyncLLMEngine.from_vllm_config(
-            config, stat_loggers=[self._step_observer()], disable_log_stats=arguments.disable_log_stats
-        )
+        self._llm = AsyncLLMEngine.from_engine_args(arguments, stat_loggers=[self._step_observer()])
         loaded = time.monotonic()
         await self._learn()
         await self._warm_up()
@@ -121,8 +116,7 @@ class Engine:
             max_num_batched_tokens=self._llm.vllm_config.scheduler_config.max_num_batched_tokens,
             kv_cache_tokens=self.kv_cache_tokens,
             import_ms=_ms(imported - started),
-            config_ms=_ms(configured - imported),
-            load_ms=_ms(loaded - configured),
+            load_ms=_ms(loaded - imported),
             warm_up_ms=_ms(time.monotonic() - loaded),
         )
 
@@ -337,18 +331,6 @@ def _prepare_process(settings: Settings, last_words: Path) -> None:
             "TORCH_CPP_LOG_LEVEL": "ERROR",
         }
     )
-
-
-def _fork_children(environment: Mapping[str, str]) -> None:
-    """Let the engine's processes start as copies of this one, which has imported vLLM; a new one takes seconds for it.
-
-    On a GPU that is vLLM's default. Its CPU platform asks for new processes (vllm/platforms/cpu.py) because a copy may
-    not use OpenMP after its parent has; this process never computes.
-    """
-    from vllm.platforms import current_platform
-
-    if current_platform.is_cpu() and "VLLM_WORKER_MULTIPROC_METHOD" not in environment:
-        impose({"VLLM_WORKER_MULTIPROC_METHOD": "fork"})
 
 
 def engine_arguments(settings: Settings, environment: Mapping[str, str], emit: Emit) -> Any:

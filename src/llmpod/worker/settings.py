@@ -297,11 +297,6 @@ def provide(values: Mapping[str, str]) -> None:
         os.environ["PYTHONPATH"] = os.pathsep.join([source, *filter(None, paths)])
 
 
-def impose(values: Mapping[str, str]) -> None:
-    """Set variables whatever they were: what a library has set for itself and is better otherwise."""
-    os.environ.update(values)
-
-
 def _correct(environ: MutableMapping[str, str], known: Mapping[str, str]) -> Iterable[Correction]:
     for name in sorted(environ):
         given = environ[name]
