@@ -48,3 +48,9 @@ model: setup ## train the demo model anew (minutes, deterministic) into models/d
 
 compat: setup ## the tests that touch vLLM, against an older release (VERSION=0.28.0)
 	builder/compat.sh $(VERSION)
+
+chaos: setup ## minutes of mixed jobs, a failing network and killed workers (CHAOS_SECONDS=300)
+	CHAOS_SECONDS=$(or $(CHAOS_SECONDS),300) $(PY) -m pytest tests/worker/test_chaos.py
+
+bench: setup ## the worker against the bare engine and the SDK's own loop, as ratios from one run
+	$(PY) bench/worker.py $(ARGS)
