@@ -13,9 +13,9 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any
 
-from llmpod.worker import answers, inputs, limits, profile
+from llmpod.worker import answers, inputs, limits, profile, routes
 from llmpod.worker.engine import Engine
-from llmpod.worker.errors import Code, JobError
+from llmpod.worker.errors import Code, JobError, RouteError
 from llmpod.worker.events import Emit
 from llmpod.worker.record import JobRecord
 from llmpod.worker.settings import Settings
@@ -29,6 +29,7 @@ class Worker:
         self.engine = engine
         self.emit = emit
         self.profile = profile.load(settings.profile) if settings.profile else None
+        self.routes = routes.Routes(settings, engine, self.profile)
         self.on_engine_death: Callable[[], None] = lambda: None
 
     @property
@@ -36,8 +37,8 @@ class Worker:
         """Jobs to hold at once: what the engine decodes together, and a quarter more so that it never waits for one."""
         return self.settings.max_concurrency or self.engine.max_num_seqs + max(1, self.engine.max_num_seqs // 4)
 
-    async def handle(self, job: dict[str, Any]) -> AsyncGenerator[answers.Reply, None]:
-        """Yield the replies of one job: one, or one per chunk when it is streamed.
+    async def handle(self, job: dict[str, Any]) -> AsyncGenerator[answers.Reply | routes.Reply, None]:
+        """Yield the replies of one job: one, or one per chunk when it is streamed (as text on OpenAI's routes).
 
         A failure is a last reply whose `error` is a JSON string; the SDK makes the job FAILED with it. Cancellation
         reaches this generator as CancelledError while it awaits, or as GeneratorExit while the SDK sends a chunk.
@@ -57,15 +58,24 @@ class Worker:
         except Exception as error:  # noqa: BLE001 - the edge of a job: the client gets a code, the log the traceback
             self.emit("bug", level="error", request_id=record.id, traceback=traceback.format_exc())
             failed = JobError(Code.INTERNAL_ERROR, f"The worker failed at this job ({type(error).__name__}).")
+        failed = routes.explain(failed, job.get("input"))
         record.fail(failed)
         if failed.code is Code.ENGINE_DEAD:
             self.on_engine_death()
-        if record.stream:
+        if isinstance(failed, RouteError):
+            if record.streaming:
+                yield failed.as_event(record.id)
+        elif record.stream:
             yield answers.stream_error(failed.as_dict(record.id))
         yield {"error": failed.as_json(record.id)}
 
-    async def _answer(self, job_input: object, record: JobRecord) -> AsyncGenerator[answers.Reply, None]:
+    async def _answer(self, job_input: object, record: JobRecord) -> AsyncGenerator[answers.Reply | routes.Reply, None]:
         request = inputs.parse(job_input, self.engine.sampling_names)
+        if isinstance(request, inputs.OpenAIRequest):
+            async with aclosing(self.routes.answer(request, record)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+            return
         max_tokens = limits.clamp_max_tokens(request.max_tokens, self.settings)
         record.start(request, max_tokens, validation_enabled=self._validates(request))
 
