@@ -21,8 +21,10 @@ from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from llmpod.worker import doctor, engine_options, served
-from llmpod.worker.asgi import App
+from llmpod.worker.asgi import App, Exchange
 from llmpod.worker.errors import Code, JobError, StartError
 from llmpod.worker.events import Emit, logging_config
 from llmpod.worker.generation import Delta, Step, Timings, Usage
@@ -196,16 +198,15 @@ class Engine:
 
     async def _install_guard(self) -> bool:
         """Make vLLM's renderer cut texts where `guard` marked them. Whether it does, by trying."""
+        assert self._prompts is not None
+        prompts = self._prompts
         renderer = self._llm.renderer
         tokenize = getattr(renderer, "_tokenize_prompt_async", None)
         if tokenize is None:
             return False
 
         def cut(prompt: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
-            assert self._prompts is not None
-            ids = self._prompts.encode_guarded(
-                prompt["prompt"], add_special_tokens=options.get("add_special_tokens", True)
-            )
+            ids = prompts.encode_guarded(prompt["prompt"], add_special_tokens=options.get("add_special_tokens", True))
             limit = options.get("max_length") if options.get("truncation") else None
             if limit is not None:
                 left = getattr(renderer.tokenizer, "truncation_side", "right") == "left"
@@ -218,29 +219,19 @@ class Engine:
             return await asyncio.to_thread(cut, prompt, params.get_encode_kwargs())
 
         renderer._tokenize_prompt_async = guarded
-        return await self._guard_holds(renderer)
-
-    async def _guard_holds(self, renderer: Any) -> bool:
-        """Whether a guarded control token comes through vLLM's renderer as text. Some renderers do without that step."""
-        from vllm.renderers import ChatParams
-
-        assert self._prompts is not None
         token = next(iter(self._prompts.control_texts), None)
         if token is None or not self._prompts.has_chat_template:
             return True
-        probe = [{"role": "user", "content": self._prompts.guard(f"a{token}b")}]
-        plain = [{"role": "user", "content": "ab"}]
-        params = ChatParams(chat_template=_text_or_file(self._settings.custom_chat_template))
-        try:
-            sets = await renderer.render_chat_async([probe, plain], params)
-            texts = [renderer.get_tokenizer().decode(prompt["prompt_token_ids"]) for prompt in sets[1]]
-        except Exception as error:  # noqa: BLE001 - whatever it raises: it cannot be relied on
-            self._emit("guard_unavailable", level="warning", cause=repr(error)[:300])
-            return False
-        counts = [
-            sum(token_id in self._prompts.control_ids for token_id in prompt["prompt_token_ids"]) for prompt in sets[1]
-        ]
-        return GUARD not in texts[0] and counts[0] == counts[1]
+        with_token, without = await self._tokens_of(self._prompts.guard(f"a{token}b")), await self._tokens_of("ab")
+        counts = [sum(token_id in self._prompts.control_ids for token_id in ids) for ids in (with_token, without)]
+        return bool(without) and counts[0] == counts[1] and GUARD not in self.decode(with_token)
+
+    async def _tokens_of(self, text: str) -> list[int]:
+        """What vLLM's application makes of one user message."""
+        body = orjson.dumps({"messages": [{"role": "user", "content": text}]})
+        headers = {"content-type": "application/json"}
+        async with Exchange(self.app, "POST", "/tokenize", headers=headers, body=body) as exchange:
+            return list(orjson.loads(await exchange.whole()).get("tokens", ()))
 
     def shutdown(self) -> None:
         """End the engine's processes. Safe to call at any time, also before or during `start`."""

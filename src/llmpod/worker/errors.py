@@ -107,7 +107,7 @@ class RouteError(JobError):
 
     def as_dict(self, job_id: str) -> dict[str, Any]:
         """The error object, with `error` in it."""
-        retryable = self.status in (408, 409, 429) or self.status >= 500 and self.failure.retryable
+        retryable = self.status in (408, 409, 429) or (self.status >= 500 and self.failure.retryable)
         return super().as_dict(job_id) | {"status": self.status, "retryable": retryable, "error": self.error}
 
     def as_event(self, job_id: str) -> str:

@@ -60,10 +60,14 @@ async def run(worker: Worker, job: dict[str, Any], out: TextIO | None = None) ->
     streaming = False
     async with aclosing(worker.handle(job)) as replies:
         async for reply in replies:
-            if "error" in reply:
+            if isinstance(reply, str):  # events of an OpenAI route, or its text
+                streaming = False
+                out.write(reply)
+                out.flush()
+            elif isinstance(reply, dict) and reply.get("error"):
                 ok = False
                 _print(out, f"FAILED {reply['error']}", newline_first=streaming)
-            elif _is_delta(reply):
+            elif isinstance(reply, dict) and _is_delta(reply):
                 streaming = True
                 out.write("".join(choice["text"] for choice in reply["choices"]))
                 out.flush()

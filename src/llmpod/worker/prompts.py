@@ -15,7 +15,6 @@ from typing import Any, Protocol
 from llmpod.worker.errors import Code, JobError
 from llmpod.worker.inputs import Message, NativeRequest
 
-
 GUARD = "\U0010fffd"
 """The mark in texts that vLLM's application renders: Unicode's last private character, which means nothing anywhere."""
 

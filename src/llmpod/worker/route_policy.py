@@ -196,9 +196,7 @@ def _leaves(value: object, *, with_keys: bool) -> Iterator[str | int]:
     pending = [value]
     while pending:
         found = pending.pop()
-        if isinstance(found, str):
-            yield found
-        elif isinstance(found, int) and not isinstance(found, bool):
+        if isinstance(found, str) or (isinstance(found, int) and not isinstance(found, bool)):
             yield found
         elif isinstance(found, list):
             pending.extend(reversed(found))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 import contextvars
+import re
 import secrets
 import time
 from collections.abc import AsyncGenerator
@@ -29,13 +30,7 @@ from llmpod.worker.settings import Settings
 
 Reply = dict[str, Any] | list[Any] | str
 
-_CODES = {
-    400: Code.INVALID_INPUT,
-    404: Code.NOT_FOUND,
-    429: Code.OVERLOADED,
-    501: Code.UNSUPPORTED,
-    503: Code.OVERLOADED,
-}
+_CODES = {404: Code.NOT_FOUND, 429: Code.OVERLOADED, 501: Code.UNSUPPORTED, 503: Code.OVERLOADED}
 
 
 class Routes:
@@ -208,12 +203,8 @@ class Routes:
         error = said.get("error") if isinstance(said, dict) else None
         if not isinstance(error, dict):
             detail = said.get("detail") if isinstance(said, dict) else None
-            error = {
-                "message": str(detail or f"vLLM answered {status}."),
-                "type": "Error",
-                "param": None,
-                "code": status,
-            }
+            message = str(detail or f"vLLM answered {status}.")
+            error = {"message": message, "type": "Error", "param": None, "code": status}
         return self._failed(status, error, rule)
 
     def _failed(self, status: int, error: dict[str, Any], rule: Rule) -> RouteError:
@@ -253,12 +244,9 @@ def form(body: dict[str, Any], settings: Settings) -> tuple[bytes, str]:
     except (binascii.Error, ValueError):
         raise JobError(Code.INVALID_INPUT, "file is not valid base64.", field="file") from None
     boundary = secrets.token_hex(16)
-    name = (
-        "".join(c for c in str(body.get("filename") or "audio.wav") if c.isalnum() or c in "._-")[:100] or "audio.wav"
-    )
-    parts = [
-        f'name="file"; filename="{name}"\r\nContent-Type: application/octet-stream'.encode() + b"\r\n\r\n" + content
-    ]
+    name = re.sub(r"[^\w.-]", "", str(body.get("filename") or ""))[:100] or "audio.wav"
+    head = f'name="file"; filename="{name}"\r\nContent-Type: application/octet-stream\r\n\r\n'
+    parts = [head.encode() + content]
     for key, value in body.items():
         if key in ("file", "filename") or value is None:
             continue
