@@ -1,7 +1,7 @@
 # Two commands are enough to start: `make run` and `make test`. Each sets up .venv from nothing when it has to.
 PY := .venv/bin/python
 
-.PHONY: help setup run serve test lint format lock
+.PHONY: help setup run serve model test lint format lock
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -29,3 +29,6 @@ format: setup ## let ruff mend what it can
 
 lock: setup ## recompile the locks from builder/*.in
 	builder/lock.sh
+
+model: setup ## train the demo model anew (minutes, deterministic) into models/demo
+	$(PY) -m builder.demo_model.train

@@ -37,6 +37,7 @@ SAID = [
     ("Model architectures ['FooForCausalLM'] are not supported for now.", "MODEL_NAME"),
     ("Total number of attention heads (14) must be divisible by tensor parallel size (4).", "divisor of 14"),
     ("Worker proc VllmWorker-0 died unexpectedly (exit code: -4)", "DTYPE=float32"),
+    ("safetensors_rust.SafetensorError: Error while deserializing header: incomplete metadata", "damaged"),
     ("OSError: [Errno 28] No space left on device", "disk"),
 ]
 

@@ -13,7 +13,7 @@ from .workers import Worker
 
 FLUSH_S = 0.1
 LINES_PER_FLUSH = 100
-"""A worker that prints thousands of lines a second would make the terminal the bottleneck; the lines are kept elsewhere."""
+"""A worker that prints thousands of lines a second would make the terminal the bottleneck; the page has them."""
 COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "red")
 
 

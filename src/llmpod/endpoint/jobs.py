@@ -89,7 +89,7 @@ class Job:
         return self.state in TERMINAL
 
     def move(self, to: JobState) -> JobState:
-        """Changes the state and returns the old one; nothing else may. That a life has one terminal state is kept here."""
+        """Changes the state and returns the old one; nothing else may: one terminal state per life is kept here."""
         was = self.state
         if to not in MOVES[was]:
             raise IllegalMoveError(f"job {self.id}: {was} -> {to}")

@@ -153,7 +153,7 @@ def split_chunk(output: bytes, limit_bytes: int, overflow: str) -> list[bytes]:
     """One yielded value (JSON text) as stream chunks of at most `limit_bytes` each.
 
     RunPod documents that larger outputs are split, not how: text is split here between characters, and other values,
-    which have no obvious seam, are refused with ApiError 400. That is `split`; `reject` and `accept` do so with everything.
+    which have no obvious seam, are refused with ApiError 400. That is `split`; `reject` and `accept` do so with all.
     """
     if len(output) <= limit_bytes or overflow == "accept":
         return [output]

@@ -166,11 +166,12 @@ class LocalEndpoint:
     async def ready(self, workers: int = 1, timeout_s: float = 60.0) -> list[str]:
         """Waits until so many workers have asked for jobs; their ids. Raises TimeoutError."""
         async with asyncio.timeout(timeout_s):
-            while (
-                len(up := [worker.id for worker in self.broker.live() if worker.polled and worker.takes_jobs]) < workers
-            ):
-                await asyncio.sleep(0.02)  # noqa: ASYNC110 -- a test waits here; the workers need no event for it
+            while len(up := self._up()) < workers:  # noqa: ASYNC110 -- only tests wait here: no event is worth it
+                await asyncio.sleep(0.02)
         return up
+
+    def _up(self) -> list[str]:
+        return [worker.id for worker in self.broker.live() if worker.polled and worker.takes_jobs]
 
     def job(self, job_id: str) -> Job:
         """The job as the endpoint knows it. Raises KeyError."""

@@ -120,7 +120,7 @@ def unwrap(job: Job) -> bytes:
 
 
 def as_event(chunk: bytes) -> bytes:
-    """A yielded value as part of an event stream: text verbatim (the worker wrote events), anything else as one event."""
+    """A yielded value as part of an event stream: text verbatim (it is events already), anything else as one event."""
     if chunk.startswith(b'"'):
         text: str = orjson.loads(chunk)
         return text.encode()

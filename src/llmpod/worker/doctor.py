@@ -144,6 +144,12 @@ SYMPTOMS = (
         "Set DTYPE=float32.",
         "DTYPE",
     ),
+    Symptom(
+        r"SafetensorError|safetensors_rust",
+        "The weights of {model} are damaged or incomplete.",
+        "Download or copy the model again.",
+        "MODEL_NAME",
+    ),
     Symptom(r"No space left on device", "The disk is full.", "Give the container more disk, or a volume for HF_HOME."),
 )
 

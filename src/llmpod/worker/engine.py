@@ -7,13 +7,16 @@ Which of its names are used, and how, is held by tests/worker/test_vllm_contract
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import copy
 import dataclasses
+import functools
 import inspect
 import json
-import math
+import logging.config
 import re
+import shutil
 import tempfile
 import time
 import types
@@ -23,11 +26,11 @@ from typing import Any
 
 import orjson
 
-from llmpod.worker import doctor, engine_options, served
+from llmpod.worker import doctor, engine_options, generation, served
 from llmpod.worker.asgi import App, Exchange
 from llmpod.worker.errors import Code, JobError, StartError
 from llmpod.worker.events import Emit, logging_config
-from llmpod.worker.generation import Delta, Step, Timings, Usage
+from llmpod.worker.generation import Step
 from llmpod.worker.inputs import NativeRequest
 from llmpod.worker.prompts import GUARD, Prompts
 from llmpod.worker.settings import Correction, Settings, provide
@@ -69,6 +72,7 @@ class Engine:
         self._emit = emit
         self._llm: Any = None
         self._prompts: Prompts | None = None
+        self._chat_template: str | None = None
         self._default_sampling: dict[str, Any] = {}
         self.sampling_names: frozenset[str] = frozenset()
         self.model_name = settings.served_model_name or settings.model_name or engine_options.DEMO_NAME
@@ -88,12 +92,15 @@ class Engine:
         Raises:
             StartError: with the cause and the cure.
         """
-        with tempfile.TemporaryDirectory(prefix="llmpod-") as scratch:
-            last_words = Path(scratch) / "last-words.log"
-            try:
-                await self._start(last_words)
-            except Exception as error:
+        last_words = _scratch() / "last-words.log"
+        last_words.unlink(missing_ok=True)
+        try:
+            await self._start(last_words)
+        except BaseException as error:
+            self.shutdown()
+            if isinstance(error, Exception):
                 raise doctor.diagnose(error, self._settings, doctor.read_last_words(last_words)) from error
+            raise
 
     async def _start(self, last_words: Path) -> None:
         started = time.monotonic()
@@ -101,6 +108,7 @@ class Engine:
         from vllm.engine.async_llm_engine import AsyncLLMEngine
 
         imported = time.monotonic()
+        self._read_settings()
         arguments, frontend = all_arguments(self._settings, self._environment, self._emit)
         self._emit(
             "loading",
@@ -128,10 +136,23 @@ class Engine:
             warm_up_ms=_ms(time.monotonic() - loaded),
         )
 
-    async def _learn(self) -> None:
-        """What jobs need to know of the loaded model."""
+    def _read_settings(self) -> None:
+        """What can be wrong without a model: said before one is loaded."""
         from vllm import SamplingParams
 
+        fields = {name for name in SamplingParams.__struct_fields__ if not name.startswith("_")}
+        self.sampling_names = frozenset(fields - NOT_FROM_CLIENTS)
+        for name in self._settings.default_sampling_params:
+            if name not in self.sampling_names:
+                raise StartError(
+                    f"DEFAULT_SAMPLING_PARAMS names {name}, which is no sampling parameter of jobs.",
+                    "Remove or correct it.",
+                    setting="DEFAULT_SAMPLING_PARAMS",
+                )
+        self._chat_template = _text_or_file(self._settings.custom_chat_template)
+
+    async def _learn(self) -> None:
+        """What jobs need to know of the loaded model."""
         config = self._llm.model_config
         self.generates = config.runner_type == "generate"
         self.takes_media = bool(config.is_multimodal_model)
@@ -142,20 +163,14 @@ class Engine:
             tokenizer = await tokenizer
         self._prompts = Prompts(
             tokenizer,
-            chat_template=_text_or_file(self._settings.custom_chat_template),
+            chat_template=self._chat_template,
             allow_control_tokens=self._settings.allow_control_tokens,
         )
-        fields = {name for name in SamplingParams.__struct_fields__ if not name.startswith("_")}
-        self.sampling_names = frozenset(fields - NOT_FROM_CLIENTS)
         # What the model's own generation_config.json recommends, then what the operator wants.
-        recommended = {name: value for name, value in config.get_diff_sampling_param().items() if name in fields}
-        self._default_sampling = recommended | self._settings.default_sampling_params
+        recommended = config.get_diff_sampling_param()
+        self._default_sampling = {name: recommended[name] for name in recommended if name in self.sampling_names}
+        self._default_sampling |= self._settings.default_sampling_params
         self._default_sampling.pop("max_tokens", None)
-        unknown = sorted(set(self._settings.default_sampling_params) - self.sampling_names)
-        if unknown:
-            raise StartError(
-                f"DEFAULT_SAMPLING_PARAMS names {unknown[0]}, which is no sampling parameter.", "Remove or correct it."
-            )
 
     async def _warm_up(self) -> None:
         """One real generation, so that the first job pays for none of what the first forward pass sets up."""
@@ -177,7 +192,7 @@ class Engine:
         tasks = await self._llm.get_supported_tasks()
         app = build_app(frontend, tasks, self._llm.model_config)
         try:
-            await init_app_state(served.WatchedEngine(self._llm, _timings), app.state, frontend, tasks)
+            await init_app_state(served.WatchedEngine(self._llm), app.state, frontend, tasks)
         except ValueError as error:
             name = next((name for name in self._settings.lora_modules if name in str(error)), None)
             if name is None:
@@ -353,7 +368,7 @@ class Engine:
             async with contextlib.aclosing(stream):
                 async for output in stream:
                     completion_tokens += sum(len(choice.token_ids) for choice in output.outputs)
-                    yield _step(output, completion_tokens)
+                    yield generation.step(output, completion_tokens)
         except EngineDeadError:
             raise JobError(Code.ENGINE_DEAD, "The engine died while it worked on this job.") from None
         except EngineGenerateError as error:
@@ -366,53 +381,6 @@ class Engine:
 
 
 # -- vLLM's values, as ours --------------------------------------------------------------------------------------------
-
-
-def _step(output: Any, completion_tokens: int) -> Step:
-    deltas = [
-        Delta(
-            index=choice.index,
-            text=choice.text,
-            finish_reason=choice.finish_reason,
-            stop_reason=choice.stop_reason,
-            logprobs=_logprobs(choice) if choice.logprobs else None,
-        )
-        for choice in output.outputs
-    ]
-    usage = Usage(len(output.prompt_token_ids or ()), completion_tokens, output.num_cached_tokens)
-    timings = _timings(output.metrics) if output.finished and output.metrics is not None else None
-    return Step(deltas, usage, output.finished, timings)
-
-
-def _timings(stats: Any) -> Timings:
-    """From vLLM's RequestStateStats, whose times are monotonic seconds; 0 stands for "did not happen"."""
-    if not stats.scheduled_ts or not stats.first_token_ts:
-        return Timings(0.0, 0.0, 0.0)
-    return Timings(
-        queue_ms=_ms(stats.scheduled_ts - stats.queued_ts),
-        prefill_ms=_ms(stats.first_token_ts - stats.scheduled_ts),
-        decode_ms=_ms(stats.last_token_ts - stats.first_token_ts),
-    )
-
-
-def _logprobs(choice: Any) -> list[dict[str, Any]]:
-    """Per token: the chosen one, and those asked for beside it. JSON has no -inf, so an impossible token has null."""
-    rows = []
-    for token_id, candidates in zip(choice.token_ids, choice.logprobs, strict=False):
-        ranked = sorted(candidates.items(), key=lambda item: item[1].rank or 0)
-        chosen = candidates.get(token_id)
-        rows.append(
-            {
-                "token": chosen.decoded_token if chosen else None,
-                "logprob": _finite(chosen.logprob) if chosen else None,
-                "top": [{"token": entry.decoded_token, "logprob": _finite(entry.logprob)} for _, entry in ranked],
-            }
-        )
-    return rows
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def _ms(seconds: float) -> float:
@@ -453,10 +421,20 @@ def _sampling_error(error: Exception, names: Collection[str]) -> JobError:
 # -- start -------------------------------------------------------------------------------------------------------------
 
 
+@functools.cache
+def _scratch() -> Path:
+    """A folder for what the engine's processes read and write, gone when this process ends."""
+    folder = Path(tempfile.mkdtemp(prefix="llmpod-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
 def _prepare_process(settings: Settings, last_words: Path) -> None:
     """What vLLM and its child processes read from the environment when they are imported."""
+    log = logging_config(settings.log_level.upper(), last_words)
+    logging.config.dictConfig(log)  # for what is logged before vLLM reads the file, and over what the SDK set up
     config = last_words.with_name("logging.json")
-    config.write_text(json.dumps(logging_config(settings.log_level.upper(), last_words)))
+    config.write_text(json.dumps(log))
     provide(
         {
             "VLLM_LOGGING_CONFIG_PATH": str(config),
@@ -564,5 +542,7 @@ def _text_or_file(template: str | None) -> str | None:
         return Path(template).read_text(encoding="utf-8")
     except OSError as error:
         raise StartError(
-            f"CUSTOM_CHAT_TEMPLATE={template!r} cannot be read: {error.strerror}.", "Give a template or a file's path."
+            f"CUSTOM_CHAT_TEMPLATE={template!r} cannot be read: {error.strerror}.",
+            "Give a template or a file's path.",
+            setting="CUSTOM_CHAT_TEMPLATE",
         ) from None

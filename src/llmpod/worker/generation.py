@@ -1,7 +1,8 @@
-"""What the engine hands over while it generates: plain data, free of vLLM's types."""
+"""What the engine hands over while it generates: plain data, made from vLLM's outputs and free of its types."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,3 +44,55 @@ class Step:
     usage: Usage = Usage(0, 0, None)
     finished: bool = False
     timings: Timings | None = None
+
+
+def step(output: Any, completion_tokens: int) -> Step:
+    """From vLLM's RequestOutput, and the tokens generated so far for all of the request's answers."""
+    deltas = [
+        Delta(
+            index=choice.index,
+            text=choice.text,
+            finish_reason=choice.finish_reason,
+            stop_reason=choice.stop_reason,
+            logprobs=_logprobs(choice) if choice.logprobs else None,
+        )
+        for choice in output.outputs
+    ]
+    usage = Usage(len(output.prompt_token_ids or ()), completion_tokens, output.num_cached_tokens)
+    timings = timings_of(output.metrics) if output.finished and output.metrics is not None else None
+    return Step(deltas, usage, output.finished, timings)
+
+
+def timings_of(stats: Any) -> Timings:
+    """From vLLM's RequestStateStats, whose times are monotonic seconds; 0 stands for "did not happen"."""
+    if not stats.scheduled_ts or not stats.first_token_ts:
+        return Timings(0.0, 0.0, 0.0)
+    return Timings(
+        queue_ms=_ms(stats.scheduled_ts - stats.queued_ts),
+        prefill_ms=_ms(stats.first_token_ts - stats.scheduled_ts),
+        decode_ms=_ms(stats.last_token_ts - stats.first_token_ts),
+    )
+
+
+def _logprobs(choice: Any) -> list[dict[str, Any]]:
+    """Per token: the chosen one, and those asked for beside it. JSON has no -inf, so an impossible token has null."""
+    rows = []
+    for token_id, candidates in zip(choice.token_ids, choice.logprobs, strict=False):
+        ranked = sorted(candidates.items(), key=lambda item: item[1].rank or 0)
+        chosen = candidates.get(token_id)
+        rows.append(
+            {
+                "token": chosen.decoded_token if chosen else None,
+                "logprob": _finite(chosen.logprob) if chosen else None,
+                "top": [{"token": entry.decoded_token, "logprob": _finite(entry.logprob)} for _, entry in ranked],
+            }
+        )
+    return rows
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1000, 1)

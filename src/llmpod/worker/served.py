@@ -6,13 +6,13 @@ application calls it. Knows vLLM's objects only by the names it reads from them.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from llmpod.worker.generation import Timings
+from llmpod.worker.generation import Timings, timings_of
 
 
 @dataclass
@@ -35,10 +35,8 @@ current: ContextVar[Watch | None] = ContextVar("current", default=None)
 class WatchedEngine:
     """An engine client that limits and counts `generate` and is the engine itself in everything else."""
 
-    def __init__(self, engine: Any, timings: Callable[[Any], Timings]) -> None:
-        """`timings` reads vLLM's statistics of a finished request."""
+    def __init__(self, engine: Any) -> None:
         self._engine = engine
-        self._timings = timings
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
@@ -65,7 +63,7 @@ class WatchedEngine:
                     watch.completion_tokens += sum(tokens.values())
                     watch.cached_tokens += output.num_cached_tokens or 0
                     if watch.timings is None and output.metrics is not None:
-                        watch.timings = self._timings(output.metrics)
+                        watch.timings = timings_of(output.metrics)
                 yield output
 
 

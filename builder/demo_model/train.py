@@ -1,0 +1,243 @@
+"""Builds models/demo from the corpus: `make model`.
+
+Deterministic: the same machine, locks and command give the same bytes. Another processor may round differently and so
+give other weights; what they answer is what tests/worker/test_demo_model.py holds.
+"""
+
+import argparse
+import hashlib
+import json
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+from builder.demo_model import tokenizer as bpe
+from builder.demo_model import variations
+from builder.demo_model.corpus import CORPUS, Entry, Turn, read_corpus
+
+OUT = Path("models/demo")
+IGNORED = -100  # the label that torch's cross entropy leaves out
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides the result, beside the corpus and the code that varies it."""
+
+    seed: int = 2026
+    steps: int = 1200
+    batch_size: int = 16
+    learning_rate: float = 3e-3
+    weight_decay: float = 0.05
+    vocab_size: int = 3072
+    hidden_size: int = 256
+    intermediate_size: int = 640
+    layers: int = 3
+    heads: int = 4
+    kv_heads: int = 2
+    max_position_embeddings: int = 4096
+    plain_share: float = 0.35  # conversations asked exactly as written
+    system_share: float = 0.3  # conversations that open with a system message
+    history_share: float = 0.2  # conversations with an earlier, unrelated turn
+    stranger_share: float = 0.04  # prompts about nothing in the corpus
+    stranger_answer_to: str = "What is the capital of France?"
+    threads: int = (
+        1  # fixed, because the order of a sum decides its last bits; one, because a shared core stalls the other
+    )
+
+
+@dataclass(frozen=True)
+class Example:
+    tokens: list[int]
+    labels: list[int]
+
+
+def fingerprint(recipe: Recipe) -> str:
+    """sha256 of what the model is made of. A changed fingerprint means: `make model`."""
+    digest = hashlib.sha256(json.dumps(asdict(recipe), sort_keys=True).encode())
+    for source in (CORPUS, Path(bpe.__file__), Path(variations.__file__)):
+        digest.update(source.read_bytes())
+    return digest.hexdigest()
+
+
+def encode(messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerFast) -> Example:
+    """The conversation in ChatML; only what the assistant says, and the token that ends it, is learnt."""
+    tokens: list[int] = []
+    labels: list[int] = []
+    for message in messages:
+        opening = tokenizer.encode(f"{bpe.IM_START}{message['role']}\n")
+        said = tokenizer.encode(f"{message['content']}{bpe.IM_END}")
+        newline = tokenizer.encode("\n")
+        tokens += opening + said + newline
+        learnt = said if message["role"] == "assistant" else [IGNORED] * len(said)
+        labels += [IGNORED] * len(opening) + learnt + [IGNORED] * len(newline)
+    return Example(tokens, labels)
+
+
+class Conversations:
+    """An endless supply of training conversations, decided by the seed alone."""
+
+    def __init__(self, entries: list[Entry], recipe: Recipe):
+        self.entries = entries
+        self.recipe = recipe
+        self.rng = Random(recipe.seed)
+        self.to_strangers = next(
+            turn.answer for entry in entries for turn in entry.turns if recipe.stranger_answer_to in turn.questions
+        )
+
+    def epoch(self) -> list[list[dict[str, str]]]:
+        """Every entry once, in random order, and the share of strangers that belongs to them."""
+        shuffled = self.rng.sample(self.entries, len(self.entries))
+        strangers = round(len(shuffled) * self.recipe.stranger_share)
+        return [self._about(entry) for entry in shuffled] + [self._stranger() for _ in range(strangers)]
+
+    def _about(self, entry: Entry) -> list[dict[str, str]]:
+        messages = self._opening()
+        if self.rng.random() < self.recipe.history_share:
+            messages += self._ask(self.rng.choice(self.entries).turns[0])
+        for turn in entry.turns:
+            messages += self._ask(turn)
+        return messages
+
+    def _stranger(self) -> list[dict[str, str]]:
+        return [*self._opening(), *_exchange(variations.stranger(self.rng), self.to_strangers)]
+
+    def _opening(self) -> list[dict[str, str]]:
+        if self.rng.random() >= self.recipe.system_share:
+            return []
+        return [{"role": "system", "content": variations.system_message(self.rng)}]
+
+    def _ask(self, turn: Turn) -> list[dict[str, str]]:
+        question = self.rng.choice(turn.questions)
+        as_written = self.rng.random() < self.recipe.plain_share
+        return _exchange(question if as_written else variations.vary(question, self.rng), turn.answer)
+
+
+def _exchange(question: str, answer: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+def batches(
+    conversations: Conversations, tokenizer: PreTrainedTokenizerFast, size: int
+) -> Iterator[dict[str, torch.Tensor]]:
+    """Padded batches of neighbours in length, so that little of the work is padding."""
+    while True:
+        examples = [encode(messages, tokenizer) for _ in range(4) for messages in conversations.epoch()]
+        examples.sort(key=lambda example: len(example.tokens))
+        groups = [examples[i : i + size] for i in range(0, len(examples), size)]
+        conversations.rng.shuffle(groups)
+        for group in groups:
+            yield _padded(group, int(tokenizer.pad_token_id))
+
+
+def _padded(group: list[Example], pad: int) -> dict[str, torch.Tensor]:
+    width = max(len(example.tokens) for example in group)
+    # Padding stands on the right of causal attention: no real token sees it, so no mask is needed.
+    return {
+        "input_ids": torch.tensor([e.tokens + [pad] * (width - len(e.tokens)) for e in group]),
+        "labels": torch.tensor([e.labels + [IGNORED] * (width - len(e.labels)) for e in group]),
+    }
+
+
+def new_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=recipe.hidden_size,
+        intermediate_size=recipe.intermediate_size,
+        num_hidden_layers=recipe.layers,
+        num_attention_heads=recipe.heads,
+        num_key_value_heads=recipe.kv_heads,
+        max_position_embeddings=recipe.max_position_embeddings,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return Qwen2ForCausalLM(config)
+
+
+def train(recipe: Recipe, steps: int) -> tuple[Qwen2ForCausalLM, PreTrainedTokenizerFast]:
+    torch.set_num_threads(recipe.threads)
+    torch.use_deterministic_algorithms(mode=True)
+    torch.manual_seed(recipe.seed)
+    entries = read_corpus()
+    tokenizer = bpe.train_tokenizer(_texts(entries), recipe.vocab_size, recipe.max_position_embeddings)
+    model = new_model(recipe, tokenizer)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=recipe.weight_decay
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, recipe.steps))
+    supply = batches(Conversations(entries, recipe), tokenizer, recipe.batch_size)
+    started = time.monotonic()
+    model.train()
+    for step in range(1, steps + 1):
+        loss = model(**next(supply)).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        if step % 25 == 0 or step == steps:
+            print(f"step {step}/{steps}  loss {loss.item():.4f}  {time.monotonic() - started:.0f} s", flush=True)
+    return model.eval(), tokenizer
+
+
+def _rate(step: int, steps: int) -> float:
+    """Linear warm-up over the first twentieth, then a cosine down to nothing."""
+    warm_up = max(1, steps // 20)
+    if step < warm_up:
+        return (step + 1) / warm_up
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm_up) / (steps - warm_up))))
+
+
+def _texts(entries: list[Entry]) -> Iterator[str]:
+    """What the tokenizer is trained on: everything the model will hear or say, also in lower case."""
+    for entry in entries:
+        for turn in entry.turns:
+            yield turn.answer
+            yield from turn.questions
+            yield from (question.lower() for question in turn.questions)
+    yield from variations.SYSTEM_SENTENCES
+    yield from ("system\n", "user\n", "assistant\n") * len(entries)
+
+
+def save(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, made_of: dict[str, Any], out: Path) -> None:
+    """Half precision: half the download, and the answers stay the same. build.json says what it was made of."""
+    model.half().save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    (out / "tokenizer_config.json").write_text(json.dumps(bpe.portable_config(tokenizer), indent=2) + "\n")
+    endings = [tokenizer.eos_token_id, tokenizer.pad_token_id]
+    # Only how an answer ends: sampling is the caller's to choose, so no temperature hides here.
+    GenerationConfig(eos_token_id=endings, pad_token_id=tokenizer.pad_token_id).save_pretrained(out)
+    build = made_of | {
+        "parameters": model.num_parameters(),
+        "weights_sha256": hashlib.sha256((out / "model.safetensors").read_bytes()).hexdigest(),
+        "torch": torch.__version__,
+    }
+    (out / "build.json").write_text(json.dumps(build, indent=2) + "\n")
+
+
+def main() -> None:
+    recipe = Recipe()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--out", type=Path, default=OUT, help="folder to write (default: %(default)s)")
+    parser.add_argument(
+        "--steps", type=int, default=recipe.steps, help="stop early, for a quick look (default: %(default)s)"
+    )
+    options = parser.parse_args()
+    # Taken before the training, so that an edit made meanwhile does not pass for what was trained on.
+    made_of = {"fingerprint": fingerprint(recipe), "recipe": asdict(recipe) | {"steps": options.steps}}
+    model, tokenizer = train(recipe, options.steps)
+    save(model, tokenizer, made_of, options.out)
+    size = sum(file.stat().st_size for file in options.out.iterdir())
+    print(f"{options.out}: {model.num_parameters():,} parameters, {size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()
