@@ -99,7 +99,11 @@ class OpenAiApi:
         return web.Response(body=unwrap(job), content_type="application/json")
 
     def _failed(self, job: Job) -> web.Response:
-        return json_response(failure(job), self.options.failed_openai_status)
+        """A worker that names the HTTP status in its error (`status`) is believed; production's mapping is not known."""
+        said = failure(job)
+        status = said.get("status")
+        known = isinstance(status, int) and 400 <= status <= 599
+        return json_response(said, status if known else self.options.failed_openai_status)
 
 
 def unwrap(job: Job) -> bytes:

@@ -20,6 +20,7 @@ import shutil
 import tempfile
 import time
 import types
+import typing
 from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,7 @@ class Engine:
         self.generates = True  # false: a pooling runner, which embeds, scores and classifies
         self.takes_media = False
         self.app: App  # vLLM's application, once `start` is through
-        self._open_routes: list[tuple[re.Pattern[str], frozenset[str]]] = []
+        self._routes: list[_Route] = []
         self._guards = False
 
     # -- life ----------------------------------------------------------------------------------------------------------
@@ -207,7 +208,7 @@ class Engine:
         for store in ("response_store", "msg_store", "event_store"):
             if hasattr(responses, store):
                 setattr(responses, store, served.Bounded(STORED_RESPONSES))
-        self._open_routes = _route_table(app)
+        self._routes = _route_table(app)
         self.app = app
         self._guards = self.generates and await self._install_guard()
 
@@ -274,7 +275,21 @@ class Engine:
 
     def has_route(self, method: str, path: str) -> bool:
         """Whether vLLM's application has this route for the model it serves."""
-        return any(method in methods and pattern.fullmatch(path) for pattern, methods in self._open_routes)
+        return self._route(method, path) is not None
+
+    def fields_of(self, method: str, path: str) -> frozenset[str] | None:
+        """The fields that the route's body may hold; None where vLLM does not say."""
+        route = self._route(method, path)
+        return route.fields if route else None
+
+    @property
+    def route_table(self) -> list[tuple[str, frozenset[str]]]:
+        """Every path of vLLM's application, open or not, and its methods."""
+        return [(route.path, route.methods) for route in self._routes]
+
+    def _route(self, method: str, path: str) -> _Route | None:
+        found = (route for route in self._routes if method in route.methods and route.pattern.fullmatch(path))
+        return next(found, None)
 
     @property
     def names(self) -> dict[str, str]:
@@ -514,15 +529,40 @@ def _import_plugins(frontend: Any) -> None:
         ReasoningParserManager.import_reasoning_parser(frontend.reasoning_parser_plugin)
 
 
-def _route_table(app: Any) -> list[tuple[re.Pattern[str], frozenset[str]]]:
-    """The application's paths and their methods; a mounted application (/metrics) is read with GET."""
-    table = []
-    for route in app.routes:
-        path = getattr(route, "path", None)
-        if path:
-            pattern = re.compile(re.sub(r"\{\w+(?::\w+)?\}", "[^/]+", path))
-            table.append((pattern, frozenset(getattr(route, "methods", None) or {"GET"})))
-    return table
+@dataclasses.dataclass(frozen=True)
+class _Route:
+    path: str
+    pattern: re.Pattern[str]
+    methods: frozenset[str]
+    fields: frozenset[str] | None  # what its body may hold; None: not known
+
+
+def _route_table(app: Any) -> list[_Route]:
+    """The application's routes; a mounted application (/metrics) is read with GET."""
+    return [
+        _Route(
+            path=route.path,
+            pattern=re.compile(re.sub(r"\{\w+(?::\w+)?\}", "[^/]+", route.path)),
+            methods=frozenset(getattr(route, "methods", None) or {"GET"}),
+            fields=_body_fields(getattr(route, "endpoint", None)),
+        )
+        for route in app.routes
+        if getattr(route, "path", None)
+    ]
+
+
+def _body_fields(endpoint: Any) -> frozenset[str] | None:
+    """The fields of the pydantic model, or of all the models of the union, that a route reads its body with."""
+    if endpoint is None:
+        return None
+    try:
+        hint = typing.get_type_hints(endpoint, include_extras=False).get("request")
+    except (NameError, TypeError):
+        return None
+    models = [model for model in typing.get_args(hint) or (hint,) if hasattr(model, "model_fields")]
+    names = {name for model in models for name in model.model_fields}
+    names |= {info.alias for model in models for info in model.model_fields.values() if isinstance(info.alias, str)}
+    return frozenset(names) or None
 
 
 def _all_gpus(args: Any, gpus: int, emit: Emit) -> int:

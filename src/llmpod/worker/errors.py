@@ -97,6 +97,7 @@ class RouteError(JobError):
     ) -> None:
         super().__init__(cause.code, cause.message, field=cause.field, **cause.details)
         self.status = status or self.failure.status
+        self.quotes_client = error is not None  # vLLM's messages may hold what the client sent
         self.anthropic = anthropic
         self.error = error or {
             "message": self.message,

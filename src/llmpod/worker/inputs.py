@@ -127,7 +127,7 @@ def _route(job_input: dict[str, Any]) -> RouteRequest:
     known = {"route", "body", "method"}
     for name in job_input:
         if name not in known:
-            raise _unknown(str(name), str(name), known)
+            raise unknown(str(name), str(name), known)
     method = None if job_input.get("method") is None else _text(job_input, "method").upper()
     return RouteRequest(_text(job_input, "route"), _body(job_input, "body"), method)
 
@@ -170,7 +170,7 @@ def _native(job_input: dict[str, Any], sampling_names: Collection[str]) -> Nativ
     max_tokens = _max_tokens(sampling.pop("max_tokens", None))
     for name in sampling:
         if name not in sampling_names:
-            raise _unknown(name, f"sampling_params.{name}", {*sampling_names, "max_tokens", "stream"})
+            raise unknown(name, f"sampling_params.{name}", {*sampling_names, "max_tokens", "stream"})
     return NativeRequest(
         prompt=native.prompt,
         messages=messages,
@@ -240,7 +240,7 @@ def _explain(error: ValidationError) -> JobError:
     fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
     field = _path(fault["loc"])
     if fault["type"] == "extra_forbidden":
-        return _unknown(str(fault["loc"][-1]), field, set(_Native.model_fields) if len(fault["loc"]) == 1 else set())
+        return unknown(str(fault["loc"][-1]), field, set(_Native.model_fields) if len(fault["loc"]) == 1 else set())
     message = fault["msg"].removeprefix("Input ").removesuffix(".")
     return JobError(Code.INVALID_INPUT, f"{field} {message[0].lower()}{message[1:]}.", field=field)
 
@@ -256,7 +256,8 @@ def _path(location: tuple[int | str, ...]) -> str:
     return path
 
 
-def _unknown(name: str, field: str, known: Collection[str]) -> JobError:
+def unknown(name: str, field: str, known: Collection[str]) -> JobError:
+    """The error for a field nobody knows, with the known one it resembles."""
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
     advice = f" Did you mean {near[0]}?" if near else ""
     return JobError(Code.UNKNOWN_FIELD, f"{field[:200]} is not a field this worker knows.{advice}", field=field[:200])

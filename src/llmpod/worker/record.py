@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from llmpod.worker.answers import Answer, Reply
-from llmpod.worker.errors import Code, JobError
+from llmpod.worker.errors import Code, JobError, RouteError
 from llmpod.worker.events import Emit
 from llmpod.worker.generation import Step, Timings
 from llmpod.worker.inputs import NativeRequest
@@ -119,12 +119,13 @@ class JobRecord:
 
     def fail(self, error: JobError) -> None:
         """The job failed: `blocked` by policy, `rejected` if its input is to blame, `error` if not."""
+        hidden = isinstance(error, RouteError) and error.quotes_client and not self._log_prompts
         outcome: Outcome = "rejected" if error.failure.status < 500 else "error"
         self.end(
             "blocked" if error.code is Code.BLOCKED else outcome,
             error=error.failure.code,
             field=error.field,
-            message=error.message,
+            message=None if hidden else error.message,
         )
 
     def end(self, outcome: Outcome, **fields: Any) -> None:

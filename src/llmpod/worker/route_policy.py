@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from llmpod.worker import limits
+from llmpod.worker import inputs, limits
 from llmpod.worker.errors import Code, JobError
 from llmpod.worker.settings import Settings
 
@@ -121,6 +121,39 @@ _SEGMENT = re.compile(r"[A-Za-z0-9._~-]+")
 _QUERY = re.compile(r"[A-Za-z0-9._~=&%+-]*")
 
 
+# OpenAI's and Anthropic's own parameters that vLLM has no use for: their clients send them, and mean no harm.
+_IGNORED = frozenset(
+    {
+        "audio",
+        "betas",
+        "container",
+        "context_management",
+        "filename",
+        "function_call",
+        "functions",
+        "mcp_servers",
+        "metadata",
+        "modalities",
+        "model",
+        "output_config",
+        "parallel_tool_calls",
+        "prediction",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "reasoning_effort",
+        "request_id",
+        "safety_identifier",
+        "service_tier",
+        "store",
+        "stream",
+        "thinking",
+        "user",
+        "verbosity",
+        "web_search_options",
+    }
+)
+
+
 def clean(route: str, *, field: str) -> tuple[str, str]:
     """A route's path and query. A path only: nothing that could mean another host, or another path once decoded.
 
@@ -206,6 +239,26 @@ def _leaves(value: object, *, with_keys: bool) -> Iterator[str | int]:
                     pending.extend((found[key], key))
                 elif key not in _NO_TEXT and key not in MEDIA_KEYS and not isinstance(found[key], int | float):
                     pending.append(found[key])
+
+
+def refuse_unknown(body: Mapping[str, Any], fields: Collection[str]) -> None:
+    """vLLM ignores a parameter that it does not know; a mistyped one then does nothing, and nobody is told.
+
+    Raises:
+        JobError: unknown_field, with the field that was probably meant.
+    """
+    for name in body:
+        if name not in fields and name not in _IGNORED:
+            raise inputs.unknown(name, name, fields)
+
+
+def blamed(message: str, body: Mapping[str, Any]) -> str | None:
+    """The field that vLLM's error message is about, where vLLM does not name it."""
+    said = message.casefold().replace("_", " ")
+    if re.search(r"\b(grammar|regex|schema|structured|guided)\b", said):
+        return next((name for name in ("response_format", "structured_outputs", "text", "tools") if name in body), None)
+    named = [name for name in body if name not in ("model", "input", "prompt") and name.replace("_", " ") in said]
+    return max(named, key=len) if named else next((name for name in PROMPT_FIELDS if name in body), None)
 
 
 @dataclass

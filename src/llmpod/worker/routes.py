@@ -13,7 +13,7 @@ import contextvars
 import re
 import secrets
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Collection
 from contextlib import aclosing
 from typing import Any
 
@@ -53,7 +53,7 @@ class Routes:
         rule = route_policy.rule_for(path, self.settings.allowed_routes)
         method = route_policy.method_for(rule, request.method, has_body=request.body is not None)
         self._check_served(method, path)
-        body, watch = await self._prepare(rule, request, record)
+        body, watch = await self._prepare(rule, request, record, self.engine.fields_of(method, path))
 
         headers = {"x-request-id": record.id}
         content = b""
@@ -68,7 +68,7 @@ class Routes:
         try:
             async with exchange:
                 await exchange.started()
-                async with aclosing(self._replies(exchange, rule, record)) as replies:
+                async with aclosing(self._replies(exchange, rule, record, body)) as replies:
                     async for reply in replies:
                         yield reply
         finally:
@@ -88,7 +88,7 @@ class Routes:
         )
 
     async def _prepare(
-        self, rule: Rule, request: inputs.OpenAIRequest, record: JobRecord
+        self, rule: Rule, request: inputs.OpenAIRequest, record: JobRecord, fields: Collection[str] | None
     ) -> tuple[dict[str, Any], served.Watch]:
         """The body as vLLM gets it, and what the engine may do with it."""
         given = request.body or {}
@@ -112,6 +112,8 @@ class Routes:
         if not given or rule.kind == "info":
             return new.body, watch
 
+        if fields is not None:
+            route_policy.refuse_unknown(given, fields)
         decoded = self.engine.decode(prompt.token_ids)
         limits.check_chars(prompt.chars + len(decoded), self.settings, field=prompt.field)
         if rule.kind == "generate":
@@ -142,9 +144,11 @@ class Routes:
         if intent.blocked is not None:
             raise JobError(Code.BLOCKED, intent.blocked, field=field, intent=intent.name)
 
-    async def _replies(self, exchange: Exchange, rule: Rule, record: JobRecord) -> AsyncGenerator[Reply, None]:
+    async def _replies(
+        self, exchange: Exchange, rule: Rule, record: JobRecord, body: dict[str, Any]
+    ) -> AsyncGenerator[Reply, None]:
         if exchange.status >= 300:
-            raise self._refusal(exchange.status, await exchange.whole(), rule)
+            raise self._refusal(exchange.status, await exchange.whole(), rule, body)
         reported = record.max_tokens.as_dict() if record.max_tokens and record.max_tokens.reason else None
         if exchange.content_type == "text/event-stream":
             async with aclosing(self._events(exchange, rule, reported)) as chunks:
@@ -152,21 +156,21 @@ class Routes:
                     record.streaming = True
                     yield self.engine.unguard(chunk).decode()
             return
-        body = self.engine.unguard(await exchange.whole())
+        content = self.engine.unguard(await exchange.whole())
         if exchange.content_type == "application/json":
-            answer: Reply = orjson.loads(body)
+            answer: Reply = orjson.loads(content)
             if isinstance(answer, dict) and reported is not None:
                 answer["limits"] = {"max_tokens": reported}
             # A key `error` at the top is how the SDK tells a failure; null says there was none (responses have it).
             if isinstance(answer, dict) and answer.get("error"):
-                raise self._refusal(500, body, rule)
+                raise self._refusal(500, content, rule, body)
             yield answer
-        elif not body:
+        elif not content:
             yield {"status": exchange.status}
         elif exchange.content_type.startswith("text/"):
-            yield body.decode(errors="replace")
+            yield content.decode(errors="replace")
         else:
-            yield {"content_type": exchange.content_type, "base64": base64.b64encode(body).decode()}
+            yield {"content_type": exchange.content_type, "base64": base64.b64encode(content).decode()}
 
     async def _events(
         self, exchange: Exchange, rule: Rule, reported: dict[str, Any] | None
@@ -195,9 +199,9 @@ class Routes:
         if splitter.rest().strip():
             raise JobError(Code.GENERATION_FAILED, "The stream broke off inside an event.")
 
-    def _refusal(self, status: int, body: bytes, rule: Rule) -> RouteError:
+    def _refusal(self, status: int, content: bytes, rule: Rule, body: dict[str, Any]) -> RouteError:
         try:
-            said = orjson.loads(body)
+            said = orjson.loads(content)
         except orjson.JSONDecodeError:
             said = None
         error = said.get("error") if isinstance(said, dict) else None
@@ -205,6 +209,8 @@ class Routes:
             detail = said.get("detail") if isinstance(said, dict) else None
             message = str(detail or f"vLLM answered {status}.")
             error = {"message": message, "type": "Error", "param": None, "code": status}
+        if not error.get("param"):
+            error = error | {"param": route_policy.blamed(str(error.get("message", "")), body)}
         return self._failed(status, error, rule)
 
     def _failed(self, status: int, error: dict[str, Any], rule: Rule) -> RouteError:
@@ -212,8 +218,9 @@ class Routes:
         if status >= 500 and self.engine.dead:
             code = Code.ENGINE_DEAD
         param = error.get("param")
-        if isinstance(param, str):
-            error = error | {"param": param.removeprefix("body.")}
+        if isinstance(param, str):  # without the names of the classes among which pydantic looked for a fit
+            steps = param.removeprefix("body.").split(".")
+            error = error | {"param": ".".join(step for step in steps if not step[:1].isupper())}
         cause = JobError(code, str(error.get("message", "")), field=error.get("param"))
         return RouteError(cause, status=status, error=error, anthropic=rule.anthropic)
 
