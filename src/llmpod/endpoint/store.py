@@ -189,11 +189,12 @@ class JobStore:
 def retention_s(job: Job, options: Options) -> float:
     """Seconds a finished job is kept from its completion: 30 min (async), 1 min (sync), or what the client asked for.
 
-    A job's ttl counts from submission and ends the retention too (RunPod, send-requests: "deleted in any state").
+    A job's ttl counts from submission and ends the retention too (RunPod, send-requests: "deleted in any state"),
+    except for a job that it has already timed out and that is kept to say so.
     """
     kept = options.retention_sync_s if job.sync else options.retention_async_s
     if job.result_ttl_s is not None:
         kept = job.result_ttl_s
-    if job.finished_s is not None:
+    if job.finished_s is not None and job.state is not JobState.TIMED_OUT:
         kept = min(kept, max(0.0, job.submitted_s + job.ttl_s - job.finished_s))
     return kept

@@ -14,6 +14,9 @@ from pathlib import Path
 
 from . import reaper
 
+EXIT_POLL_S = 0.02
+LAST_LINES_S = 2.0
+"""How long output is read after the end. It ends by itself, unless a process that escaped a killed keeper holds it."""
 LINE_LIMIT = 8192
 """Characters of a log line that are kept; the SDK at DEBUG prints whole outputs."""
 
@@ -74,19 +77,27 @@ class WorkerProcess:
         """Waits until every process is gone and every line was read; the exit code is 128 + N for signal N."""
         assert self._process.stdout is not None
         assert self._process.stderr is not None
-        await asyncio.gather(
-            self._read_lines(self._process.stdout, is_error=False),
-            self._read_lines(self._process.stderr, is_error=True),
-        )
-        code = await self._process.wait()
-        self._forget_status()
-        if code < 0:
-            # Somebody killed the keeper. Its command died with it (PR_SET_PDEATHSIG); the command's group may not have.
-            if self.pid is not None:
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.killpg(self.pid, signal.SIGKILL)
-            return 128 - code
-        return code
+        readers = [
+            asyncio.create_task(self._read_lines(self._process.stdout, is_error=False)),
+            asyncio.create_task(self._read_lines(self._process.stderr, is_error=True)),
+        ]
+        try:
+            # Process.wait() would also wait for the pipes, which what escaped from a killed keeper may hold for ever.
+            while (code := self._process.returncode) is None:  # noqa: ASYNC110 -- there is no event to wait for
+                await asyncio.sleep(EXIT_POLL_S)
+            if code < 0:
+                # Somebody killed the keeper. Its command died with it (PR_SET_PDEATHSIG), the command's group may not.
+                if self.pid is not None:
+                    with contextlib.suppress(ProcessLookupError, PermissionError):
+                        os.killpg(self.pid, signal.SIGKILL)
+                code = 128 - code
+            await asyncio.wait(readers, timeout=LAST_LINES_S)
+            return code
+        finally:
+            for reader in readers:
+                reader.cancel()
+            self._forget_status()
+            self._process._transport.close()  # type: ignore[attr-defined] # closes pipes somebody else still holds
 
     def _order(self, order: bytes) -> None:
         stdin = self._process.stdin

@@ -150,6 +150,12 @@ SYMPTOMS = (
         "Download or copy the model again.",
         "MODEL_NAME",
     ),
+    Symptom(
+        r"PermissionError|Permission denied: '([^']+)'",
+        "The worker may not write where models are cached.",
+        "Make the folder (HF_HOME) writable for the worker's user, or build the image with --build-arg RUN_AS=root.",
+        "HF_HOME",
+    ),
     Symptom(r"No space left on device", "The disk is full.", "Give the container more disk, or a volume for HF_HOME."),
 )
 

@@ -76,7 +76,7 @@ class Engine:
         self._chat_template: str | None = None
         self._default_sampling: dict[str, Any] = {}
         self.sampling_names: frozenset[str] = frozenset()
-        self.model_name = settings.served_model_name or settings.model_name or engine_options.DEMO_NAME
+        self.model_name = settings.served_name
         self.max_model_len = 0
         self.max_num_seqs = 0
         self.generates = True  # false: a pooling runner, which embeds, scores and classifies

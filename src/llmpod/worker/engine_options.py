@@ -17,9 +17,6 @@ from llmpod.worker.errors import StartError
 from llmpod.worker.events import Emit
 from llmpod.worker.settings import Correction, Settings, refuse_mistyped
 
-DEMO_NAME = "llmpod-demo"
-"""What the demonstration model is called in replies."""
-
 # Engine arguments whose upper-case name in the environment belongs to somebody else.
 NOT_FROM_ENVIRONMENT = {
     "model": "MODEL_NAME is ours",
@@ -127,7 +124,7 @@ def _from_settings(settings: Settings, *, on_cpu: bool) -> dict[str, str | int |
     cpu_eager = True if on_cpu else None  # compiling for a CPU takes minutes
     return {
         "model": settings.model,
-        "served_model_name": settings.served_model_name or (DEMO_NAME if settings.is_demo else None),
+        "served_model_name": settings.served_name,
         "revision": settings.model_revision,
         "tokenizer": settings.tokenizer,
         "tokenizer_revision": settings.tokenizer_revision,

@@ -24,6 +24,7 @@ from llmpod.worker.errors import StartError
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 DEMO_MODEL = REPOSITORY / "models" / "demo"
+DEMO_NAME = "llmpod-demo"
 
 Group = Literal["Model", "Engine", "Worker", "Routes", "Guardrails", "Log"]
 
@@ -72,6 +73,11 @@ class Settings(BaseSettings):
         "Model to serve: a Hugging Face id or a folder. Unset: the demonstration model of this repository.",
     )
     model_revision: str | None = setting(None, "Model", "Branch, tag or commit of the model.")
+    model_store: str = setting(
+        "/models",
+        "Model",
+        "Folder with models by their ids (OWNER/NAME), looked at before the hub: images bake them here.",
+    )
     tokenizer: str | None = setting(
         None, "Model", "Tokenizer, if it is not the model's own.", also=("TOKENIZER", "TOKENIZER_NAME")
     )
@@ -202,7 +208,15 @@ class Settings(BaseSettings):
     @property
     def model(self) -> str:
         """What the engine loads: a hub id or a folder."""
-        return self.model_name or str(DEMO_MODEL)
+        if self.model_name is None:
+            return str(DEMO_MODEL)
+        stored = Path(self.model_store, self.model_name)
+        return str(stored) if (stored / "config.json").is_file() else self.model_name
+
+    @property
+    def served_name(self) -> str:
+        """What the model is called in replies and requests, wherever it was loaded from."""
+        return self.served_model_name or self.model_name or DEMO_NAME
 
 
 @dataclass(frozen=True)
@@ -289,6 +303,11 @@ def provide(values: Mapping[str, str]) -> None:
     """Give the libraries we import, and their child processes, variables that nobody has set for them."""
     for name, value in values.items():
         os.environ.setdefault(name, value)
+    # They log through our classes (events.logging_config), also where this package is not installed but only run.
+    source = str(Path(__file__).resolve().parents[2])
+    paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if source not in paths:
+        os.environ["PYTHONPATH"] = os.pathsep.join([source, *filter(None, paths)])
 
 
 def _correct(environ: MutableMapping[str, str], known: Mapping[str, str]) -> Iterable[Correction]:

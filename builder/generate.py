@@ -1,0 +1,200 @@
+"""Writes what is made from the settings: docs/configuration.md, .env.example, .runpod/hub.json and .runpod/tests.json.
+
+python -m builder.generate            write them
+python -m builder.generate --check    say which are out of date, and exit 1 if any is
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+import typing
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "src"))
+
+from llmpod.worker.settings import RETIRED, Settings, names  # noqa: E402
+
+GROUPS = ("Model", "Engine", "Worker", "Guardrails", "Log")
+VLLM = next(line for line in (ROOT / "requirements.txt").read_text().splitlines() if line.startswith("vllm=="))
+VLLM_VERSION = VLLM.split("==")[1].split()[0]
+
+
+def kind(annotation: Any) -> str:
+    """A type as a reader of the documentation says it."""
+    if get_origin(annotation) is typing.Annotated:
+        return kind(get_args(annotation)[0])
+    if get_origin(annotation) in (typing.Union, types.UnionType):
+        return " or ".join(kind(part) for part in get_args(annotation) if part is not types.NoneType)
+    if get_origin(annotation) is typing.Literal:
+        return ", ".join(map(str, get_args(annotation)))
+    if get_origin(annotation) is dict:
+        return "JSON object"
+    return {str: "text", int: "whole number", float: "number", bool: "true or false"}[annotation]
+
+
+def default(info: FieldInfo) -> str:
+    if info.default is None:
+        return ""
+    if isinstance(info.default, bool):
+        return str(info.default).lower()
+    return json.dumps(info.default) if isinstance(info.default, dict) else str(info.default)
+
+
+def group(info: FieldInfo) -> str:
+    assert isinstance(info.json_schema_extra, dict)
+    return str(info.json_schema_extra["group"])
+
+
+def in_group(wanted: str) -> list[tuple[str, FieldInfo]]:
+    return [(name.upper(), info) for name, info in Settings.model_fields.items() if group(info) == wanted]
+
+
+def configuration() -> str:
+    """docs/configuration.md."""
+    out = [
+        "# Configuration",
+        "",
+        "Every setting is an environment variable. Unset and empty mean the same. A value of the wrong type, one out",
+        "of range, or a name that is nearly one of these stops the start with one line that says what to change;",
+        "`None` as a word, quotes around a value and a stray 0 are corrected and reported as a `setting_corrected`",
+        "event.",
+        "",
+        "This page is generated from `src/llmpod/worker/settings.py` (`make docs`); a test keeps it current.",
+    ]
+    aliases: dict[str, list[str]] = {}
+    for name, field in names().items():
+        if name != field.upper():
+            aliases.setdefault(field.upper(), []).append(name)
+    for title in GROUPS:
+        out += ["", f"## {title}", "", "| variable | type | default | meaning |", "|---|---|---|---|"]
+        for name, info in in_group(title):
+            also = "".join(f" Also: `{alias}`." for alias in aliases.get(name, ()))
+            shown = default(info)
+            meaning = f"{info.description}{also}".replace("|", "\\|").replace("<", "&lt;")
+            out.append(f"| `{name}` | {kind(info.annotation)} | {f'`{shown}`' if shown else '—'} | {meaning} |")
+    out += [
+        "",
+        "## Any other vLLM engine argument",
+        "",
+        f"Every field of vLLM {VLLM_VERSION}'s `AsyncEngineArgs` is accepted under its upper-case name and read by",
+        "vLLM's own command line parser, so it means what it means to `vllm serve`: `ENABLE_PREFIX_CACHING=false`,",
+        "`KV_CACHE_DTYPE=fp8`, `LIMIT_MM_PER_PROMPT='{\"image\": 2}'`, `SPECULATIVE_CONFIG='{…}'`. Exceptions are",
+        "names that belong to others: `MODEL` (use `MODEL_NAME`), `HF_TOKEN` (the hub client reads it itself),",
+        "`LOG_LEVEL`, and `MASTER_ADDR`, `MASTER_PORT`, `NNODES`, `NODE_RANK`. vLLM's own `VLLM_…` variables work as",
+        "vLLM documents them.",
+        "",
+        "## Names of older workers that mean nothing here",
+        "",
+        "They are ignored, with a `setting_corrected` event that says why.",
+        "",
+        "| variable | instead |",
+        "|---|---|",
+        *(f"| `{name}` | {reason} |" for name, reason in sorted(RETIRED.items())),
+        "",
+    ]
+    return "\n".join(out)
+
+
+def env_example() -> str:
+    """.env.example: every setting, commented out, with its default."""
+    out = ["# Settings of the worker, with their defaults. docs/configuration.md explains them."]
+    for title in GROUPS:
+        out += ["", f"# {title}"]
+        out += [f"# {name}={default(info)}" for name, info in in_group(title)]
+    return "\n".join(out) + "\n"
+
+
+def hub() -> dict[str, Any]:
+    """.runpod/hub.json: RunPod's form for deploying the worker."""
+    return {
+        "title": "llmpod",
+        "description": "A vLLM worker that answers honestly: guardrails, real streaming, typed errors, plain logs.",
+        "type": "serverless",
+        "category": "language",
+        "config": {
+            "runsOn": "GPU",
+            "containerDiskInGb": 100,
+            "gpuCount": 1,
+            "gpuIds": "ADA_24,AMPERE_24,AMPERE_48,ADA_48_PRO,AMPERE_80,ADA_80_PRO",
+            "allowedCudaVersions": ["13.0"],
+            "env": [hub_field(name, info) for title in GROUPS for name, info in in_group(title)],
+        },
+    }
+
+
+def hub_field(name: str, info: FieldInfo) -> dict[str, Any]:
+    said = kind(info.annotation)
+    field: dict[str, Any] = {
+        "name": name.replace("_", " ").capitalize(),
+        "type": {"true or false": "boolean", "whole number": "number", "number": "number"}.get(said, "string"),
+        "description": info.description,
+        "advanced": name not in ("MODEL_NAME", "MAX_MODEL_LEN", "MAX_PROMPT_CHARS", "MAX_TOKENS_MAX"),
+    }
+    if name == "MODEL_NAME":
+        field |= {"type": "huggingface", "required": True}
+    # No default is given where ours is "unset": a form's 0 or None would arrive as a value.
+    if info.default is not None and not isinstance(info.default, dict):
+        field["default"] = info.default
+    return {"key": name, "input": field}
+
+
+def hub_tests() -> dict[str, Any]:
+    """.runpod/tests.json: the jobs RunPod runs before it publishes a release."""
+    question = {"prompt": "Name three colours.", "sampling_params": {"max_tokens": 64, "temperature": 0}}
+    return {
+        "tests": [
+            {"name": "plain", "input": question, "timeout": 600_000},
+            {"name": "streamed", "input": question | {"stream": True}, "timeout": 60_000},
+            {
+                "name": "messages",
+                "input": {"messages": [{"role": "user", "content": "Say hello."}]},
+                "timeout": 60_000,
+            },
+        ],
+        "config": {
+            "gpuTypeId": "NVIDIA GeForce RTX 4090",
+            "gpuCount": 1,
+            "env": [{"key": "MODEL_NAME", "value": "Qwen/Qwen2.5-0.5B-Instruct"}],
+            "allowedCudaVersions": ["13.0"],
+        },
+    }
+
+
+def files() -> dict[Path, str]:
+    """Every generated file and what must be in it."""
+    return {
+        ROOT / "docs" / "configuration.md": configuration(),
+        ROOT / ".env.example": env_example(),
+        ROOT / ".runpod" / "hub.json": json.dumps(hub(), indent=2, ensure_ascii=False) + "\n",
+        ROOT / ".runpod" / "tests.json": json.dumps(hub_tests(), indent=2, ensure_ascii=False) + "\n",
+    }
+
+
+def stale() -> list[str]:
+    """Generated files that do not say what the settings say."""
+    return [
+        str(path.relative_to(ROOT))
+        for path, content in files().items()
+        if not path.is_file() or path.read_text(encoding="utf-8") != content
+    ]
+
+
+def main(arguments: list[str]) -> int:
+    if arguments == ["--check"]:
+        for name in stale():
+            print(f"{name} is out of date: run `make docs`")
+        return 1 if stale() else 0
+    for path, content in files().items():
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(content, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,179 @@
+"""Every name of vLLM's that the worker uses, and how it uses it. When an upgrade breaks one, this says which.
+
+`make compat` runs this file against an older release, too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import pytest
+
+PARAMETERS: list[tuple[str, str, set[str]]] = [
+    ("vllm.engine.async_llm_engine", "AsyncLLMEngine.from_engine_args", {"engine_args"}),
+    ("vllm.engine.async_llm_engine", "AsyncLLMEngine.generate", {"prompt", "sampling_params", "request_id"}),
+    ("vllm.engine.async_llm_engine", "AsyncLLMEngine.get_tokenizer", set()),
+    ("vllm.engine.async_llm_engine", "AsyncLLMEngine.shutdown", set()),
+    ("vllm.engine.arg_utils", "AsyncEngineArgs.add_cli_args", {"parser"}),
+    ("vllm.engine.arg_utils", "AsyncEngineArgs.from_cli_args", {"args"}),
+    ("vllm.engine.arg_utils", "AsyncEngineArgs.create_engine_config", set()),
+    ("vllm.engine.arg_utils", "AsyncEngineArgs.create_model_config", set()),
+    ("vllm.config", "ModelConfig.get_diff_sampling_param", set()),
+    ("vllm.v1.engine.output_processor", "OutputProcessor.get_num_unfinished_requests", set()),
+    ("vllm.platforms.interface", "Platform.is_cpu", set()),
+]
+
+
+def found(module: str, path: str) -> Any:
+    value: Any = importlib.import_module(module)
+    for name in path.split("."):
+        value = getattr(value, name)
+    return value
+
+
+@pytest.mark.parametrize(("module", "path", "parameters"), PARAMETERS)
+def test_a_function_is_there_and_takes_what_it_is_given(module: str, path: str, parameters: set[str]) -> None:
+    function: Callable[..., Any] = found(module, path)
+    signature = inspect.signature(function)
+    assert parameters <= set(signature.parameters)
+    required = {
+        name
+        for name, parameter in signature.parameters.items()
+        if parameter.default is parameter.empty
+        and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    }
+    assert required - {"self", "cls"} <= parameters, "a new argument has no default"
+
+
+def test_engine_arguments_have_the_fields_that_settings_fill() -> None:
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    fields = {field.name for field in dataclasses.fields(AsyncEngineArgs)}
+    assert fields >= {
+        "model",
+        "served_model_name",
+        "revision",
+        "tokenizer",
+        "tokenizer_revision",
+        "quantization",
+        "dtype",
+        "max_model_len",
+        "max_num_seqs",
+        "max_num_batched_tokens",
+        "gpu_memory_utilization",
+        "tensor_parallel_size",
+        "trust_remote_code",
+        "enforce_eager",
+        "enable_chunked_prefill",
+    }
+
+
+def test_sampling_params_are_a_struct_that_msgspec_fills_and_checks() -> None:
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    assert issubclass(SamplingParams, msgspec.Struct)
+    assert {"n", "temperature", "top_p", "max_tokens", "stop", "output_kind"} <= set(SamplingParams.__struct_fields__)
+    assert msgspec.convert({"temperature": 0.5, "max_tokens": 7}, SamplingParams, str_keys=True).max_tokens == 7
+    with pytest.raises(msgspec.ValidationError, match=r"\$\.temperature"):
+        msgspec.convert({"temperature": "hot"}, SamplingParams, str_keys=True)
+    assert {"DELTA", "FINAL_ONLY"} <= set(RequestOutputKind.__members__)
+
+
+def test_what_a_client_may_not_set_is_still_called_so() -> None:
+    """A renamed internal parameter would open up under its new name."""
+    from vllm import SamplingParams
+
+    from llmpod.worker.engine import NOT_FROM_CLIENTS
+
+    assert set(SamplingParams.__struct_fields__) & NOT_FROM_CLIENTS >= {"output_kind", "detokenize", "extra_args"}
+
+
+# A client may set these, and no others: a parameter that a new release adds is looked at before it is let in.
+OPEN_TO_CLIENTS = {
+    "allowed_token_ids",
+    "bad_words",
+    "frequency_penalty",
+    "ignore_eos",
+    "include_stop_str_in_output",
+    "logit_bias",
+    "logprobs",
+    "max_tokens",
+    "min_p",
+    "min_tokens",
+    "n",
+    "presence_penalty",
+    "repetition_detection",
+    "repetition_penalty",
+    "seed",
+    "skip_reading_prefix_cache",
+    "skip_special_tokens",
+    "spaces_between_special_tokens",
+    "stop",
+    "stop_token_ids",
+    "structured_outputs",
+    "temperature",
+    "thinking_token_budget",
+    "top_k",
+    "top_p",
+}
+
+
+def test_a_new_sampling_parameter_is_noticed() -> None:
+    from vllm import SamplingParams
+
+    from llmpod.worker.engine import NOT_FROM_CLIENTS
+
+    names = {name for name in SamplingParams.__struct_fields__ if not name.startswith("_")}
+    assert names - NOT_FROM_CLIENTS <= OPEN_TO_CLIENTS
+
+
+def test_outputs_have_what_replies_are_made_of() -> None:
+    from vllm.outputs import CompletionOutput, RequestOutput
+
+    request = set(inspect.signature(RequestOutput.__init__).parameters)
+    assert {"prompt_token_ids", "outputs", "finished", "metrics", "num_cached_tokens"} <= request
+    choice = {field.name for field in dataclasses.fields(CompletionOutput)}
+    assert {"index", "text", "token_ids", "logprobs", "finish_reason", "stop_reason"} <= choice
+
+
+def test_request_times_have_the_names_that_the_end_line_is_made_of() -> None:
+    from vllm.v1.metrics.stats import RequestStateStats
+
+    fields = {field.name for field in dataclasses.fields(RequestStateStats)}
+    assert {"queued_ts", "scheduled_ts", "first_token_ts", "last_token_ts"} <= fields
+
+
+def test_the_exceptions_that_jobs_fail_by_are_there() -> None:
+    from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+    assert issubclass(EngineDeadError, Exception)
+    assert issubclass(EngineGenerateError, Exception)
+
+
+def test_schedulers_config_still_refuses_what_the_clamp_prevents() -> None:
+    from vllm.config import SchedulerConfig
+
+    for batched, length, seqs, chunked in ((512, 4096, 8, False), (64, 64, 128, True)):
+        with pytest.raises(ValueError, match="max_num_batched_tokens"):
+            SchedulerConfig(
+                max_num_batched_tokens=batched,
+                max_model_len=length,
+                max_num_seqs=seqs,
+                enable_chunked_prefill=chunked,
+                is_encoder_decoder=False,
+            )
+
+
+async def test_the_engine_has_the_attributes_the_worker_reads(engine: Any) -> None:
+    llm = engine._llm
+    assert isinstance(llm.model_config.max_model_len, int)
+    assert isinstance(llm.vllm_config.scheduler_config.max_num_seqs, int)
+    assert isinstance(llm.vllm_config.scheduler_config.max_num_batched_tokens, int)
+    assert llm.vllm_config.cache_config.num_gpu_blocks > 0
+    assert engine.kv_cache_tokens > engine.max_model_len
