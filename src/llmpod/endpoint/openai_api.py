@@ -102,8 +102,9 @@ class OpenAiApi:
         """A worker that names the HTTP status in its error (`status`) is believed; production's mapping is not known."""
         said = failure(job)
         status = said.get("status")
-        known = isinstance(status, int) and 400 <= status <= 599
-        return json_response(said, status if known else self.options.failed_openai_status)
+        if isinstance(status, int) and 400 <= status <= 599:
+            return json_response(said, status)
+        return json_response(said, self.options.failed_openai_status)
 
 
 def unwrap(job: Job) -> bytes:
