@@ -99,7 +99,7 @@ class OpenAiApi:
         return web.Response(body=unwrap(job), content_type="application/json")
 
     def _failed(self, job: Job) -> web.Response:
-        """A worker that names the HTTP status in its error (`status`) is believed; production's mapping is not known."""
+        """A worker that names the HTTP status in its error (`status`) is believed; what production does is not known."""
         said = failure(job)
         status = said.get("status")
         if isinstance(status, int) and 400 <= status <= 599:

@@ -21,6 +21,11 @@ App = Callable[
     [MutableMapping[str, Any], Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]], Awaitable[None]
 ]
 
+
+class Broken(Exception):  # noqa: N818 - a state of the exchange
+    """The application raised, or ended, before its response was complete; the cause is chained."""
+
+
 DISCONNECT_GRACE_S = 5.0
 """How long an application may take to notice a disconnect before its task is cancelled."""
 
@@ -91,12 +96,19 @@ class Exchange:
             self._task.exception()  # it was raised to whoever read the response, or nobody wants it
 
     async def started(self) -> None:
-        """Wait for status and headers. Raises what the application raised instead of answering."""
+        """Wait for status and headers.
+
+        Raises:
+            Broken: there will be none.
+        """
         while not self.status:
             await self._next()
 
     async def pieces(self) -> AsyncGenerator[bytes, None]:
-        """The body, everything that waits in one piece. Raises what the application raised while it answered.
+        """The body, everything that waits in one piece.
+
+        Raises:
+            Broken: the body ends before its end.
 
         Between two pieces the application stands still in its `send`: what its source produces meanwhile is merged
         there (vLLM joins the tokens of a request that nobody has read), so a slow reader gets few large pieces.
@@ -123,8 +135,7 @@ class Exchange:
         if not self._task.done():
             await self._news.wait()
         if self._task.done() and not self._complete:
-            self._task.result()
-            raise RuntimeError("the application ended without completing its response")
+            raise Broken("the response is incomplete") from self._task.exception()
         seen = -1
         while seen != len(self._pending) and not self._complete:
             seen = len(self._pending)

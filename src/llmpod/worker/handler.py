@@ -29,7 +29,7 @@ class Worker:
         self.engine = engine
         self.emit = emit
         self.profile = profile.load(settings.profile) if settings.profile else None
-        self.routes = routes.Routes(settings, engine, self.profile)
+        self.routes = routes.Routes(settings, engine, self.profile, emit)
         self.on_engine_death: Callable[[], None] = lambda: None
 
     @property

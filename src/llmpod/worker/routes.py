@@ -20,9 +20,10 @@ from typing import Any
 import orjson
 
 from llmpod.worker import inputs, limits, media, route_policy, served, sse
-from llmpod.worker.asgi import Exchange
+from llmpod.worker.asgi import Broken, Exchange
 from llmpod.worker.engine import Engine
 from llmpod.worker.errors import Code, JobError, RouteError
+from llmpod.worker.events import Emit
 from llmpod.worker.profile import Profile
 from llmpod.worker.record import JobRecord
 from llmpod.worker.route_policy import Rule
@@ -36,7 +37,8 @@ _CODES = {404: Code.NOT_FOUND, 429: Code.OVERLOADED, 501: Code.UNSUPPORTED, 503:
 class Routes:
     """Answers route jobs with one engine's application."""
 
-    def __init__(self, settings: Settings, engine: Engine, profile: Profile | None) -> None:
+    def __init__(self, settings: Settings, engine: Engine, profile: Profile | None, emit: Emit) -> None:
+        self.emit = emit
         self.settings = settings
         self.engine = engine
         self.profile = profile
@@ -71,6 +73,11 @@ class Routes:
                 async with aclosing(self._replies(exchange, rule, record, body)) as replies:
                     async for reply in replies:
                         yield reply
+        except Broken as error:
+            cause = error.__cause__
+            self.emit("route_broken", level="error", request_id=record.id, cause=type(cause).__name__)
+            said = {"message": "The engine failed at this job.", "type": "InternalServerError", "code": 500}
+            raise self._failed(500, said | {"param": None}, rule) from None
         finally:
             record.finish_route(watch)
 
@@ -149,7 +156,8 @@ class Routes:
     ) -> AsyncGenerator[Reply, None]:
         if exchange.status >= 300:
             raise self._refusal(exchange.status, await exchange.whole(), rule, body)
-        reported = record.max_tokens.as_dict() if record.max_tokens and record.max_tokens.reason else None
+        limited = record.max_tokens is not None and record.max_tokens.reason and rule.path in route_policy.RULES
+        reported = record.max_tokens.as_dict() if record.max_tokens and limited else None
         if exchange.content_type == "text/event-stream":
             async with aclosing(self._events(exchange, rule, reported)) as chunks:
                 async for chunk in chunks:
