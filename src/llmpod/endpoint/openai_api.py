@@ -30,7 +30,7 @@ class OpenAiApi:
         wants_stream = False
         if request.method == "POST":
             body = await read_body(request, self.options.runsync_limit_bytes)
-            value = parse_json(body)
+            value = parse_json(body) if body.strip() else {}  # POST …/responses/{id}/cancel has none
             if not isinstance(value, dict):
                 raise ApiError(400, "the body must be a JSON object")
             job_input["openai_input"] = value
@@ -99,7 +99,7 @@ class OpenAiApi:
         return web.Response(body=unwrap(job), content_type="application/json")
 
     def _failed(self, job: Job) -> web.Response:
-        """A worker that names the HTTP status in its error (`status`) is believed; what production does is not known."""
+        """A worker's error that names an HTTP status (`status`) has it; what production does is not known."""
         said = failure(job)
         status = said.get("status")
         if isinstance(status, int) and 400 <= status <= 599:

@@ -21,6 +21,7 @@ import tempfile
 import time
 import types
 import typing
+import warnings
 from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -450,6 +451,7 @@ def _prepare_process(settings: Settings, last_words: Path) -> None:
     logging.config.dictConfig(log)  # for what is logged before vLLM reads the file, and over what the SDK set up
     config = last_words.with_name("logging.json")
     config.write_text(json.dumps(log))
+    warnings.filterwarnings("ignore", module=r"vllm\.")  # its deprecations are not the operator's to mend
     provide(
         {
             "VLLM_LOGGING_CONFIG_PATH": str(config),
