@@ -2,6 +2,7 @@
 
 python handler.py                                     run test_input.json
 python handler.py --test_input '{"input": {...}}'     run the given job
+python handler.py --rp_serve_api                      a RunPod endpoint on this machine, with this worker behind it
 """
 
 import argparse
@@ -9,7 +10,8 @@ import asyncio
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))
+ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT / "src"))
 
 from llmpod.worker import local, settings
 from llmpod.worker.engine import Engine
@@ -22,7 +24,17 @@ def main(argv: list[str]) -> int:
     """Serve jobs, or run one. The process's exit status: 0 if all went well, 1 if the job or the start failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--test_input", metavar="JSON", help="the job to run, instead of test_input.json")
+    parser.add_argument("--rp_serve_api", action="store_true", help="serve jobs on this machine (docs/endpoint.md)")
+    parser.add_argument("--rp_api_host", default="127.0.0.1", metavar="HOST", help="address to serve on: %(default)s")
+    parser.add_argument("--rp_api_port", default="8000", metavar="PORT", help="port to serve on: %(default)s")
+    parser.add_argument("--rp_api_concurrency", default="1", metavar="N", help="worker processes: %(default)s")
     arguments, _ = parser.parse_known_args(argv)  # the rest is the SDK's
+    if arguments.rp_serve_api:
+        from llmpod import endpoint  # only here: the worker and the endpoint know nothing of each other
+
+        workers = ["--workers-min", arguments.rp_api_concurrency, "--workers-max", arguments.rp_api_concurrency]
+        where = ["--host", arguments.rp_api_host, "--port", arguments.rp_api_port]
+        return endpoint.serve([*where, *workers, "--cwd", str(ROOT)])
 
     use_utf8_line_buffered_stdout()
     log = EventLog()
@@ -37,6 +49,8 @@ def main(argv: list[str]) -> int:
 
             return jobloop.serve(worker)
         return asyncio.run(local.run_alone(worker, local.read_job(arguments.test_input)))
+    except KeyboardInterrupt:
+        return 130
     except StartError as error:
         log.emit("fatal", level="error", cause=error.cause, cure=error.cure, setting=error.setting)
         return 1

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from llmpod.worker.engine import engine_arguments
 from llmpod.worker.engine_options import clamp_batched_tokens, tensor_parallel_size
 from llmpod.worker.errors import StartError
-from llmpod.worker.settings import Settings, load
+from llmpod.worker.settings import RETIRED, Settings, load
 from tests.worker.conftest import Events
 
 
@@ -169,3 +169,65 @@ def test_remote_code_is_off_unless_it_is_asked_for(events: Events) -> None:
 )
 def test_the_default_is_every_gpu_that_can_share_the_heads(gpus: int, heads: int, size: int) -> None:
     assert tensor_parallel_size(gpus, heads) == size
+
+
+# What RunPod's form for its own vLLM worker sends when nothing in it is changed (worker-vllm, hub.json, 2026-08).
+OFFICIAL_FORM = {
+    "TOKENIZER_MODE": "auto",
+    "SKIP_TOKENIZER_INIT": "false",
+    "TRUST_REMOTE_CODE": "false",
+    "DTYPE": "auto",
+    "KV_CACHE_DTYPE": "auto",
+    "MAX_MODEL_LEN": "auto",
+    "DISTRIBUTED_EXECUTOR_BACKEND": "mp",
+    "RAY_WORKERS_USE_NSIGHT": "false",
+    "PIPELINE_PARALLEL_SIZE": "1",
+    "TENSOR_PARALLEL_SIZE": "1",
+    "MAX_PARALLEL_LOADING_WORKERS": "1",
+    "ENABLE_PREFIX_CACHING": "false",
+    "DISABLE_SLIDING_WINDOW": "false",
+    "SEED": "0",
+    "MAX_NUM_SEQS": "256",
+    "MAX_LOGPROBS": "20",
+    "DISABLE_LOG_STATS": "false",
+    "ENABLE_LORA": "false",
+    "MAX_LORAS": "1",
+    "MAX_LORA_RANK": "16",
+    "LORA_DTYPE": "auto",
+    "FULLY_SHARDED_LORAS": "false",
+    "DEVICE": "auto",
+    "SCHEDULER_DELAY_FACTOR": "0",
+    "ENABLE_CHUNKED_PREFILL": "true",
+    "SPECULATIVE_METHOD": "",
+    "ENABLE_LOG_REQUESTS": "false",
+    "GPU_MEMORY_UTILIZATION": "0.95",
+    "BLOCK_SIZE": "16",
+    "ENFORCE_EAGER": "false",
+    "DISABLE_CUSTOM_ALL_REDUCE": "false",
+    "DEFAULT_BATCH_SIZE": "50",
+    "DEFAULT_MIN_BATCH_SIZE": "1",
+    "DEFAULT_BATCH_SIZE_GROWTH_FACTOR": "3",
+    "RAW_OPENAI_OUTPUT": "true",
+    "OPENAI_RESPONSE_ROLE": "assistant",
+    "MAX_CONCURRENCY": "30",
+    "ENABLE_EXPERT_PARALLEL": "false",
+    "BASE_PATH": "/runpod-volume",
+    "ENABLE_AUTO_TOOL_CHOICE": "false",
+    "TOOL_CALL_PARSER": "",
+    "REASONING_PARSER": "",
+    "PYTORCH_ALLOC_CONF": "expandable_segments:True",
+    "VLLM_USE_DEEP_GEMM": "0",
+}
+
+
+def test_an_endpoint_of_the_official_worker_can_change_over_as_it_is(
+    clean_environment: pytest.MonkeyPatch, events: Events
+) -> None:
+    for name, value in OFFICIAL_FORM.items():
+        clean_environment.setenv(name, value)
+    environment = load()
+    args = engine_arguments(environment.settings, environment.others, events.emit)
+    assert (args.max_num_seqs, args.gpu_memory_utilization, args.seed) == (256, 0.95, 0)
+    assert environment.settings.max_concurrency == 30
+    ignored = {correction.setting for correction in environment.corrections if correction.reason.startswith("ignored")}
+    assert ignored == {name for name in OFFICIAL_FORM if name in RETIRED}

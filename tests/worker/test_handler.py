@@ -383,14 +383,6 @@ async def test_a_failing_engine_fails_the_job_typed_and_retryable(
     assert len(events.named("bug")) == (1 if code == "internal_error" else 0)
 
 
-async def test_an_engine_that_refuses_admission_is_overload(
-    make_worker: MakeWorker, engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(engine._llm.scheduler_config, "max_num_queued_reqs", 0)
-    error = await error_of(make_worker(), {"prompt": "Hello"})
-    assert (error["code"], error["status"], error["retryable"]) == ("overloaded", 503, True)
-
-
 def test_the_life_of_a_job_fits_one_screen() -> None:
     source = Path(__file__).resolve().parents[2] / "src/llmpod/worker/handler.py"
     assert len(source.read_text().splitlines()) <= 130

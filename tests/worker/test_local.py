@@ -35,6 +35,16 @@ async def test_a_plain_answer_is_printed_whole(make_worker: MakeWorker) -> None:
     assert json.loads(text)["choices"][0]["text"]
 
 
+async def test_nobody_reading_is_no_failure(make_worker: MakeWorker) -> None:
+    class Closed(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError(32, "Broken pipe")
+
+    for stream in (False, True):
+        job = {"id": "local_test", "input": {"prompt": "Hello", "stream": stream}}
+        assert await local.run(make_worker(), job, Closed())
+
+
 async def test_a_failed_job_prints_its_error_and_is_no_success(make_worker: MakeWorker) -> None:
     for stream in (False, True):
         ok, text = await printed(make_worker(), {"prompt": "x" * 1025, "stream": stream})

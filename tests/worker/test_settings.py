@@ -40,6 +40,8 @@ def loaded(monkeypatch: pytest.MonkeyPatch, **variables: str) -> settings.Enviro
         ({"DEFAULT_SAMPLING_PARAMS": '{"temperature": 0.3}'}, "default_sampling_params", {"temperature": 0.3}),
         ({"MAX_MODEL_LEN": ""}, "max_model_len", None),
         ({"MAX_MODEL_LEN": "  2048 "}, "max_model_len", 2048),
+        ({"MAX_MODEL_LEN": "8k"}, "max_model_len", 8000),
+        ({"MAX_MODEL_LEN": "8K"}, "max_model_len", 8192),
     ],
 )
 def test_a_variable_sets_its_field(
@@ -60,6 +62,7 @@ def test_a_variable_sets_its_field(
         ("MAX_MODEL_LEN", "0", None),
         ("MAX_NUM_SEQS", "0", None),
         ("MAX_CONCURRENCY", "0", None),
+        ("MAX_MODEL_LEN", "auto", None),
     ],
 )
 def test_what_forms_leave_behind_is_corrected_and_reported(

@@ -85,6 +85,7 @@ class Engine:
         self.app: App  # vLLM's application, once `start` is through
         self._routes: list[_Route] = []
         self._guards = False
+        self.last_step = time.monotonic()  # when the engine last finished one
 
     # -- life ----------------------------------------------------------------------------------------------------------
 
@@ -120,7 +121,7 @@ class Engine:
             if self._settings.is_demo
             else None,
         )
-        self._llm = AsyncLLMEngine.from_engine_args(arguments)
+        self._llm = AsyncLLMEngine.from_engine_args(arguments, stat_loggers=[self._step_observer()])
         loaded = time.monotonic()
         await self._learn()
         if self.generates:
@@ -269,8 +270,26 @@ class Engine:
 
     @property
     def dead(self) -> bool:
-        """Whether the engine's own process is gone."""
+        """Whether the engine's processes have failed. A dead engine stays dead."""
         return self._llm is not None and bool(self._llm.errored)
+
+    def _step_observer(self) -> Any:
+        """A vLLM "stat logger" that notes when the engine finished a step (vllm/v1/metrics/loggers.py)."""
+        from vllm.v1.metrics.loggers import StatLoggerBase
+
+        engine = self
+
+        class StepObserver(StatLoggerBase):  # type: ignore[misc] # vLLM is not typed for us
+            def __init__(self, vllm_config: Any, engine_index: int = 0) -> None:
+                pass
+
+            def record(self, *args: Any, **kwargs: Any) -> None:
+                engine.last_step = time.monotonic()
+
+            def log_engine_initialized(self) -> None:
+                pass
+
+        return StepObserver
 
     # -- vLLM's routes -------------------------------------------------------------------------------------------------
 
@@ -383,6 +402,7 @@ class Engine:
         try:
             async with contextlib.aclosing(stream):
                 async for output in stream:
+                    self.last_step = time.monotonic()
                     completion_tokens += sum(len(choice.token_ids) for choice in output.outputs)
                     yield generation.step(output, completion_tokens)
         except EngineDeadError:

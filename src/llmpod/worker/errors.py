@@ -36,11 +36,15 @@ class Code(enum.Enum):
     NOT_FOUND = Failure("not_found", 404, False, "Use one of the names in the message.")
     ROUTE_CLOSED = Failure("route_closed", 403, False, "Whoever runs this worker can open the route: ALLOWED_ROUTES.")
     BLOCKED = Failure("content_filter", 400, False, "This worker does not answer such requests.")
-    ANSWER_TOO_LARGE = Failure("answer_too_large", 500, False, "Ask for less: fewer tokens, fewer logprobs.")
     OVERLOADED = Failure("overloaded", 503, True, "Send the job again later.")
     TIMEOUT = Failure("timeout", 504, True, "Ask for fewer tokens, or raise the job's time limit.")
+    RESULT_TOO_LARGE = Failure(
+        "result_too_large", 413, False, "Ask for less in one job, or stream it with RETURN_AGGREGATE_STREAM=false."
+    )
+    WORKER_STOPPING = Failure("worker_stopping", 503, True, "Send the job again; another worker takes it.")
     GENERATION_FAILED = Failure("generation_failed", 500, True, "Send the job again; the worker's log has the cause.")
     ENGINE_DEAD = Failure("engine_dead", 503, True, "Send the job again; RunPod replaces this worker.")
+    ENGINE_STALLED = Failure("engine_stalled", 503, True, "Send the job again; RunPod replaces this worker.")
     INTERNAL_ERROR = Failure("internal_error", 500, True, "Send the job again; the worker's log has the cause.")
 
 

@@ -11,14 +11,17 @@ import time
 import traceback
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from functools import cached_property
 from typing import Any
 
-from llmpod.worker import answers, inputs, limits, profile, routes
+from llmpod.worker import admission, answers, inputs, limits, profile, routes
 from llmpod.worker.engine import Engine
 from llmpod.worker.errors import Code, JobError, RouteError
 from llmpod.worker.events import Emit
 from llmpod.worker.record import JobRecord
 from llmpod.worker.settings import Settings
+
+Chunk = answers.Reply | routes.Reply
 
 
 class Worker:
@@ -29,21 +32,39 @@ class Worker:
         self.engine = engine
         self.emit = emit
         self.profile = profile.load(settings.profile) if settings.profile else None
-        self.routes = routes.Routes(settings, engine, self.profile, emit)
+        self.routes = routes.Routes(settings, engine, self.profile, emit, lambda seats: self.slots.take(seats))
         self.on_engine_death: Callable[[], None] = lambda: None
 
     @property
-    def concurrency(self) -> int:
-        """Jobs to hold at once: what the engine decodes together, and a quarter more so that it never waits for one."""
-        return self.settings.max_concurrency or self.engine.max_num_seqs + max(1, self.engine.max_num_seqs // 4)
+    def engine_capacity(self) -> int:
+        """Requests to keep in the engine: what it decodes together, with head-room so that it never waits for one."""
+        needed = admission.tokens_per_job(
+            self.engine.max_model_len, self.settings.max_prompt_chars, self.settings.max_tokens_max
+        )
+        seats = admission.seats(self.engine.max_num_seqs, self.engine.kv_cache_tokens, needed)
+        return admission.with_headroom(seats)
 
-    async def handle(self, job: dict[str, Any]) -> AsyncGenerator[answers.Reply | routes.Reply, None]:
+    @property
+    def concurrency(self) -> int:
+        """Jobs to hold at once, constant once the engine has started."""
+        return self.settings.max_concurrency or self.engine_capacity
+
+    @cached_property
+    def slots(self) -> admission.Slots:
+        """The places in the engine. To be asked for once it has started."""
+        return admission.Slots(self.engine_capacity, self.settings.max_queue_wait)
+
+    def record(self, job: dict[str, Any]) -> JobRecord:
+        """A new record for `handle`, for a caller that wants to see it, or to interrupt the job."""
+        return JobRecord(str(job.get("id")), self.emit, log_prompts=self.settings.log_prompts)
+
+    async def handle(self, job: dict[str, Any], record: JobRecord | None = None) -> AsyncGenerator[Chunk, None]:
         """Yield the replies of one job: one, or one per chunk when it is streamed (as text on OpenAI's routes).
 
         A failure is a last reply whose `error` is a JSON string; the SDK makes the job FAILED with it. Cancellation
         reaches this generator as CancelledError while it awaits, or as GeneratorExit while the SDK sends a chunk.
         """
-        record = JobRecord(str(job.get("id")), self.emit, log_prompts=self.settings.log_prompts)
+        record = record or self.record(job)
         try:
             async with aclosing(self._answer(job.get("input"), record)) as replies:
                 async for reply in replies:
@@ -53,7 +74,7 @@ class Worker:
         except JobError as error:
             failed = error
         except (asyncio.CancelledError, GeneratorExit):
-            record.end("cancelled")
+            record.cut_short()
             raise
         except Exception as error:  # noqa: BLE001 - the edge of a job: the client gets a code, the log the traceback
             self.emit("bug", level="error", request_id=record.id, traceback=traceback.format_exc())
@@ -69,7 +90,7 @@ class Worker:
             yield answers.stream_error(failed.as_dict(record.id))
         yield {"error": failed.as_json(record.id)}
 
-    async def _answer(self, job_input: object, record: JobRecord) -> AsyncGenerator[answers.Reply | routes.Reply, None]:
+    async def _answer(self, job_input: object, record: JobRecord) -> AsyncGenerator[Chunk, None]:
         request = inputs.parse(job_input, self.engine.sampling_names)
         if isinstance(request, inputs.OpenAIRequest):
             async with aclosing(self.routes.answer(request, record)) as chunks:
@@ -94,17 +115,17 @@ class Worker:
         params = self.engine.sampling(request.sampling, max_tokens.effective, stream=request.stream)
 
         answer = answers.Answer()
-        record.submitted = time.monotonic()
-        async with aclosing(self.engine.generate(prompt_ids, params, record.id)) as steps:
-            async for step in steps:
-                reply = answer.add(step.deltas)
-                if step.finished:
-                    validation = self._validation(request, intent, answer)
-                    record.finish(step, answer, validation)
-                    ending = answers.ending(step.usage, max_tokens, model=self.engine.model_name, request_id=record.id)
-                    yield reply | ending | ({"validation": validation} if validation else {})
-                elif answers.says_something(reply):
-                    yield reply
+        with await self.slots.take(int(request.sampling.get("n") or 1)):
+            record.submitted = time.monotonic()
+            async with aclosing(self.engine.generate(prompt_ids, params, record.id)) as steps:
+                async for step in steps:
+                    reply = answer.add(step.deltas)
+                    if not step.finished and answers.says_something(reply):
+                        yield reply
+        validation = self._validation(request, intent, answer)
+        record.finish(step, answer, validation)
+        ending = answers.ending(step.usage, max_tokens, model=self.engine.model_name, request_id=record.id)
+        yield reply | ending | ({"validation": validation} if validation else {})
 
     def _validates(self, request: inputs.NativeRequest) -> bool:
         return self.profile is not None and request.enable_validation is not False

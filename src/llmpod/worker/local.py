@@ -7,6 +7,7 @@ success (runpod 1.12.0, serverless/modules/rp_local.py). This one runs the job a
 from __future__ import annotations
 
 import json
+import os
 import sys
 from contextlib import aclosing
 from pathlib import Path
@@ -62,17 +63,15 @@ async def run(worker: Worker, job: dict[str, Any], out: TextIO | None = None) ->
         async for reply in replies:
             if isinstance(reply, str):  # events of an OpenAI route, or its text
                 streaming = False
-                out.write(reply)
-                out.flush()
+                _say(out, reply)
             elif isinstance(reply, dict) and reply.get("error"):
                 ok = False
-                _print(out, f"FAILED {reply['error']}", newline_first=streaming)
+                _say(out, ("\n" if streaming else "") + f"FAILED {reply['error']}\n")
             elif isinstance(reply, dict) and _is_delta(reply):
                 streaming = True
-                out.write("".join(choice["text"] for choice in reply["choices"]))
-                out.flush()
+                _say(out, "".join(choice["text"] for choice in reply["choices"]))
             else:
-                _print(out, json.dumps(reply, ensure_ascii=False, indent=2), newline_first=streaming)
+                _say(out, ("\n" if streaming else "") + json.dumps(reply, ensure_ascii=False, indent=2) + "\n")
                 streaming = False
     return ok
 
@@ -81,6 +80,12 @@ def _is_delta(reply: dict[str, Any]) -> bool:
     return "choices" in reply and "usage" not in reply and "failure" not in reply
 
 
-def _print(out: TextIO, text: str, *, newline_first: bool) -> None:
-    out.write(("\n" if newline_first else "") + text + "\n")
-    out.flush()
+def _say(out: TextIO, text: str) -> None:
+    """Write, unless nobody reads any more (`… | head`): that is no failure of the job."""
+    try:
+        out.write(text)
+        out.flush()
+    except (OSError, ValueError):
+        if out is sys.stdout:
+            # Python flushes it once more at exit, and would then complain.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())

@@ -29,6 +29,7 @@ class JobRecord:
         self.route = "native"
         self.model: str | None = None  # what the model of a route job was called, or is
         self.streaming = False  # part of a route's stream has been sent
+        self.interruption: JobError | None = None  # why the job is being cut short, if it was not cancelled
         self._emit = emit
         self._log_prompts = log_prompts
         self._received = time.monotonic()
@@ -118,15 +119,22 @@ class JobRecord:
         }
 
     def fail(self, error: JobError) -> None:
-        """The job failed: `blocked` by policy, `rejected` if its input is to blame, `error` if not."""
-        hidden = isinstance(error, RouteError) and error.quotes_client and not self._log_prompts
-        outcome: Outcome = "rejected" if error.failure.status < 500 else "error"
-        self.end(
-            "blocked" if error.code is Code.BLOCKED else outcome,
-            error=error.failure.code,
-            field=error.field,
-            message=None if hidden else error.message,
-        )
+        """The job failed: `blocked` by policy, `rejected` if its input is to blame, `timeout` or `error` if not."""
+        if error.failure.status < 500:
+            # No message: it may quote what the client sent.
+            blocked = error.code is Code.BLOCKED
+            self.end("blocked" if blocked else "rejected", error=error.failure.code, field=error.field)
+            return
+        outcome: Outcome = "timeout" if error.code is Code.TIMEOUT else "error"
+        quoted = isinstance(error, RouteError) and error.quotes_client
+        self.end(outcome, error=error.failure.code, message=None if quoted else error.message)
+
+    def cut_short(self) -> None:
+        """The job was ended from outside: failed if there is an `interruption`, cancelled if not."""
+        if self.interruption is not None:
+            self.fail(self.interruption)
+        else:
+            self.end("cancelled")
 
     def end(self, outcome: Outcome, **fields: Any) -> None:
         """Write the end line, and before it the start line of a job that was never understood."""

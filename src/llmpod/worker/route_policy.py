@@ -268,6 +268,7 @@ class Rewritten:
     body: dict[str, Any]
     max_tokens: limits.MaxTokens | None = None
     client: dict[str, str] = field(default_factory=dict)  # the client's own ids, for the log
+    answers: int = 1  # places that it takes in the engine
 
 
 def rewrite(rule: Rule, body: Mapping[str, Any], settings: Settings) -> Rewritten:
@@ -289,7 +290,7 @@ def rewrite(rule: Rule, body: Mapping[str, Any], settings: Settings) -> Rewritte
             Code.UNSUPPORTED, "kv_transfer_params belongs to split serving, not here.", field="kv_transfer_params"
         )
     if rule.max_tokens:
-        _limit_answers(body, settings)
+        new.answers = _limit_answers(body, settings)
         new.max_tokens = _limit_max_tokens(rule, new.body, settings)
     wanted = settings.default_sampling_params
     for name in wanted if rule.sampling is None else [name for name in wanted if name in rule.sampling]:
@@ -298,11 +299,13 @@ def rewrite(rule: Rule, body: Mapping[str, Any], settings: Settings) -> Rewritte
     return new
 
 
-def _limit_answers(body: Mapping[str, Any], settings: Settings) -> None:
+def _limit_answers(body: Mapping[str, Any], settings: Settings) -> int:
     n = _whole(body, "n")
     prompts = body.get("prompt") if "prompt" in body else body.get("messages")
     several = isinstance(prompts, list) and len(prompts) > 1 and not isinstance(prompts[0], int | dict)
-    limits.check_answers((1 if n is None else n) * (len(prompts) if several and prompts else 1), settings, field="n")
+    answers = (1 if n is None else n) * (len(prompts) if several and prompts else 1)
+    limits.check_answers(answers, settings, field="n")
+    return max(1, answers)
 
 
 def _limit_max_tokens(rule: Rule, body: dict[str, Any], settings: Settings) -> limits.MaxTokens:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import contextvars
 import re
 import secrets
 import time
-from collections.abc import AsyncGenerator, Collection
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
+from contextlib import AbstractContextManager, aclosing
 from typing import Any
 
 import orjson
@@ -29,7 +30,7 @@ from llmpod.worker.record import JobRecord
 from llmpod.worker.route_policy import Rule
 from llmpod.worker.settings import Settings
 
-Reply = dict[str, Any] | list[Any] | str
+Reply = dict[str, Any] | str
 
 _CODES = {404: Code.NOT_FOUND, 429: Code.OVERLOADED, 501: Code.UNSUPPORTED, 503: Code.OVERLOADED}
 
@@ -37,7 +38,16 @@ _CODES = {404: Code.NOT_FOUND, 429: Code.OVERLOADED, 501: Code.UNSUPPORTED, 503:
 class Routes:
     """Answers route jobs with one engine's application."""
 
-    def __init__(self, settings: Settings, engine: Engine, profile: Profile | None, emit: Emit) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        engine: Engine,
+        profile: Profile | None,
+        emit: Emit,
+        take: Callable[[int], Awaitable[AbstractContextManager[Any]]],
+    ) -> None:
+        """`take`: waits for so many places in the engine."""
+        self.take = take
         self.emit = emit
         self.settings = settings
         self.engine = engine
@@ -55,20 +65,24 @@ class Routes:
         rule = route_policy.rule_for(path, self.settings.allowed_routes)
         method = route_policy.method_for(rule, request.method, has_body=request.body is not None)
         self._check_served(method, path)
-        body, watch = await self._prepare(rule, request, record, self.engine.fields_of(method, path))
+        new, watch = await self._prepare(rule, request, record, self.engine.fields_of(method, path))
+        body = new.body
 
         headers = {"x-request-id": record.id}
         content = b""
         if rule.form:
             content, headers["content-type"] = form(body, self.settings)
         elif method != "GET":
-            content, headers["content-type"] = orjson.dumps(body), "application/json"
+            content, headers["content-type"] = _json(body), "application/json"
         context = contextvars.copy_context()
         context.run(served.current.set, watch)
         exchange = Exchange(self.engine.app, method, path, query=query, headers=headers, body=content, context=context)
-        record.submitted = time.monotonic()
         try:
-            async with exchange:
+            async with contextlib.AsyncExitStack() as stack:
+                if rule.kind in ("generate", "embed"):
+                    stack.enter_context(await self.take(new.answers))
+                record.submitted = time.monotonic()
+                await stack.enter_async_context(exchange)
                 await exchange.started()
                 async with aclosing(self._replies(exchange, rule, record, body)) as replies:
                     async for reply in replies:
@@ -96,7 +110,7 @@ class Routes:
 
     async def _prepare(
         self, rule: Rule, request: inputs.OpenAIRequest, record: JobRecord, fields: Collection[str] | None
-    ) -> tuple[dict[str, Any], served.Watch]:
+    ) -> tuple[route_policy.Rewritten, served.Watch]:
         """The body as vLLM gets it, and what the engine may do with it."""
         given = request.body or {}
         prompt = route_policy.prompt_of(given)
@@ -117,7 +131,7 @@ class Routes:
         if new.max_tokens is not None:
             watch.max_tokens = max(1, new.max_tokens.effective)
         if not given or rule.kind == "info":
-            return new.body, watch
+            return new, watch
 
         if fields is not None:
             route_policy.refuse_unknown(given, fields)
@@ -141,7 +155,7 @@ class Routes:
             if files and self.engine.takes_media:
                 new.body = _copied(new.body, deep=True)
                 await media.inline(media.find(new.body), self.settings)
-        return new.body, watch
+        return new, watch
 
     def _check_policy(self, texts: tuple[str, ...], field: str, record: JobRecord) -> None:
         if self.profile is None:
@@ -166,11 +180,14 @@ class Routes:
             return
         content = self.engine.unguard(await exchange.whole())
         if exchange.content_type == "application/json":
-            answer: Reply = orjson.loads(content)
-            if isinstance(answer, dict) and reported is not None:
+            answer = orjson.loads(content)
+            if not isinstance(answer, dict):
+                yield content.decode()
+                return
+            if reported is not None:
                 answer["limits"] = {"max_tokens": reported}
             # A key `error` at the top is how the SDK tells a failure; null says there was none (responses have it).
-            if isinstance(answer, dict) and answer.get("error"):
+            if answer.get("error"):
                 raise self._refusal(500, content, rule, body)
             yield answer
         elif not content:
@@ -196,7 +213,7 @@ class Routes:
                 for chunk in sse.merge(ready):
                     if len(chunk) > sse.MAX_YIELD_BYTES:
                         raise JobError(
-                            Code.ANSWER_TOO_LARGE,
+                            Code.RESULT_TOO_LARGE,
                             f"One event has {len(chunk)} bytes; RunPod carries {sse.MAX_YIELD_BYTES} at a time.",
                         )
                     yield chunk
@@ -279,6 +296,13 @@ def form(body: dict[str, Any], settings: Settings) -> tuple[bytes, str]:
 def _copied(body: dict[str, Any], *, deep: bool = False) -> dict[str, Any]:
     copied: dict[str, Any] = orjson.loads(orjson.dumps(body)) if deep else body
     return copied
+
+
+def _json(body: dict[str, Any]) -> bytes:
+    try:
+        return orjson.dumps(body)
+    except orjson.JSONEncodeError as error:
+        raise JobError(Code.INVALID_INPUT, f"The body holds what JSON cannot: {error}.") from None
 
 
 def _short(model: object) -> str | None:

@@ -62,6 +62,16 @@ def _adapters(value: object) -> object:
     return value
 
 
+def _whole_number(value: object) -> object:
+    """4k is 4000 and 4K is 4096, as for `vllm serve`."""
+    if isinstance(value, str) and (match := re.fullmatch(r"(\d+)([kKmM])", value)):
+        return int(match[1]) * {"k": 10**3, "K": 1 << 10, "m": 10**6, "M": 1 << 20}[match[2]]
+    return value
+
+
+Tokens = Annotated[int, BeforeValidator(_whole_number), Field(ge=1)]
+
+
 class Settings(BaseSettings):
     """The worker's settings. A field's environment variable is its name in upper case."""
 
@@ -101,10 +111,10 @@ class Settings(BaseSettings):
         False, "Model", "Run Python code that comes with the model. Only for models you trust."
     )
 
-    max_model_len: Annotated[int, Field(ge=1)] | None = setting(
+    max_model_len: Tokens | None = setting(
         None, "Engine", "Longest prompt plus answer, in tokens. Unset: what the model was made for."
     )
-    max_num_batched_tokens: Annotated[int, Field(ge=1)] | None = setting(
+    max_num_batched_tokens: Tokens | None = setting(
         None,
         "Engine",
         "Tokens the engine computes in one step. Unset, empty or 0: vLLM decides. A value below MAX_MODEL_LEN is "
@@ -135,6 +145,39 @@ class Settings(BaseSettings):
         "Worker",
         "Jobs taken from RunPod at once. Constant for the worker's life. Unset: MAX_NUM_SEQS and a quarter more, so "
         "that the engine never waits for a job.",
+    )
+    max_queue_wait: float = setting(
+        60.0,
+        "Worker",
+        "Seconds a job may wait in the worker for a place in the engine before it fails as overloaded.",
+        ge=0,
+    )
+    max_job_seconds: float = setting(
+        0.0,
+        "Worker",
+        "Seconds a job may take in the worker before it fails as timeout. 0: only RunPod's execution timeout holds.",
+        ge=0,
+    )
+    result_delivery_timeout: float = setting(
+        120.0, "Worker", "Seconds for which a job's result is sent again when RunPod does not accept it.", gt=0
+    )
+    min_stream_gap_ms: float = setting(
+        0.0, "Worker", "Least milliseconds between two chunks of a stream. 0: as fast as RunPod accepts them.", ge=0
+    )
+    drain_seconds: float = setting(
+        25.0,
+        "Worker",
+        "Seconds that running jobs get to finish when RunPod stops the worker; the rest fail as retryable.",
+        ge=0,
+    )
+    engine_stall_seconds: float = setting(
+        120.0,
+        "Worker",
+        "Seconds without a sign of life from a busy engine before the worker gives up and exits. 0: never.",
+        ge=0,
+    )
+    job_loop: Annotated[Literal["event", "stock"], BeforeValidator(str.lower)] = setting(
+        "event", "Worker", "event: jobs start and results leave at once. stock: the RunPod SDK's own polling loop."
     )
     return_aggregate_stream: bool = setting(
         True, "Worker", "Give /run and /runsync the whole output of a streamed job, too."
@@ -325,8 +368,8 @@ def _correct(environ: MutableMapping[str, str], known: Mapping[str, str]) -> Ite
         if value.lower() in _NONE_WORDS:
             yield Correction(name, given, None, "the word stands for no value")
             value = ""
-        elif value == "0" and _zero_means_unset(known[name]):
-            yield Correction(name, given, None, "0 is no possible value, so it is left to vLLM")
+        elif value.lower() in ("0", "auto") and _vllm_can_decide(known[name]):
+            yield Correction(name, given, None, "left to vLLM")
             value = ""
         if value:
             environ[name] = value
@@ -334,7 +377,8 @@ def _correct(environ: MutableMapping[str, str], known: Mapping[str, str]) -> Ite
             del environ[name]
 
 
-def _zero_means_unset(field: str) -> bool:
+def _vllm_can_decide(field: str) -> bool:
+    """A whole number without a default of ours, for which 0 is no possible value."""
     info = Settings.model_fields[field]
     return info.default is None and "int" in str(info.annotation)
 

@@ -1,0 +1,237 @@
+"""An engine that does as it is told, and a job loop around it against a local endpoint, all in one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+import pytest
+from runpod.serverless.modules import rp_http, rp_job
+from runpod.serverless.modules.worker_state import JobsProgress
+
+from llmpod.endpoint import Job, JobState, LocalEndpoint, Options
+from llmpod.worker.errors import Code, JobError
+from llmpod.worker.generation import Delta, Step, Timings, Usage
+from llmpod.worker.handler import Worker
+from llmpod.worker.inputs import NativeRequest
+from llmpod.worker.jobloop import EngineJobScaler, EventJobScaler
+from llmpod.worker.settings import Settings
+
+from .conftest import Events
+
+Json = dict[str, Any]
+WORKER_ID = "scripted-1"
+ENDED = (JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED, JobState.TIMED_OUT)
+
+
+class ScriptedEngine:
+    """The interface of Engine. Tokens come at a pace, or not at all; a prompt can ask for trouble.
+
+    Prompts: "size N": one token of N characters. "fail": the engine fails at this job. "bug": an unforeseen exception.
+    """
+
+    def __init__(self, *, tokens_per_s: float = 1000, prefill_s: float = 0.0, max_num_seqs: int = 64) -> None:
+        self.sampling_names = frozenset({"temperature", "n"})
+        self.model_name = "scripted"
+        self.max_model_len = 100_000
+        self.max_num_seqs = max_num_seqs
+        self.kv_cache_tokens: int | None = None
+        self.tokens_per_s = tokens_per_s
+        self.prefill_s = prefill_s
+        self.hung = False
+        self.last_step = time.monotonic()
+        self.requests: set[str] = set()
+        self.most_requests = 0
+        self.started = False
+        self._death: asyncio.Event = asyncio.Event()
+
+    @property
+    def dead(self) -> bool:
+        return self._death.is_set()
+
+    @property
+    def unfinished(self) -> int:
+        return len(self.requests)
+
+    async def start(self) -> None:
+        self.started = True
+
+    def shutdown(self) -> None:
+        self.started = False
+
+    def die(self) -> None:
+        self._death.set()
+
+    async def render(self, request: NativeRequest) -> list[Any]:
+        return [request.texts[0], *range(9)]
+
+    def sampling(self, given: Json, max_tokens: int, *, stream: bool) -> Json:
+        return dict(given) | {"max_tokens": max_tokens, "stream": stream}
+
+    async def generate(self, prompt_ids: list[Any], params: Json, request_id: str) -> AsyncGenerator[Step, None]:
+        assert request_id not in self.requests
+        self.requests.add(request_id)
+        self.most_requests = max(self.most_requests, len(self.requests))
+        try:
+            words = prompt_ids[0].split()
+            if words[0] == "fail":
+                raise JobError(Code.GENERATION_FAILED, "The engine failed at this job.")
+            if words[0] == "bug":
+                raise RuntimeError("nobody foresaw this")
+            total = 1 if words[0] == "size" else params["max_tokens"]
+            await self._pass(self.prefill_s)
+            began, made = time.monotonic(), 0
+            while made < total:
+                due = min(total, 1 + int((time.monotonic() - began) * self.tokens_per_s))
+                if self.hung or due <= made or (due < total and not params["stream"]):
+                    await self._pass(0.001 if params["stream"] else max(0.001, (total - due) / self.tokens_per_s))
+                    continue
+                text = "x" * int(words[1]) if words[0] == "size" else "".join(f"w{i} " for i in range(made, due))
+                made = due
+                self.last_step = time.monotonic()
+                done = made == total
+                delta = Delta(0, text, "length" if done else None)
+                yield Step([delta], Usage(len(prompt_ids), made, None), done, Timings(0, 0, 0) if done else None)
+        finally:
+            self.requests.discard(request_id)
+
+    async def _pass(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._death.wait()
+        if self.dead:
+            raise JobError(Code.ENGINE_DEAD, "The engine died while it worked on this job.")
+
+
+def text_of(tokens: int) -> str:
+    return "".join(f"w{i} " for i in range(tokens))
+
+
+class Serving:
+    """A running job loop and the endpoint it serves."""
+
+    def __init__(self, endpoint: LocalEndpoint, scaler: Any, task: asyncio.Task[int], events: Events) -> None:
+        self.endpoint = endpoint
+        self.scaler = scaler
+        self.task = task
+        self.events = events
+        self.worker: Worker = scaler.worker
+        self.engine: Any = self.worker.engine
+        self.session = aiohttp.ClientSession()
+
+    async def submit(self, prompt: str = "hello", *, sync: bool = False, **job_input: Any) -> str:
+        """Queue a job; its id."""
+        job_input = {"prompt": prompt} | job_input
+        job_input.setdefault("sampling_params", {"max_tokens": 64})
+        url = f"{self.endpoint.url}/{'runsync?wait=1000' if sync else 'run'}"
+        async with self.session.post(url, json={"input": job_input}) as response:
+            assert response.status == 200, await response.text()
+            job_id: str = (await response.json())["id"]
+            return job_id
+
+    async def cancel(self, job_id: str) -> None:
+        async with self.session.post(f"{self.endpoint.url}/cancel/{job_id}") as response:
+            assert response.status == 200
+
+    async def ended(self, job_id: str, timeout_s: float = 20.0) -> Job:
+        await until(lambda: self.endpoint.job(job_id).state in ENDED, timeout_s)
+        return self.endpoint.job(job_id)
+
+    async def run(self, prompt: str = "hello", **job_input: Any) -> Job:
+        return await self.ended(await self.submit(prompt, **job_input))
+
+    def at_rest(self) -> bool:
+        """Nothing is held anywhere."""
+        slots = self.worker.slots
+        held = (self.engine.unfinished, slots.in_use, slots.waiting, len(self.scaler.jobs_tasks), len(JobsProgress()))
+        return held == (0, 0, 0, 0, 0)
+
+    async def stop(self) -> None:
+        self.scaler.kill_worker()
+        await asyncio.wait_for(asyncio.shield(self.task), 30)
+
+
+async def exit_status(scaler: Any) -> int:
+    """Runs the loop; what the process would exit with."""
+    try:
+        await scaler.run()
+    except SystemExit as ending:
+        return int(str(ending.code))
+    return 0
+
+
+async def until(condition: Callable[[], Any], timeout_s: float = 10.0) -> None:
+    async with asyncio.timeout(timeout_s):
+        while not condition():
+            await asyncio.sleep(0.002)
+
+
+def output(job: Job) -> Any:
+    assert job.output is not None, job.error
+    return json.loads(job.output)
+
+
+def error(job: Job) -> Json:
+    """The job's error, which must be a JSON object in a string."""
+    assert job.state is JobState.FAILED, job.state
+    value: Json = json.loads(str(job.error))
+    assert value["job_id"] == job.id
+    return value
+
+
+def streamed_text(job: Job) -> str:
+    chunks = [json.loads(chunk) for chunk in job.chunks]
+    return "".join(choice["text"] for chunk in chunks for choice in chunk["choices"])
+
+
+@asynccontextmanager
+async def serving(
+    patch: pytest.MonkeyPatch,
+    engine: Any,
+    *,
+    base: type[EngineJobScaler] = EventJobScaler,
+    config: Json | None = None,
+    options: Json | None = None,
+    **settings: Any,
+) -> AsyncIterator[Serving]:
+    """The job loop, in this event loop. Leaving stops it and checks that nothing is left."""
+    settings = {"max_tokens_min": 1, "max_tokens_max": 0} | settings
+    wanted = {"take_hold_s": 2, "stop_hold_s": 2, "dead_after_pings": 0} | (options or {})
+    events = Events()
+    async with LocalEndpoint(Options(port=0, fleet=False, journal="", console=False, **wanted)) as endpoint:
+        address = endpoint.worker_env(WORKER_ID)
+        patch.setenv("RUNPOD_AI_API_KEY", address["RUNPOD_AI_API_KEY"])
+        patch.setattr(rp_job, "JOB_GET_URL", address["RUNPOD_WEBHOOK_GET_JOB"].replace("$ID", WORKER_ID))
+        for name, variable in (("DONE", "OUTPUT"), ("STREAM", "STREAM")):
+            url = address[f"RUNPOD_WEBHOOK_POST_{variable}"].replace("$RUNPOD_POD_ID", WORKER_ID)
+            patch.setattr(rp_http, f"JOB_{name}_URL", url)
+        JobsProgress().clear()
+        worker = Worker(Settings(**settings), engine, events.emit)
+        scaler: Any = type("Scaler", (base,), {"worker": worker})(
+            {
+                "handler": worker.handle,
+                "concurrency_modifier": lambda current: worker.concurrency,
+                "return_aggregate_stream": worker.settings.return_aggregate_stream,
+            }
+            | (config or {})
+        )
+        task = asyncio.create_task(exit_status(scaler))
+        served = Serving(endpoint, scaler, task, events)
+        try:
+            await endpoint.ready()
+            yield served
+            if not task.done():
+                await served.stop()
+            assert served.at_rest()
+        finally:
+            await served.session.close()
+            task.cancel()
+            await asyncio.wait((task,))
+            if not task.cancelled():
+                task.exception()
