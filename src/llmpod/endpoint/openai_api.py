@@ -101,7 +101,8 @@ class OpenAiApi:
     def _failed(self, job: Job) -> web.Response:
         """A worker's error that names an HTTP status (`status`) has it; what production does is not known."""
         said = failure(job)
-        status = said.get("status")
+        inner = said.get("error")
+        status = said.get("status", inner.get("status") if isinstance(inner, dict) else None)
         if isinstance(status, int) and 400 <= status <= 599:
             return json_response(said, status)
         return json_response(said, self.options.failed_openai_status)

@@ -16,12 +16,10 @@ from typing import Any
 
 from llmpod.worker import admission, answers, inputs, limits, profile, routes
 from llmpod.worker.engine import Engine
-from llmpod.worker.errors import Code, JobError, RouteError
+from llmpod.worker.errors import Code, JobError
 from llmpod.worker.events import Emit
 from llmpod.worker.record import JobRecord
 from llmpod.worker.settings import Settings
-
-Chunk = answers.Reply | routes.Reply
 
 
 class Worker:
@@ -58,7 +56,7 @@ class Worker:
         """A new record for `handle`, for a caller that wants to see it, or to interrupt the job."""
         return JobRecord(str(job.get("id")), self.emit, log_prompts=self.settings.log_prompts)
 
-    async def handle(self, job: dict[str, Any], record: JobRecord | None = None) -> AsyncGenerator[Chunk, None]:
+    async def handle(self, job: dict[str, Any], record: JobRecord | None = None) -> AsyncGenerator[routes.Reply, None]:
         """Yield the replies of one job: one, or one per chunk when it is streamed (as text on OpenAI's routes).
 
         A failure is a last reply whose `error` is a JSON string; the SDK makes the job FAILED with it. Cancellation
@@ -83,23 +81,18 @@ class Worker:
         record.fail(failed)
         if failed.code is Code.ENGINE_DEAD:
             self.on_engine_death()
-        if isinstance(failed, RouteError):
-            if record.streaming:
-                yield failed.as_event(record.id)
-        elif record.stream:
-            yield answers.stream_error(failed.as_dict(record.id))
-        yield {"error": failed.as_json(record.id)}
+        for reply in routes.farewell(failed, record):
+            yield reply
 
-    async def _answer(self, job_input: object, record: JobRecord) -> AsyncGenerator[Chunk, None]:
+    async def _answer(self, job_input: object, record: JobRecord) -> AsyncGenerator[routes.Reply, None]:
         request = inputs.parse(job_input, self.engine.sampling_names)
         if isinstance(request, inputs.OpenAIRequest):
-            async with aclosing(self.routes.answer(request, record)) as chunks:
-                async for chunk in chunks:
-                    yield chunk
+            async with aclosing(self.routes.answer(request, record)) as replies:
+                async for part in replies:
+                    yield part
             return
         max_tokens = limits.clamp_max_tokens(request.max_tokens, self.settings)
         record.start(request, max_tokens, validation_enabled=self._validates(request))
-
         limits.check_prompt(request, self.settings)
         limits.check_n(request, self.settings)
         intent = self.profile.intent_of(request.texts) if self.profile else None

@@ -14,13 +14,13 @@ import contextvars
 import re
 import secrets
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterator
 from contextlib import AbstractContextManager, aclosing
 from typing import Any
 
 import orjson
 
-from llmpod.worker import inputs, limits, media, route_policy, served, sse
+from llmpod.worker import answers, inputs, limits, media, route_policy, served, sse
 from llmpod.worker.asgi import Broken, Exchange
 from llmpod.worker.engine import Engine
 from llmpod.worker.errors import Code, JobError, RouteError
@@ -258,6 +258,16 @@ def explain(error: JobError, job_input: object) -> JobError:
     if route is None:
         return error
     return RouteError(error, anthropic=str(route).startswith("/v1/messages"))
+
+
+def farewell(error: JobError, record: JobRecord) -> Iterator[Reply]:
+    """The last replies of a job that failed: its stream's last chunk, if it has begun one, and the error."""
+    if isinstance(error, RouteError):
+        if record.streaming:
+            yield error.as_event(record.id)
+    elif record.stream:
+        yield answers.stream_error(error.as_dict(record.id))
+    yield {"error": error.as_json(record.id)}
 
 
 def form(body: dict[str, Any], settings: Settings) -> tuple[bytes, str]:
