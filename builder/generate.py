@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT / "src"))
 from llmpod.worker.errors import Code  # noqa: E402
 from llmpod.worker.settings import RETIRED, Settings, names  # noqa: E402
 
-GROUPS = ("Model", "Engine", "Worker", "Guardrails", "Log")
+GROUPS = ("Model", "Engine", "Worker", "Routes", "Guardrails", "Log")
 VLLM = next(line for line in (ROOT / "requirements.txt").read_text().splitlines() if line.startswith("vllm=="))
 VLLM_VERSION = VLLM.split("==")[1].split()[0]
 

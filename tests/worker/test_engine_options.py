@@ -110,7 +110,6 @@ def test_the_event_says_what_was_raised_and_why(events: Events) -> None:
         ("MAX_LOGPROBS", "7", "max_logprobs", 7),
         ("OVERRIDE_GENERATION_CONFIG", '{"temperature": 0.5}', "override_generation_config", {"temperature": 0.5}),
         ("LIMIT_MM_PER_PROMPT", '{"image": 2}', "limit_mm_per_prompt", {"image": 2}),
-        ("ALLOWED_MEDIA_DOMAINS", "a.example,b.example", "allowed_media_domains", ["a.example", "b.example"]),
         ("SCHEDULING_POLICY", "priority", "scheduling_policy", "priority"),
         ("KV_CACHE_MEMORY_BYTES", "1073741824", "kv_cache_memory_bytes", 1 << 30),
     ],

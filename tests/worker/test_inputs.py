@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from llmpod.worker.errors import JobError
-from llmpod.worker.inputs import MAX_DEPTH, Message, NativeRequest, parse
+from llmpod.worker.inputs import MAX_DEPTH, Message, NativeRequest, OpenAIRequest, RouteRequest, parse
 
 SAMPLING = frozenset({"temperature", "top_p", "n", "seed", "stop", "structured_outputs"})
 
@@ -57,8 +58,14 @@ REJECTED = [
     ({"prompt": "a", "sampling_params": {"temperature": float("inf")}}, "invalid_input", "sampling_params.temperature"),
     ({"prompt": "a\ud800b"}, "invalid_input", "prompt"),
     ({"prompt": "a", "enable_validation": "true"}, "invalid_input", "enable_validation"),
-    ({"openai_route": "/v1/models"}, "unsupported", "openai_route"),
-    ({"route": "/health"}, "unsupported", "route"),
+    ({"openai_route": 5}, "invalid_input", "openai_route"),
+    ({"openai_route": None}, "invalid_input", "openai_route"),
+    ({"openai_route": "/v1/models", "openai_input": []}, "invalid_input", "openai_input"),
+    ({"openai_route": "/v1/models", "openai_input": "{}"}, "invalid_input", "openai_input"),
+    ({"openai_route": "/v1/models", "openai_input": {"a": float("nan")}}, "invalid_input", "openai_input.a"),
+    ({"route": ["/health"]}, "invalid_input", "route"),
+    ({"route": "/health", "method": 1}, "invalid_input", "method"),
+    ({"route": "/health", "boddy": {}}, "unknown_field", "boddy"),
 ]
 
 
@@ -141,3 +148,18 @@ def test_the_clients_input_is_not_changed(job_input: dict[str, object]) -> None:
     with contextlib.suppress(JobError):
         parse(job_input, SAMPLING)
     assert repr(job_input) == before
+
+
+@pytest.mark.parametrize("empty", [{}, {"openai_input": None}, {"openai_input": {}}])
+def test_a_get_of_runpods_proxy_has_no_body_null_or_an_empty_object(empty: dict[str, Any]) -> None:
+    assert parse({"openai_route": "/v1/models"} | empty, ()) == OpenAIRequest("/v1/models", None)
+
+
+def test_the_three_shapes_are_told_apart_by_their_keys() -> None:
+    chat = {"messages": [{"role": "user", "content": "Hi"}], "stream": True}
+    proxied = parse({"openai_route": "/v1/chat/completions", "openai_input": chat, "from_runpod": 1}, ())
+    assert proxied == OpenAIRequest("/v1/chat/completions", chat)
+    assert proxied.stream
+    direct = parse({"route": "/v1/chat/completions", "body": chat, "method": "post"}, ())
+    assert direct == RouteRequest("/v1/chat/completions", chat, "POST")
+    assert isinstance(parse({"prompt": "Hi"}, ()), NativeRequest)

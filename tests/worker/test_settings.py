@@ -146,7 +146,7 @@ def test_every_setting_is_explained() -> None:
         assert info.description, name
         assert info.description.endswith("."), name
         assert isinstance(info.json_schema_extra, dict), name
-        assert info.json_schema_extra["group"] in ("Model", "Engine", "Worker", "Guardrails", "Log"), name
+        assert info.json_schema_extra["group"] in ("Model", "Engine", "Worker", "Routes", "Guardrails", "Log"), name
 
 
 def test_the_demonstration_model_is_used_only_when_none_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

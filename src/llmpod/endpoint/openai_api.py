@@ -30,7 +30,7 @@ class OpenAiApi:
         wants_stream = False
         if request.method == "POST":
             body = await read_body(request, self.options.runsync_limit_bytes)
-            value = parse_json(body)
+            value = parse_json(body) if body.strip() else {}  # POST …/responses/{id}/cancel has none
             if not isinstance(value, dict):
                 raise ApiError(400, "the body must be a JSON object")
             job_input["openai_input"] = value
@@ -99,7 +99,13 @@ class OpenAiApi:
         return web.Response(body=unwrap(job), content_type="application/json")
 
     def _failed(self, job: Job) -> web.Response:
-        return json_response(failure(job), self.options.failed_openai_status)
+        """A worker's error that names an HTTP status (`status`) has it; what production does is not known."""
+        said = failure(job)
+        inner = said.get("error")
+        status = said.get("status", inner.get("status") if isinstance(inner, dict) else None)
+        if isinstance(status, int) and 400 <= status <= 599:
+            return json_response(said, status)
+        return json_response(said, self.options.failed_openai_status)
 
 
 def unwrap(job: Job) -> bytes:

@@ -19,16 +19,22 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import AsyncGenerator, Collection, Mapping
+import types
+import typing
+import warnings
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llmpod.worker import doctor, engine_options, generation
+import orjson
+
+from llmpod.worker import doctor, engine_options, generation, served
+from llmpod.worker.asgi import App, Exchange
 from llmpod.worker.errors import Code, JobError, StartError
 from llmpod.worker.events import Emit, logging_config
 from llmpod.worker.generation import Step
 from llmpod.worker.inputs import NativeRequest
-from llmpod.worker.prompts import Prompts
+from llmpod.worker.prompts import GUARD, Prompts
 from llmpod.worker.settings import Correction, Settings, provide
 
 # Sampling parameters that are vLLM's business, not a client's, or whose result a native reply has no place for.
@@ -52,6 +58,12 @@ NOT_FROM_CLIENTS = frozenset(
 )
 
 
+STORED_RESPONSES = 1000
+"""Responses that previous_response_id can go back to; older ones are forgotten."""
+
+_GUARD_BYTES = GUARD.encode()
+
+
 class Engine:
     """One vLLM engine, alive in the event loop that called `start`."""
 
@@ -68,6 +80,11 @@ class Engine:
         self.model_name = settings.served_name
         self.max_model_len = 0
         self.max_num_seqs = 0
+        self.generates = True  # false: a pooling runner, which embeds, scores and classifies
+        self.takes_media = False
+        self.app: App  # vLLM's application, once `start` is through
+        self._routes: list[_Route] = []
+        self._guards = False
         self.last_step = time.monotonic()  # when the engine last finished one
 
     # -- life ----------------------------------------------------------------------------------------------------------
@@ -95,7 +112,7 @@ class Engine:
 
         imported = time.monotonic()
         self._read_settings()
-        arguments = engine_arguments(self._settings, self._environment, self._emit)
+        arguments, frontend = all_arguments(self._settings, self._environment, self._emit)
         self._emit(
             "loading",
             model=self._settings.model if not self._settings.is_demo else self.model_name,
@@ -107,7 +124,9 @@ class Engine:
         self._llm = AsyncLLMEngine.from_engine_args(arguments, stat_loggers=[self._step_observer()])
         loaded = time.monotonic()
         await self._learn()
-        await self._warm_up()
+        if self.generates:
+            await self._warm_up()
+        await self._serve_routes(frontend)
         self._emit(
             "ready",
             model=self.model_name,
@@ -138,6 +157,8 @@ class Engine:
     async def _learn(self) -> None:
         """What jobs need to know of the loaded model."""
         config = self._llm.model_config
+        self.generates = config.runner_type == "generate"
+        self.takes_media = bool(config.is_multimodal_model)
         self.max_model_len = config.max_model_len
         self.max_num_seqs = self._llm.vllm_config.scheduler_config.max_num_seqs
         tokenizer = self._llm.get_tokenizer()
@@ -161,6 +182,74 @@ class Engine:
         async with contextlib.aclosing(self.generate(ids, self.sampling({}, 2, stream=False), "warm-up")) as steps:
             async for _ in steps:
                 pass
+
+    async def _serve_routes(self, frontend: Any) -> None:
+        """vLLM's application around the engine that runs already.
+
+        Raises:
+            StartError: an adapter cannot be loaded.
+        """
+        from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+        from vllm.entrypoints.launchers.app import build_app
+
+        tasks = await self._llm.get_supported_tasks()
+        app = build_app(frontend, tasks, self._llm.model_config)
+        try:
+            await init_app_state(served.WatchedEngine(self._llm), app.state, frontend, tasks)
+        except ValueError as error:
+            name = next((name for name in self._settings.lora_modules if name in str(error)), None)
+            if name is None:
+                raise
+            raise StartError(
+                f"LORA_MODULES: the adapter {name!r} cannot be loaded: {error}",
+                "Correct or remove it.",
+                setting="LORA_MODULES",
+            ) from error
+        app.state.server = types.SimpleNamespace(should_exit=False)  # what vLLM tells its own server to do
+        responses = getattr(app.state, "openai_serving_responses", None)
+        for store in ("response_store", "msg_store", "event_store"):
+            if hasattr(responses, store):
+                setattr(responses, store, served.Bounded(STORED_RESPONSES))
+        self._routes = _route_table(app)
+        self.app = app
+        self._guards = self.generates and await self._install_guard()
+
+    async def _install_guard(self) -> bool:
+        """Make vLLM's renderer cut texts where `guard` marked them. Whether it does, by trying."""
+        assert self._prompts is not None
+        prompts = self._prompts
+        renderer = self._llm.renderer
+        tokenize = getattr(renderer, "_tokenize_prompt_async", None)
+        if tokenize is None:
+            return False
+
+        def cut(prompt: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+            ids = prompts.encode_guarded(prompt["prompt"], add_special_tokens=options.get("add_special_tokens", True))
+            limit = options.get("max_length") if options.get("truncation") else None
+            if limit is not None:
+                left = getattr(renderer.tokenizer, "truncation_side", "right") == "left"
+                ids = ids[-limit:] if left else ids[:limit]
+            return prompt | {"prompt": prompt["prompt"].replace(GUARD, ""), "prompt_token_ids": ids}
+
+        async def guarded(prompt: dict[str, Any], params: Any) -> Any:
+            if GUARD not in prompt["prompt"]:
+                return await tokenize(prompt, params)
+            return await asyncio.to_thread(cut, prompt, params.get_encode_kwargs())
+
+        renderer._tokenize_prompt_async = guarded
+        token = next(iter(self._prompts.control_texts), None)
+        if token is None or not self._prompts.has_chat_template:
+            return True
+        with_token, without = await self._tokens_of(self._prompts.guard(f"a{token}b")), await self._tokens_of("ab")
+        counts = [sum(token_id in self._prompts.control_ids for token_id in ids) for ids in (with_token, without)]
+        return bool(without) and counts[0] == counts[1] and GUARD not in self.decode(with_token)
+
+    async def _tokens_of(self, text: str) -> list[int]:
+        """What vLLM's application makes of one user message."""
+        body = orjson.dumps({"messages": [{"role": "user", "content": text}]})
+        headers = {"content-type": "application/json"}
+        async with Exchange(self.app, "POST", "/tokenize", headers=headers, body=body) as exchange:
+            return list(orjson.loads(await exchange.whole()).get("tokens", ()))
 
     def shutdown(self) -> None:
         """End the engine's processes. Safe to call at any time, also before or during `start`."""
@@ -202,15 +291,79 @@ class Engine:
 
         return StepObserver
 
+    # -- vLLM's routes -------------------------------------------------------------------------------------------------
+
+    def has_route(self, method: str, path: str) -> bool:
+        """Whether vLLM's application has this route for the model it serves."""
+        return self._route(method, path) is not None
+
+    def fields_of(self, method: str, path: str) -> frozenset[str] | None:
+        """The fields that the route's body may hold; None where vLLM does not say."""
+        route = self._route(method, path)
+        return route.fields if route else None
+
+    @property
+    def route_table(self) -> list[tuple[str, frozenset[str]]]:
+        """Every path of vLLM's application, open or not, and its methods."""
+        return [(route.path, route.methods) for route in self._routes]
+
+    def _route(self, method: str, path: str) -> _Route | None:
+        found = (route for route in self._routes if method in route.methods and route.pattern.fullmatch(path))
+        return next(found, None)
+
+    @property
+    def names(self) -> dict[str, str]:
+        """Everything the model and its adapters may be called -> the name by which vLLM knows it."""
+        model = self._settings.model
+        called = (self.model_name, model, model.rstrip("/").rsplit("/", 1)[-1], str(Path(model).resolve()))
+        adapters = self.app.state.openai_serving_models.lora_requests  # type: ignore[attr-defined]
+        return dict.fromkeys(called, self.model_name) | {name: name for name in adapters}
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of a prompt given as token ids."""
+        assert self._prompts is not None
+        return self._prompts.decode(token_ids) if token_ids else ""
+
+    def refuse_control_ids(self, token_ids: Sequence[int], *, field: str) -> None:
+        """A control token by its number is one as well.
+
+        Raises:
+            JobError: `field` holds one and ALLOW_CONTROL_TOKENS is off.
+        """
+        assert self._prompts is not None
+        if self._settings.allow_control_tokens or self._prompts.control_ids.isdisjoint(token_ids):
+            return
+        raise JobError(Code.INVALID_INPUT, f"{field} holds the ids of control tokens.", field=field)
+
+    def guard(self, value: Any, *, field: str) -> Any:
+        """A field of a body, so that no text in it can become a control token (see prompts.py).
+
+        Raises:
+            JobError: it holds a control token, and vLLM's renderer for this model gives no way to defuse it.
+        """
+        assert self._prompts is not None
+        guarded = self._prompts.guard(value)
+        if guarded != value and not self._guards:
+            raise JobError(Code.INVALID_INPUT, f"{field} holds a control token of the model.", field=field)
+        return guarded
+
+    def unguard(self, answer: bytes) -> bytes:
+        """An answer without the marks of `guard`, should one have come through (in a tool's name, say)."""
+        return answer.replace(_GUARD_BYTES, b"") if _GUARD_BYTES in answer else answer
+
     # -- one request ---------------------------------------------------------------------------------------------------
 
     async def render(self, request: NativeRequest) -> list[int]:
         """The request's token ids. A long prompt is tokenised beside the event loop, not in it.
 
         Raises:
-            JobError: the model's chat template refuses the messages.
+            JobError: the model's chat template refuses the messages, or the model does not generate.
         """
         assert self._prompts is not None
+        if not self.generates:
+            raise JobError(
+                Code.UNSUPPORTED, "This worker embeds and scores (RUNNER=pooling): call its routes, /v1/embeddings …"
+            )
         if request.chars > 20_000:
             return await asyncio.to_thread(self._prompts.render, request)
         return self._prompts.render(request)
@@ -318,10 +471,12 @@ def _prepare_process(settings: Settings, last_words: Path) -> None:
     logging.config.dictConfig(log)  # for what is logged before vLLM reads the file, and over what the SDK set up
     config = last_words.with_name("logging.json")
     config.write_text(json.dumps(log))
+    warnings.filterwarnings("ignore", module=r"vllm\.")  # its deprecations are not the operator's to mend
     provide(
         {
             "VLLM_LOGGING_CONFIG_PATH": str(config),
             "VLLM_LOGGING_LEVEL": settings.log_level.upper(),
+            "VLLM_ENABLE_RESPONSES_API_STORE": "1",  # previous_response_id; engine.py bounds the store
             "VLLM_NO_USAGE_STATS": "1",  # a worker tells nobody what it serves
             "TOKENIZERS_PARALLELISM": "false",  # one prompt at a time, and forked children do not warn about it
             # What is not a log record would break the form of the log: progress bars, Python's and C++'s warnings.
@@ -339,14 +494,31 @@ def engine_arguments(settings: Settings, environment: Mapping[str, str], emit: E
     Raises:
         StartError: a variable nearly bears an argument's name, or vLLM's parser refuses its value.
     """
+    return all_arguments(settings, environment, emit)[0]
+
+
+def all_arguments(settings: Settings, environment: Mapping[str, str], emit: Emit) -> tuple[Any, Any]:
+    """`engine_arguments`, and the arguments of vLLM's application (its tool parser, its response role …).
+
+    Raises:
+        StartError: as `engine_arguments`.
+    """
     from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.entrypoints.launchers.cli_args import BaseFrontendArgs, LoRAModulePath, make_arg_parser
     from vllm.platforms import current_platform
 
     on_cpu = current_platform.is_cpu()
-    parser = AsyncEngineArgs.add_cli_args(engine_options.Parser(prog="worker", add_help=False))
-    fields = {field.name for field in dataclasses.fields(AsyncEngineArgs)}
+    parser = make_arg_parser(engine_options.Parser(prog="worker", add_help=False))
+    # Of its application's arguments, those that say how requests are answered; not those of a server: host, TLS, keys.
+    fields = {field.name for kind in (AsyncEngineArgs, BaseFrontendArgs) for field in dataclasses.fields(kind)}
     words = engine_options.command_line(parser, fields, settings, environment, emit, on_cpu=on_cpu)
-    args = AsyncEngineArgs.from_cli_args(parser.parse_args(words))
+    frontend = parser.parse_args(words)
+    frontend.chat_template = _text_or_file(settings.custom_chat_template)
+    frontend.lora_modules = [LoRAModulePath(name, path) for name, path in settings.lora_modules.items()] or None
+    frontend.disable_fastapi_docs = True
+    frontend.served_model_name = frontend.served_model_name or [settings.model]
+    _import_plugins(frontend)
+    args = AsyncEngineArgs.from_cli_args(frontend)
 
     if on_cpu and args.kv_cache_memory_bytes is None:
         provide({"VLLM_CPU_KVCACHE_SPACE": "1"})  # GiB; vLLM would take a share of all memory
@@ -364,7 +536,55 @@ def engine_arguments(settings: Settings, environment: Mapping[str, str], emit: E
             given = str(settings.max_num_batched_tokens)
             correction = Correction("MAX_NUM_BATCHED_TOKENS", given, str(clamped.value), f"raised: {clamped.reason}")
             emit("setting_corrected", **dataclasses.asdict(correction))
-    return args
+    return args, frontend
+
+
+def _import_plugins(frontend: Any) -> None:
+    """Parsers that the operator brings along, as `vllm serve` imports them."""
+    if frontend.tool_parser_plugin:
+        from vllm.tool_parsers import ToolParserManager
+
+        ToolParserManager.import_tool_parser(frontend.tool_parser_plugin)
+    if getattr(frontend, "reasoning_parser_plugin", None):
+        from vllm.reasoning import ReasoningParserManager
+
+        ReasoningParserManager.import_reasoning_parser(frontend.reasoning_parser_plugin)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Route:
+    path: str
+    pattern: re.Pattern[str]
+    methods: frozenset[str]
+    fields: frozenset[str] | None  # what its body may hold; None: not known
+
+
+def _route_table(app: Any) -> list[_Route]:
+    """The application's routes; a mounted application (/metrics) is read with GET."""
+    return [
+        _Route(
+            path=route.path,
+            pattern=re.compile(re.sub(r"\{\w+(?::\w+)?\}", "[^/]+", route.path)),
+            methods=frozenset(getattr(route, "methods", None) or {"GET"}),
+            fields=_body_fields(getattr(route, "endpoint", None)),
+        )
+        for route in app.routes
+        if getattr(route, "path", None)
+    ]
+
+
+def _body_fields(endpoint: Any) -> frozenset[str] | None:
+    """The fields of the pydantic model, or of all the models of the union, that a route reads its body with."""
+    if endpoint is None:
+        return None
+    try:
+        hint = typing.get_type_hints(endpoint, include_extras=False).get("request")
+    except (NameError, TypeError):
+        return None
+    models = [model for model in typing.get_args(hint) or (hint,) if hasattr(model, "model_fields")]
+    names = {name for model in models for name in model.model_fields}
+    names |= {info.alias for model in models for info in model.model_fields.values() if isinstance(info.alias, str)}
+    return frozenset(names) or None
 
 
 def _all_gpus(args: Any, gpus: int, emit: Emit) -> int:

@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import NoReturn
 
+from llmpod.worker import adapters
 from llmpod.worker.errors import StartError
 from llmpod.worker.events import Emit
 from llmpod.worker.settings import Correction, Settings, refuse_mistyped
@@ -21,11 +22,23 @@ NOT_FROM_ENVIRONMENT = {
     "model": "MODEL_NAME is ours",
     "hf_token": "the hub client reads HF_TOKEN itself, as text",
     "log_level": "LOG_LEVEL is ours",
+    "allowed_local_media_path": "files of the worker are nobody's media",
+    "allowed_media_domains": "ours: media are fetched by the worker, not by vLLM",
+    "lora_modules": "LORA_MODULES is ours",
+    "chat_template": "CUSTOM_CHAT_TEMPLATE is ours",
+    "enable_log_outputs": "LOG_PROMPTS is ours",
+    "enable_log_deltas": "as above",
+    "enable_log_requests": "as above",
+    "max_log_len": "as above",
     "master_addr": "RunPod sets it on clusters; a serverless worker is one node",
     "master_port": "as above",
     "nnodes": "as above",
     "node_rank": "as above",
 }
+
+
+# What we derive ourselves, unless the operator says otherwise.
+_YIELDING = ("max_lora_rank", "max_loras", "max_cpu_loras")
 
 
 @dataclass(frozen=True)
@@ -101,7 +114,7 @@ def command_line(
         elif value:
             words += _option(arguments[name], name, value)
     for name, chosen in _from_settings(settings, on_cpu=on_cpu).items():
-        if chosen is not None:
+        if chosen is not None and not (name in _YIELDING and name.upper() in environment):
             words += _option(arguments[name], name, str(chosen))
     return words
 
@@ -125,6 +138,21 @@ def _from_settings(settings: Settings, *, on_cpu: bool) -> dict[str, str | int |
         "trust_remote_code": settings.trust_remote_code,
         "enforce_eager": cpu_eager if settings.enforce_eager is None else settings.enforce_eager,
         "enable_chunked_prefill": settings.enable_chunked_prefill,
+        **_lora(settings),
+    }
+
+
+def _lora(settings: Settings) -> dict[str, str | int | float | bool | None]:
+    """Room for the adapters: all of them in memory, the first few in one batch."""
+    if not settings.lora_modules:
+        return {}
+    known = (settings.model, settings.served_model_name or "")
+    count = len(settings.lora_modules)
+    return {
+        "enable_lora": True,
+        "max_lora_rank": adapters.rank_for(settings.lora_modules, known),
+        "max_loras": min(count, 4),
+        "max_cpu_loras": max(count, 4),
     }
 
 

@@ -33,6 +33,9 @@ class Code(enum.Enum):
         "context_length_exceeded", 400, False, "Shorten the prompt, lower max_tokens, or raise MAX_MODEL_LEN."
     )
     UNSUPPORTED = Failure("unsupported", 400, False, "This worker does not do that; see the message.")
+    NOT_FOUND = Failure("not_found", 404, False, "Use one of the names in the message.")
+    ROUTE_CLOSED = Failure("route_closed", 403, False, "Whoever runs this worker can open the route: ALLOWED_ROUTES.")
+    BLOCKED = Failure("content_filter", 400, False, "This worker does not answer such requests.")
     OVERLOADED = Failure("overloaded", 503, True, "Send the job again later.")
     TIMEOUT = Failure("timeout", 504, True, "Ask for fewer tokens, or raise the job's time limit.")
     RESULT_TOO_LARGE = Failure(
@@ -80,6 +83,54 @@ class JobError(Exception):
     def as_json(self, job_id: str) -> str:
         """The error object as the JSON string that RunPod shows in `error`."""
         return orjson.dumps(self.as_dict(job_id), default=str).decode()
+
+
+class RouteError(JobError):
+    """A failure on one of vLLM's routes: the same, and in `error` the object that the route's client library reads.
+
+    `status` and `error` are vLLM's own where vLLM answered.
+    """
+
+    def __init__(
+        self,
+        cause: JobError,
+        *,
+        status: int | None = None,
+        error: dict[str, Any] | None = None,
+        anthropic: bool = False,
+    ) -> None:
+        super().__init__(cause.code, cause.message, field=cause.field, **cause.details)
+        self.status = status or self.failure.status
+        self.quotes_client = error is not None  # vLLM's messages may hold what the client sent
+        self.anthropic = anthropic
+        self.error = error or {
+            "message": self.message,
+            "type": _HTTP_TYPES.get(self.status, "BadRequestError" if self.status < 500 else "InternalServerError"),
+            "param": self.field,
+            "code": self.failure.code if self.code is Code.BLOCKED else self.status,
+        }
+
+    def as_dict(self, job_id: str) -> dict[str, Any]:
+        """The error object, with `error` in it."""
+        retryable = self.status in (408, 409, 429) or (self.status >= 500 and self.failure.retryable)
+        return super().as_dict(job_id) | {"status": self.status, "retryable": retryable, "error": self.error}
+
+    def as_event(self, job_id: str) -> str:
+        """The last event of a stream that failed, as the route's client library expects it."""
+        if self.anthropic:
+            body = orjson.dumps({"type": "error", "error": self.error}, default=str).decode()
+            return f"event: error\ndata: {body}\n\n"
+        return f"data: {orjson.dumps({'error': self.error}, default=str).decode()}\n\n"
+
+
+# vLLM's names for HTTP's statuses (vllm/entrypoints/serve/exception_handling/error_response.py), and OpenAI's own.
+_HTTP_TYPES = {
+    403: "PermissionDeniedError",
+    404: "NotFoundError",
+    422: "UnprocessableEntityError",
+    501: "NotImplementedError",
+    503: "ServiceUnavailableError",
+}
 
 
 class StartError(Exception):

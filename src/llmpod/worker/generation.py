@@ -59,11 +59,11 @@ def step(output: Any, completion_tokens: int) -> Step:
         for choice in output.outputs
     ]
     usage = Usage(len(output.prompt_token_ids or ()), completion_tokens, output.num_cached_tokens)
-    timings = _timings(output.metrics) if output.finished and output.metrics is not None else None
+    timings = timings_of(output.metrics) if output.finished and output.metrics is not None else None
     return Step(deltas, usage, output.finished, timings)
 
 
-def _timings(stats: Any) -> Timings:
+def timings_of(stats: Any) -> Timings:
     """From vLLM's RequestStateStats, whose times are monotonic seconds; 0 stands for "did not happen"."""
     if not stats.scheduled_ts or not stats.first_token_ts:
         return Timings(0.0, 0.0, 0.0)

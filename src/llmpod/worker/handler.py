@@ -14,7 +14,7 @@ from contextlib import aclosing
 from functools import cached_property
 from typing import Any
 
-from llmpod.worker import admission, answers, inputs, limits, profile
+from llmpod.worker import admission, answers, inputs, limits, profile, routes
 from llmpod.worker.engine import Engine
 from llmpod.worker.errors import Code, JobError
 from llmpod.worker.events import Emit
@@ -30,6 +30,7 @@ class Worker:
         self.engine = engine
         self.emit = emit
         self.profile = profile.load(settings.profile) if settings.profile else None
+        self.routes = routes.Routes(settings, engine, self.profile, emit, lambda seats: self.slots.take(seats))
         self.on_engine_death: Callable[[], None] = lambda: None
 
     @property
@@ -55,8 +56,8 @@ class Worker:
         """A new record for `handle`, for a caller that wants to see it, or to interrupt the job."""
         return JobRecord(str(job.get("id")), self.emit, log_prompts=self.settings.log_prompts)
 
-    async def handle(self, job: dict[str, Any], record: JobRecord | None = None) -> AsyncGenerator[answers.Reply, None]:
-        """Yield the replies of one job: one, or one per chunk when it is streamed.
+    async def handle(self, job: dict[str, Any], record: JobRecord | None = None) -> AsyncGenerator[routes.Reply, None]:
+        """Yield the replies of one job: one, or one per chunk when it is streamed (as text on OpenAI's routes).
 
         A failure is a last reply whose `error` is a JSON string; the SDK makes the job FAILED with it. Cancellation
         reaches this generator as CancelledError while it awaits, or as GeneratorExit while the SDK sends a chunk.
@@ -76,18 +77,22 @@ class Worker:
         except Exception as error:  # noqa: BLE001 - the edge of a job: the client gets a code, the log the traceback
             self.emit("bug", level="error", request_id=record.id, traceback=traceback.format_exc())
             failed = JobError(Code.INTERNAL_ERROR, f"The worker failed at this job ({type(error).__name__}).")
+        failed = routes.explain(failed, job.get("input"))
         record.fail(failed)
         if failed.code is Code.ENGINE_DEAD:
             self.on_engine_death()
-        if record.stream:
-            yield answers.stream_error(failed.as_dict(record.id))
-        yield {"error": failed.as_json(record.id)}
+        for reply in routes.farewell(failed, record):
+            yield reply
 
-    async def _answer(self, job_input: object, record: JobRecord) -> AsyncGenerator[answers.Reply, None]:
+    async def _answer(self, job_input: object, record: JobRecord) -> AsyncGenerator[routes.Reply, None]:
         request = inputs.parse(job_input, self.engine.sampling_names)
+        if isinstance(request, inputs.OpenAIRequest):
+            async with aclosing(self.routes.answer(request, record)) as replies:
+                async for part in replies:
+                    yield part
+            return
         max_tokens = limits.clamp_max_tokens(request.max_tokens, self.settings)
         record.start(request, max_tokens, validation_enabled=self._validates(request))
-
         limits.check_prompt(request, self.settings)
         limits.check_n(request, self.settings)
         intent = self.profile.intent_of(request.texts) if self.profile else None

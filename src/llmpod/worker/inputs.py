@@ -55,6 +55,28 @@ class NativeRequest:
         return sum(len(text) for text in self.texts)
 
 
+@dataclass(frozen=True)
+class OpenAIRequest:
+    """A call of one of vLLM's routes, as RunPod makes it of a call to /openai/… (`body` is None for a GET)."""
+
+    route: str  # as the client wrote it: route_policy decides what it may be
+    body: dict[str, Any] | None
+    method: str | None = None  # None: what the route and the body suggest
+
+    @property
+    def stream(self) -> bool:
+        """Whether the answer comes as server-sent events."""
+        return self.body is not None and self.body.get("stream") is True
+
+
+@dataclass(frozen=True)
+class RouteRequest(OpenAIRequest):
+    """The same call as other workers' clients write it: {"route", "body", "method"}."""
+
+
+Request = NativeRequest | OpenAIRequest
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -78,7 +100,7 @@ class _Native(_Strict):
     apply_chat_template: bool | None = None
 
 
-def parse(job_input: object, sampling_names: Collection[str]) -> NativeRequest:
+def parse(job_input: object, sampling_names: Collection[str]) -> Request:
     """Read a job's input.
 
     `sampling_names` are the sampling parameters a client may set; the engine knows them.
@@ -88,10 +110,46 @@ def parse(job_input: object, sampling_names: Collection[str]) -> NativeRequest:
     """
     if not isinstance(job_input, dict):
         raise JobError(Code.INVALID_INPUT, f"input must be an object, not {_kind(job_input)}.", field="input")
-    for shape in ("openai_route", "route"):
-        if shape in job_input:
-            raise JobError(Code.UNSUPPORTED, "This worker serves native jobs only: prompt or messages.", field=shape)
     _check_values(job_input)
+    if "openai_route" in job_input:
+        return _openai(job_input)
+    if "route" in job_input:
+        return _route(job_input)
+    return _native(job_input, sampling_names)
+
+
+def _openai(job_input: dict[str, Any]) -> OpenAIRequest:
+    """RunPod's proxy writes this shape, so what it may add to it one day is no error."""
+    return OpenAIRequest(_text(job_input, "openai_route"), _body(job_input, "openai_input"))
+
+
+def _route(job_input: dict[str, Any]) -> RouteRequest:
+    known = {"route", "body", "method"}
+    for name in job_input:
+        if name not in known:
+            raise unknown(str(name), str(name), known)
+    method = None if job_input.get("method") is None else _text(job_input, "method").upper()
+    return RouteRequest(_text(job_input, "route"), _body(job_input, "body"), method)
+
+
+def _text(job_input: dict[str, Any], field: str) -> str:
+    value = job_input[field]
+    if not isinstance(value, str):
+        raise JobError(Code.INVALID_INPUT, f"{field} must be text, not {_kind(value)}.", field=field)
+    return value
+
+
+def _body(job_input: dict[str, Any], field: str) -> dict[str, Any] | None:
+    """A GET comes with no body, null or {}."""
+    value = job_input.get(field)
+    if value is None or value == {}:
+        return None
+    if not isinstance(value, dict):
+        raise JobError(Code.INVALID_INPUT, f"{field} must be an object, not {_kind(value)}.", field=field)
+    return value
+
+
+def _native(job_input: dict[str, Any], sampling_names: Collection[str]) -> NativeRequest:
     try:
         native = _Native.model_validate(job_input)
     except ValidationError as error:
@@ -112,7 +170,7 @@ def parse(job_input: object, sampling_names: Collection[str]) -> NativeRequest:
     max_tokens = _max_tokens(sampling.pop("max_tokens", None))
     for name in sampling:
         if name not in sampling_names:
-            raise _unknown(name, f"sampling_params.{name}", {*sampling_names, "max_tokens", "stream"})
+            raise unknown(name, f"sampling_params.{name}", {*sampling_names, "max_tokens", "stream"})
     return NativeRequest(
         prompt=native.prompt,
         messages=messages,
@@ -182,7 +240,7 @@ def _explain(error: ValidationError) -> JobError:
     fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
     field = _path(fault["loc"])
     if fault["type"] == "extra_forbidden":
-        return _unknown(str(fault["loc"][-1]), field, set(_Native.model_fields) if len(fault["loc"]) == 1 else set())
+        return unknown(str(fault["loc"][-1]), field, set(_Native.model_fields) if len(fault["loc"]) == 1 else set())
     message = fault["msg"].removeprefix("Input ").removesuffix(".")
     return JobError(Code.INVALID_INPUT, f"{field} {message[0].lower()}{message[1:]}.", field=field)
 
@@ -198,7 +256,8 @@ def _path(location: tuple[int | str, ...]) -> str:
     return path
 
 
-def _unknown(name: str, field: str, known: Collection[str]) -> JobError:
+def unknown(name: str, field: str, known: Collection[str]) -> JobError:
+    """The error for a field nobody knows, with the known one it resembles."""
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
     advice = f" Did you mean {near[0]}?" if near else ""
     return JobError(Code.UNKNOWN_FIELD, f"{field[:200]} is not a field this worker knows.{advice}", field=field[:200])

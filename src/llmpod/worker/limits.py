@@ -28,13 +28,22 @@ def check_prompt(request: NativeRequest, settings: Settings) -> None:
     Raises:
         JobError: prompt_too_long, with both numbers.
     """
+    check_chars(request.chars, settings, field="prompt" if request.prompt is not None else "messages")
+
+
+def check_chars(chars: int, settings: Settings, *, field: str) -> None:
+    """MAX_PROMPT_CHARS for `chars` characters that came in `field`.
+
+    Raises:
+        JobError: prompt_too_long, with both numbers.
+    """
     limit = settings.max_prompt_chars
-    if limit and request.chars > limit:
+    if limit and chars > limit:
         raise JobError(
             Code.PROMPT_TOO_LONG,
-            f"The prompt has {request.chars} characters; this worker accepts {limit}.",
-            field="prompt" if request.prompt is not None else "messages",
-            chars=request.chars,
+            f"The prompt has {chars} characters; this worker accepts {limit}.",
+            field=field,
+            chars=chars,
             limit=limit,
         )
 
@@ -46,12 +55,40 @@ def check_n(request: NativeRequest, settings: Settings) -> None:
         JobError: invalid_input, with both numbers.
     """
     n = request.sampling.get("n")
-    if isinstance(n, int) and n > settings.max_n:
+    if isinstance(n, int):
+        check_answers(n, settings, field="sampling_params.n")
+
+
+def check_answers(n: int, settings: Settings, *, field: str) -> None:
+    """MAX_N for `n` answers asked for in `field`.
+
+    Raises:
+        JobError: invalid_input, with both numbers.
+    """
+    if n > settings.max_n:
+        raise JobError(
+            Code.INVALID_INPUT, f"n is {n}; this worker gives at most {settings.max_n} answers.", field=field
+        )
+
+
+def cap_max_tokens(requested: int | None, settings: Settings, *, field: str) -> MaxTokens:
+    """max_tokens on a route: lowered to MAX_TOKENS_MAX or rejected, as MAX_TOKENS_POLICY says, and never raised.
+
+    Raises:
+        JobError: invalid_input, with both numbers.
+    """
+    clamped = clamp_max_tokens(requested, settings)
+    if requested is None or clamped.effective == requested:
+        return clamped
+    if clamped.reason == "raised":
+        return MaxTokens(requested, requested)
+    if settings.max_tokens_policy == "reject":
         raise JobError(
             Code.INVALID_INPUT,
-            f"n is {n}; this worker gives at most {settings.max_n} answers.",
-            field="sampling_params.n",
+            f"{field} is {requested}; this worker gives at most {clamped.effective} tokens.",
+            field=field,
         )
+    return clamped
 
 
 def clamp_max_tokens(requested: int | None, settings: Settings) -> MaxTokens:

@@ -61,10 +61,13 @@ async def run(worker: Worker, job: dict[str, Any], out: TextIO | None = None) ->
     streaming = False
     async with aclosing(worker.handle(job)) as replies:
         async for reply in replies:
-            if "error" in reply:
+            if isinstance(reply, str):  # events of an OpenAI route, or its text
+                streaming = False
+                _say(out, reply)
+            elif isinstance(reply, dict) and reply.get("error"):
                 ok = False
                 _say(out, ("\n" if streaming else "") + f"FAILED {reply['error']}\n")
-            elif _is_delta(reply):
+            elif isinstance(reply, dict) and _is_delta(reply):
                 streaming = True
                 _say(out, "".join(choice["text"] for choice in reply["choices"]))
             else:

@@ -15,6 +15,9 @@ from typing import Any, Protocol
 from llmpod.worker.errors import Code, JobError
 from llmpod.worker.inputs import Message, NativeRequest
 
+GUARD = "\U0010fffd"
+"""The mark in texts that vLLM's application renders: Unicode's last private character, which means nothing anywhere."""
+
 
 class Tokenizer(Protocol):
     """The part of a Hugging Face tokenizer that prompts need."""
@@ -22,6 +25,10 @@ class Tokenizer(Protocol):
     added_tokens_decoder: dict[int, Any]
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]: ...
+
+    def decode(self, token_ids: Sequence[int]) -> str: ...
+
+    def __len__(self) -> int: ...
 
     def apply_chat_template(self, conversation: list[dict[str, str]], **options: Any) -> str | list[int]: ...
 
@@ -35,6 +42,7 @@ class Prompts:
         self._tokenizer = tokenizer
         self._chat_template = chat_template or _own_template(tokenizer)
         tokens = [] if allow_control_tokens else control_tokens(tokenizer)
+        self.control_texts = tuple(tokens)
         longest_first = sorted(tokens, key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
 
@@ -58,6 +66,36 @@ class Prompts:
                 field="messages",
             )
         return self._encode_chat(request.messages or (Message("user", request.prompt or ""),))
+
+    def guard(self, value: Any) -> Any:
+        """`value` with GUARD in every control token of every text in it, keys included; itself if there is none."""
+        if self._control is None:
+            return value
+        if isinstance(value, str):
+            return self._marked(value, GUARD)
+        if isinstance(value, list):
+            return [self.guard(item) for item in value]
+        if isinstance(value, dict):
+            return {self.guard(key): self.guard(item) for key, item in value.items()}
+        return value
+
+    def encode_guarded(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        """The ids of a text that `guard` went over, cut where the guards stand."""
+        first, *rest = text.split(GUARD)
+        ids = list(self._tokenizer.encode(first, add_special_tokens=add_special_tokens))
+        for piece in rest:
+            ids += self._tokenizer.encode(piece, add_special_tokens=False)
+        return ids
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of token ids, control tokens included; ids that do not exist have none."""
+        known = [token_id for token_id in token_ids if 0 <= token_id < len(self._tokenizer)]
+        return self._tokenizer.decode(known) if known else ""
+
+    @property
+    def control_ids(self) -> frozenset[int]:
+        """The ids of the control tokens."""
+        return frozenset(i for i, token in self._tokenizer.added_tokens_decoder.items() if token.special)
 
     def _encode(self, text: str) -> list[int]:
         mark = _unused_mark([text])

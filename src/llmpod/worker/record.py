@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from llmpod.worker.answers import Answer, Reply
-from llmpod.worker.errors import Code, JobError
+from llmpod.worker.errors import Code, JobError, RouteError
 from llmpod.worker.events import Emit
-from llmpod.worker.generation import Step
+from llmpod.worker.generation import Step, Timings
 from llmpod.worker.inputs import NativeRequest
 from llmpod.worker.limits import MaxTokens
+from llmpod.worker.served import Watch
 
 Outcome = Literal["ok", "blocked", "rejected", "error", "cancelled", "timeout"]
 
@@ -24,6 +26,9 @@ class JobRecord:
         self.intent: str | None = None
         self.max_tokens: MaxTokens | None = None
         self.submitted: float | None = None  # monotonic seconds, when the engine got the request
+        self.route = "native"
+        self.model: str | None = None  # what the model of a route job was called, or is
+        self.streaming = False  # part of a route's stream has been sent
         self.interruption: JobError | None = None  # why the job is being cut short, if it was not cancelled
         self._emit = emit
         self._log_prompts = log_prompts
@@ -45,6 +50,48 @@ class JobRecord:
             prompt=list(request.texts) if self._log_prompts else None,
         )
 
+    def start_route(
+        self,
+        *,
+        stream: bool,
+        model: str | None,
+        prompt_len: int,
+        max_tokens: MaxTokens | None = None,
+        client: Mapping[str, str] | None = None,
+        texts: tuple[str, ...] = (),
+    ) -> None:
+        """A route job's body is read; `client`: the ids by which the client knows the request."""
+        self.stream = stream
+        self.model = model
+        self.max_tokens = max_tokens
+        self._start(
+            model=model,
+            prompt_len=prompt_len,
+            max_tokens=max_tokens.effective if max_tokens else None,
+            stream=stream,
+            validation_enabled=False,
+            client=dict(client) if client else None,
+            prompt=list(texts) if self._log_prompts else None,
+        )
+
+    def finish_route(self, watch: Watch) -> None:
+        """vLLM's application is done; `watch` has what the engine did for it, if it got that far.
+
+        Pooling requests and requests that were cut off have no timings: vLLM gives none.
+        """
+        self._finished = time.monotonic()
+        self._result = {"model": self.model}
+        if watch.requests:
+            self._result |= {
+                "prompt_tokens": watch.prompt_tokens,
+                "cached_tokens": watch.cached_tokens,
+                "tokens_generated": watch.completion_tokens,
+                "finish_reason": watch.finish_reason,
+                "engine_requests": watch.requests if watch.requests > 1 else None,
+            }
+        if watch.timings is not None:
+            self._result |= self._times(watch.timings)
+
     def finish(self, step: Step, answer: Answer, validation: Reply | None) -> None:
         """The engine is done: `step` is its last one. With several answers, `finish_reason` is the first one's.
 
@@ -59,23 +106,28 @@ class JobRecord:
             "valid": validation.get("valid") if validation else None,
             "answer": [text for _, text in sorted(answer.texts.items())] if self._log_prompts else None,
         }
-        if step.timings is not None and self.submitted is not None:
-            before = (self.submitted - self._received) * 1000
-            self._result |= {
-                "ttft_ms": round(before + step.timings.queue_ms + step.timings.prefill_ms, 1),
-                "queue_ms": step.timings.queue_ms,
-                "prefill_ms": step.timings.prefill_ms,
-                "decode_ms": step.timings.decode_ms,
-            }
+        if step.timings is not None:
+            self._result |= self._times(step.timings)
+
+    def _times(self, timings: Timings) -> dict[str, float]:
+        before = ((self.submitted or self._received) - self._received) * 1000
+        return {
+            "ttft_ms": round(before + timings.queue_ms + timings.prefill_ms, 1),
+            "queue_ms": timings.queue_ms,
+            "prefill_ms": timings.prefill_ms,
+            "decode_ms": timings.decode_ms,
+        }
 
     def fail(self, error: JobError) -> None:
-        """The job failed: `rejected` if its input is to blame, `timeout` or `error` if not."""
+        """The job failed: `blocked` by policy, `rejected` if its input is to blame, `timeout` or `error` if not."""
         if error.failure.status < 500:
             # No message: it may quote what the client sent.
-            self.end("rejected", error=error.failure.code, field=error.field)
-        else:
-            outcome: Outcome = "timeout" if error.code is Code.TIMEOUT else "error"
-            self.end(outcome, error=error.failure.code, message=error.message)
+            blocked = error.code is Code.BLOCKED
+            self.end("blocked" if blocked else "rejected", error=error.failure.code, field=error.field)
+            return
+        outcome: Outcome = "timeout" if error.code is Code.TIMEOUT else "error"
+        quoted = isinstance(error, RouteError) and error.quotes_client
+        self.end(outcome, error=error.failure.code, message=None if quoted else error.message)
 
     def cut_short(self) -> None:
         """The job was ended from outside: failed if there is an `interruption`, cancelled if not."""
@@ -105,4 +157,4 @@ class JobRecord:
 
     def _start(self, **fields: Any) -> None:
         self._started = True
-        self._emit("start", request_id=self.id, route="native", **fields)
+        self._emit("start", request_id=self.id, route=self.route, **fields)

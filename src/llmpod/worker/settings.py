@@ -9,6 +9,7 @@ docs/configuration.md, .runpod/hub.json and .env.example are generated from this
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import re
 from collections.abc import Iterable, Mapping, MutableMapping
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, BeforeValidator, Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from llmpod.worker.errors import StartError
 
@@ -25,13 +26,40 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 DEMO_MODEL = REPOSITORY / "models" / "demo"
 DEMO_NAME = "llmpod-demo"
 
-Group = Literal["Model", "Engine", "Worker", "Guardrails", "Log"]
+Group = Literal["Model", "Engine", "Worker", "Routes", "Guardrails", "Log"]
 
 
 def setting(default: Any, group: Group, help_text: str, *, also: tuple[str, ...] = (), **limits: Any) -> Any:
     """A field of `Settings`: its default, documentation group, help text and, in `also`, older names it answers to."""
     aliases = AliasChoices(*also) if also else None
     return Field(default, description=help_text, validation_alias=aliases, json_schema_extra={"group": group}, **limits)
+
+
+def _words(value: object) -> object:
+    """A list from the environment: a, b, c or a JSON array."""
+    if not isinstance(value, str):
+        return value
+    if value.lstrip().startswith("["):
+        return json.loads(value)
+    return tuple(word for word in re.split(r"[,\s]+", value) if word)
+
+
+def _adapters(value: object) -> object:
+    """LoRA adapters as name -> path, from that form or from vLLM's list of {"name", "path"}."""
+    if isinstance(value, str):
+        value = json.loads(value)
+    if isinstance(value, dict) and {"name", "path"} <= value.keys():
+        value = [value]
+    if isinstance(value, list):
+        rows = [row for row in value if isinstance(row, dict) and {"name", "path"} <= row.keys()]
+        if len(rows) != len(value):
+            raise ValueError('each adapter needs "name" and "path"')
+        names = [row["name"] for row in rows]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"{twice} is named twice")
+        return {row["name"]: row["path"] for row in rows}
+    return value
 
 
 def _whole_number(value: object) -> object:
@@ -178,6 +206,34 @@ class Settings(BaseSettings):
         None,
         "Guardrails",
         "Policy and answer checks of a use case: the name of a shipped profile (career) or a TOML file's path.",
+    )
+
+    lora_modules: Annotated[dict[str, str], NoDecode, BeforeValidator(_adapters)] = setting(
+        {},
+        "Routes",
+        'LoRA adapters by the name clients call them, as JSON: {"name": "folder or hub id"}. vLLM\'s own form, '
+        '[{"name": …, "path": …}], is read too. One that cannot be loaded stops the start.',
+    )
+    allowed_routes: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)] = setting(
+        (),
+        "Routes",
+        "Routes to open beside inference, models, tokenize, health and metrics, separated by commas: "
+        "/v1/load_lora_adapter, /sleep, … Whoever may send jobs may then call them.",
+    )
+    max_tokens_policy: Literal["lower", "reject"] = setting(
+        "lower",
+        "Routes",
+        "What happens on an OpenAI route to a max_tokens above MAX_TOKENS_MAX: it is lowered and the answer's "
+        "`limits` says so, or the request is rejected.",
+    )
+    allowed_media_domains: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)] = setting(
+        (),
+        "Routes",
+        "Domains from which images, audio and video may be fetched, separated by commas, exactly as written: "
+        "example.org does not open www.example.org. Unset: data URIs only.",
+    )
+    max_media_bytes: int = setting(
+        10_000_000, "Routes", "Largest image, audio or video file of a request, in bytes, once decoded.", ge=1
     )
 
     log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(str.lower)] = setting(

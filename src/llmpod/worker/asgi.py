@@ -1,0 +1,168 @@
+"""Calls an ASGI application in this process: no socket, no second process, and the answer as it is made.
+
+    async with Exchange(app, "POST", "/v1/completions", body=b"{…}") as exchange:
+        await exchange.started()
+        exchange.status, exchange.content_type
+        async for piece in exchange.pieces(): ...
+
+Leaving the context before the answer is complete is the client's disconnect: the application ends what it was doing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, MutableMapping
+from contextvars import Context
+from types import TracebackType
+from typing import Any, Self
+
+Message = MutableMapping[str, Any]
+App = Callable[
+    [MutableMapping[str, Any], Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]], Awaitable[None]
+]
+
+
+class Broken(Exception):  # noqa: N818 - a state of the exchange
+    """The application raised, or ended, before its response was complete; the cause is chained."""
+
+
+DISCONNECT_GRACE_S = 5.0
+"""How long an application may take to notice a disconnect before its task is cancelled."""
+
+
+class Exchange:
+    """One request and its response."""
+
+    def __init__(
+        self,
+        app: App,
+        method: str,
+        path: str,
+        *,
+        query: str = "",
+        headers: Mapping[str, str] | None = None,
+        body: bytes = b"",
+        context: Context | None = None,
+    ) -> None:
+        """`context`: what context variables hold in the application's tasks."""
+        self.status = 0
+        self.headers: dict[str, str] = {}
+        self._app = app
+        self._scope = {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "http_version": "1.1",
+            "method": method,
+            "scheme": "http",
+            "path": path,
+            "raw_path": path.encode(),
+            "query_string": query.encode(),
+            "root_path": "",
+            "headers": [(name.lower().encode(), value.encode()) for name, value in (headers or {}).items()],
+            "client": None,
+            "server": None,
+        }
+        self._context = context
+        self._body = body
+        self._body_read = False
+        self._gone = asyncio.Event()  # the response is complete, or nobody wants it any more
+        self._wanted = asyncio.Event()  # somebody waits for the next piece
+        self._news = asyncio.Event()
+        self._pending: list[bytes] = []
+        self._complete = False
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def content_type(self) -> str:
+        """The response's media type, without parameters."""
+        return self.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.create_task(self._run(), context=self._context)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._gone.set()
+        self._wanted.set()
+        assert self._task is not None
+        if not self._task.done():
+            await asyncio.wait({self._task}, timeout=DISCONNECT_GRACE_S)
+        if not self._task.done():
+            self._task.cancel()
+            await asyncio.wait({self._task})
+        if not self._task.cancelled():
+            self._task.exception()  # it was raised to whoever read the response, or nobody wants it
+
+    async def started(self) -> None:
+        """Wait for status and headers.
+
+        Raises:
+            Broken: there will be none.
+        """
+        while not self.status:
+            await self._next()
+
+    async def pieces(self) -> AsyncGenerator[bytes, None]:
+        """The body, everything that waits in one piece.
+
+        Raises:
+            Broken: the body ends before its end.
+
+        Between two pieces the application stands still in its `send`: what its source produces meanwhile is merged
+        there (vLLM joins the tokens of a request that nobody has read), so a slow reader gets few large pieces.
+        """
+        while True:
+            while not self._pending and not self._complete:
+                await self._next()
+            if self._pending:
+                pieces, self._pending = self._pending, []
+                self._wanted.clear()
+                yield b"".join(pieces)
+            elif self._complete:
+                return
+
+    async def whole(self) -> bytes:
+        """The rest of the body."""
+        return b"".join([piece async for piece in self.pieces()])
+
+    async def _next(self) -> None:
+        """Let the application go on until it has sent something, and what it can send in the same breath."""
+        assert self._task is not None
+        self._news.clear()
+        self._wanted.set()
+        if not self._task.done():
+            await self._news.wait()
+        if self._task.done() and not self._complete:
+            raise Broken("the response is incomplete") from self._task.exception()
+        seen = -1
+        while seen != len(self._pending) and not self._complete:
+            seen = len(self._pending)
+            await asyncio.sleep(0)
+
+    async def _run(self) -> None:
+        try:
+            await self._app(self._scope, self._receive, self._send)
+        finally:
+            self._news.set()
+
+    async def _receive(self) -> Message:
+        if not self._body_read:
+            self._body_read = True
+            return {"type": "http.request", "body": self._body, "more_body": False}
+        await self._gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def _send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            self.headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in message["headers"]}
+        elif message["type"] == "http.response.body":
+            await self._wanted.wait()
+            if body := message.get("body", b""):
+                self._pending.append(bytes(body))
+            if not message.get("more_body", False):
+                self._complete = True
+                self._gone.set()
+        self._news.set()

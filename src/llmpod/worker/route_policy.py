@@ -1,0 +1,354 @@
+"""What a job may ask of vLLM's routes: which paths are open, and what becomes of a body before the engine sees it.
+
+Pure decisions on plain data. A path that is not in the table is closed, so a route that a new vLLM brings stays closed
+until it is written here or named in ALLOWED_ROUTES.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from llmpod.worker import inputs, limits
+from llmpod.worker.errors import Code, JobError
+from llmpod.worker.settings import Settings
+
+Kind = Literal["generate", "embed", "tokens", "info"]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """An open route. `max_tokens`: the fields that hold it, the one to write first."""
+
+    path: str
+    methods: tuple[str, ...]
+    kind: Kind
+    max_tokens: tuple[str, ...] = ()
+    sampling: Collection[str] | None = ()  # which of DEFAULT_SAMPLING_PARAMS it takes; None: all
+    form: bool = False  # multipart: the file comes as base64
+
+    @property
+    def anthropic(self) -> bool:
+        """Whether its clients expect Anthropic's error object."""
+        return self.path.startswith("/v1/messages")
+
+
+_COMMON = ("temperature", "top_p", "top_k")
+RULES = {
+    rule.path: rule
+    for rule in (
+        Rule("/v1/chat/completions", ("POST",), "generate", ("max_completion_tokens", "max_tokens"), None),
+        Rule("/v1/chat/completions/batch", ("POST",), "generate", ("max_completion_tokens", "max_tokens"), None),
+        Rule("/v1/completions", ("POST",), "generate", ("max_tokens",), None),
+        Rule("/v1/responses", ("POST",), "generate", ("max_output_tokens",), _COMMON),
+        Rule("/v1/responses/{response_id}", ("GET",), "info"),
+        Rule("/v1/responses/{response_id}/cancel", ("POST",), "info"),
+        Rule("/v1/messages", ("POST",), "generate", ("max_tokens",), _COMMON),
+        Rule("/v1/messages/count_tokens", ("POST",), "tokens"),
+        Rule("/v1/audio/transcriptions", ("POST",), "generate", ("max_completion_tokens",), (), form=True),
+        Rule("/v1/audio/translations", ("POST",), "generate", ("max_completion_tokens",), (), form=True),
+        Rule("/generative_scoring", ("POST",), "generate"),
+        Rule("/v1/embeddings", ("POST",), "embed"),
+        Rule("/v2/embed", ("POST",), "embed"),
+        Rule("/rerank", ("POST",), "embed"),
+        Rule("/v1/rerank", ("POST",), "embed"),
+        Rule("/v2/rerank", ("POST",), "embed"),
+        Rule("/score", ("POST",), "embed"),
+        Rule("/v1/score", ("POST",), "embed"),
+        Rule("/classify", ("POST",), "embed"),
+        Rule("/pooling", ("POST",), "embed"),
+        Rule("/tokenize", ("POST",), "tokens"),
+        Rule("/detokenize", ("POST",), "tokens"),
+        Rule("/v1/models", ("GET",), "info"),
+        Rule("/version", ("GET",), "info"),
+        Rule("/health", ("GET",), "info"),
+        Rule("/ping", ("GET", "POST"), "info"),
+        Rule("/load", ("GET",), "info"),
+        Rule("/metrics", ("GET",), "info"),
+    )
+}
+
+# Fields whose text becomes part of the prompt, on whichever route they stand.
+PROMPT_FIELDS = (
+    "messages",
+    "prompt",
+    "suffix",
+    "input",
+    "instructions",
+    "system",
+    "tools",
+    "functions",
+    "documents",
+    "chat_template_kwargs",
+    "query",
+    "queries",
+    "items",
+    "instruction",
+    "text_1",
+    "text_2",
+    "data_1",
+    "data_2",
+    "texts",
+    "inputs",
+    "data",
+)
+MEDIA_KEYS = frozenset(
+    {
+        "image_url",
+        "audio_url",
+        "video_url",
+        "input_audio",
+        "input_video",
+        "image",
+        "images",
+        "audio",
+        "video",
+        "source",
+        "file",
+        "file_url",
+        "file_data",
+        "image_embeds",
+        "audio_embeds",
+    }
+)
+"""Keys of a content part under which a file stands, as an address or as data: media.py's business, not text."""
+
+_NO_TEXT = frozenset({"role", "type", "id", "call_id", "tool_call_id", "tool_use_id", "format", "detail", "status"})
+_ID_FIELDS = ("prompt", "input", "query", "queries", "items", "documents")
+_SEGMENT = re.compile(r"[A-Za-z0-9._~-]+")
+_QUERY = re.compile(r"[A-Za-z0-9._~=&%+-]*")
+
+
+# OpenAI's and Anthropic's own parameters that vLLM has no use for: their clients send them, and mean no harm.
+_IGNORED = frozenset(
+    {
+        "audio",
+        "betas",
+        "container",
+        "context_management",
+        "filename",
+        "function_call",
+        "functions",
+        "mcp_servers",
+        "metadata",
+        "modalities",
+        "model",
+        "output_config",
+        "parallel_tool_calls",
+        "prediction",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "reasoning_effort",
+        "request_id",
+        "safety_identifier",
+        "service_tier",
+        "store",
+        "stream",
+        "thinking",
+        "user",
+        "verbosity",
+        "web_search_options",
+    }
+)
+
+
+def clean(route: str, *, field: str) -> tuple[str, str]:
+    """A route's path and query. A path only: nothing that could mean another host, or another path once decoded.
+
+    Raises:
+        JobError: the route is anything but a plain absolute path.
+    """
+    path, _, query = route.partition("?")
+    segments = path.removesuffix("/").split("/")[1:]
+    plain = path.startswith("/") and all(_SEGMENT.fullmatch(s) and s not in (".", "..") for s in segments)
+    if not plain or not segments or len(route) > 512 or not _QUERY.fullmatch(query):
+        raise JobError(Code.INVALID_INPUT, f"{field} must be a plain path such as /v1/chat/completions.", field=field)
+    return "/" + "/".join(segments), query
+
+
+def rule_for(path: str, allowed: Collection[str]) -> Rule:
+    """The rule of an open path; one that only ALLOWED_ROUTES opens takes any method, and counts as generating.
+
+    Raises:
+        JobError: route_closed.
+    """
+    for rule in RULES.values():
+        if re.fullmatch(re.sub(r"\{\w+\}", "[^/]+", rule.path), path):
+            return rule
+    if path in {"/" + name.strip("/") for name in allowed}:
+        return Rule(path, ("GET", "POST", "PUT", "DELETE"), "generate", ("max_completion_tokens", "max_tokens"))
+    raise JobError(Code.ROUTE_CLOSED, f"{path} is not a route of this worker.", field="route")
+
+
+def method_for(rule: Rule, given: str | None, *, has_body: bool) -> str:
+    """The HTTP method: what the job says, else what the route takes; RunPod's proxy does not pass it on.
+
+    Raises:
+        JobError: the route does not take the method.
+    """
+    if given is None:
+        if rule.path in RULES:
+            return "POST" if "POST" in rule.methods and (has_body or rule.methods[0] == "POST") else rule.methods[0]
+        return "POST" if has_body else "GET"
+    if given not in rule.methods:
+        raise JobError(Code.UNSUPPORTED, f"{rule.path} takes {' or '.join(rule.methods)}, not {given}.", field="method")
+    return given
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a body says to the model."""
+
+    texts: tuple[str, ...]
+    token_ids: tuple[int, ...] = ()  # prompts given as ids
+    field: str = "messages"  # where it stands, for messages
+
+    @property
+    def chars(self) -> int:
+        """Characters of all texts together."""
+        return sum(map(len, self.texts))
+
+
+def prompt_of(body: Mapping[str, Any]) -> Prompt:
+    """Every text and every token id in the fields that become the prompt."""
+    texts: list[str] = []
+    ids: list[int] = []
+    names = [name for name in PROMPT_FIELDS if body.get(name) is not None]
+    for name in names:
+        for leaf in _leaves(body[name], with_keys=name in ("tools", "functions")):
+            if isinstance(leaf, str):
+                texts.append(leaf)
+            elif name in _ID_FIELDS:
+                ids.append(leaf)
+    return Prompt(tuple(texts), tuple(ids), names[0] if names else "messages")
+
+
+def _leaves(value: object, *, with_keys: bool) -> Iterator[str | int]:
+    pending = [value]
+    while pending:
+        found = pending.pop()
+        if isinstance(found, str) or (isinstance(found, int) and not isinstance(found, bool)):
+            yield found
+        elif isinstance(found, list):
+            pending.extend(reversed(found))
+        elif isinstance(found, dict):
+            for key in reversed(found):
+                if with_keys:
+                    pending.extend((found[key], key))
+                elif key not in _NO_TEXT and key not in MEDIA_KEYS and not isinstance(found[key], int | float):
+                    pending.append(found[key])
+
+
+def refuse_unknown(body: Mapping[str, Any], fields: Collection[str]) -> None:
+    """vLLM ignores a parameter that it does not know; a mistyped one then does nothing, and nobody is told.
+
+    Raises:
+        JobError: unknown_field, with the field that was probably meant.
+    """
+    for name in body:
+        if name not in fields and name not in _IGNORED:
+            raise inputs.unknown(name, name, fields)
+
+
+def blamed(message: str, body: Mapping[str, Any]) -> str | None:
+    """The field that vLLM's error message is about, where vLLM does not name it."""
+    said = message.casefold().replace("_", " ")
+    if re.search(r"\b(grammar|regex|schema|structured|guided)\b", said):
+        return next((name for name in ("response_format", "structured_outputs", "text", "tools") if name in body), None)
+    named = [name for name in body if name not in ("model", "input", "prompt") and name.replace("_", " ") in said]
+    return max(named, key=len) if named else next((name for name in PROMPT_FIELDS if name in body), None)
+
+
+@dataclass
+class Rewritten:
+    """A body as vLLM gets it, and what was decided on the way."""
+
+    body: dict[str, Any]
+    max_tokens: limits.MaxTokens | None = None
+    client: dict[str, str] = field(default_factory=dict)  # the client's own ids, for the log
+    answers: int = 1  # places that it takes in the engine
+
+
+def rewrite(rule: Rule, body: Mapping[str, Any], settings: Settings) -> Rewritten:
+    """Bring the numbers of a body within the limits.
+
+    Raises:
+        JobError: a number is none, or beyond what the operator allows.
+    """
+    new = Rewritten(dict(body))
+    new.client = {name: text for name in ("user", "request_id") if (text := _id(body.get(name)))}
+    if isinstance(body.get("metadata"), dict):
+        ids = {f"metadata.{key}": _id(value) for key, value in list(body["metadata"].items())[:8] if key != "user"}
+        new.client |= {name: text for name, text in ids.items() if text}
+    new.body.pop("request_id", None)  # the engine's request has the job's id, and nobody else's
+    if rule.kind != "generate":
+        return new
+    if body.get("kv_transfer_params") is not None:
+        raise JobError(
+            Code.UNSUPPORTED, "kv_transfer_params belongs to split serving, not here.", field="kv_transfer_params"
+        )
+    if rule.max_tokens:
+        new.answers = _limit_answers(body, settings)
+        new.max_tokens = _limit_max_tokens(rule, new.body, settings)
+    wanted = settings.default_sampling_params
+    for name in wanted if rule.sampling is None else [name for name in wanted if name in rule.sampling]:
+        if new.body.get(name) is None:
+            new.body[name] = wanted[name]
+    return new
+
+
+def _limit_answers(body: Mapping[str, Any], settings: Settings) -> int:
+    n = _whole(body, "n")
+    prompts = body.get("prompt") if "prompt" in body else body.get("messages")
+    several = isinstance(prompts, list) and len(prompts) > 1 and not isinstance(prompts[0], int | dict)
+    answers = (1 if n is None else n) * (len(prompts) if several and prompts else 1)
+    limits.check_answers(answers, settings, field="n")
+    return max(1, answers)
+
+
+def _limit_max_tokens(rule: Rule, body: dict[str, Any], settings: Settings) -> limits.MaxTokens:
+    given = {name: value for name in rule.max_tokens if (value := _whole(body, name)) is not None}
+    first = next(iter(given), rule.max_tokens[0])
+    max_tokens = limits.cap_max_tokens(given.get(first), settings, field=first)
+    for name, value in given.items():
+        body[name] = min(value, max_tokens.effective)
+    if not given and body.get("use_beam_search"):
+        body[rule.max_tokens[0]] = max_tokens.effective  # its requests last one token each: no cap would hold
+    return max_tokens
+
+
+def _whole(body: Mapping[str, Any], name: str) -> int | None:
+    """vLLM would also read "5" or 5.0; what is limited must be what is read."""
+    value = body.get(name)
+    if value is None:
+        return None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise JobError(Code.INVALID_INPUT, f"{name} must be a whole number.", field=name)
+    return value
+
+
+def _id(value: object) -> str | None:
+    return value[:128] if isinstance(value, str) and value else None
+
+
+def resolve_model(given: object, names: Mapping[str, str]) -> str | None:
+    """The served name for what a client calls the model; None where it names none. `names`: any name -> served name.
+
+    Raises:
+        JobError: not_found, with the valid names.
+    """
+    if given is None or given == "":
+        return None
+    if not isinstance(given, str):
+        raise JobError(Code.INVALID_INPUT, "model must be text.", field="model")
+    found = names.get(given) or {name.casefold(): served for name, served in names.items()}.get(given.casefold())
+    if found is None:
+        valid = ", ".join(dict.fromkeys(names.values()))
+        raise JobError(
+            Code.NOT_FOUND, f"The model {given[:200]!r} does not exist. This worker serves: {valid}.", field="model"
+        )
+    return found

@@ -1,0 +1,91 @@
+"""Server-sent events as bytes: whole events out of whatever pieces come in.
+
+vLLM writes an event per token; RunPod's stream takes text, up to 1 MB a yield. So events are cut at their blank line,
+never inside one, and those that wait are sent together.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+
+import orjson
+
+MAX_YIELD_BYTES = 1_000_000
+"""RunPod's limit for one streamed chunk (docs: 1 MB)."""
+
+_END = re.compile(rb"\r\n\r\n|\n\n")
+_DONE = b"data: [DONE]"
+
+
+class Splitter:
+    """Cuts a byte stream into events; each keeps its blank line, so joining them gives the stream again."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def feed(self, piece: bytes) -> list[bytes]:
+        """The events that `piece` completes."""
+        self._rest += piece
+        events = []
+        start = 0
+        for end in _END.finditer(self._rest):
+            events.append(self._rest[start : end.end()])
+            start = end.end()
+        self._rest = self._rest[start:]
+        return events
+
+    def rest(self) -> bytes:
+        """What came after the last whole event; empty if the stream ended as it should."""
+        return self._rest
+
+
+def merge(events: Iterable[bytes], limit: int = MAX_YIELD_BYTES) -> Iterator[bytes]:
+    """Join events into as few chunks as `limit` bytes allow. An event longer than that is a chunk of its own."""
+    chunk: list[bytes] = []
+    size = 0
+    for event in events:
+        if chunk and size + len(event) > limit:
+            yield b"".join(chunk)
+            chunk, size = [], 0
+        chunk.append(event)
+        size += len(event)
+    if chunk:
+        yield b"".join(chunk)
+
+
+def is_done(event: bytes) -> bool:
+    """Whether this is OpenAI's end mark."""
+    return event.startswith(_DONE)
+
+
+def failure(event: bytes) -> dict[str, object] | None:
+    """The error object of an event by which vLLM ends a stream that failed; None for every other event.
+
+    Chat and completions send data: {"error": {…}}, messages {"type": "error", …}, responses a response.failed event.
+    """
+    start = event.find(b"data: ")
+    # Looked at before it is parsed: this runs for every token.
+    head = event[start + 6 : start + 60].replace(b" ", b"")
+    named = event.startswith((b"event: error", b"event: response.failed"))
+    if not (named or head.startswith((b'{"error":', b'{"type":"error"', b'{"object":"error"'))):
+        return None
+    try:
+        said = orjson.loads(event[start + 6 :])
+    except orjson.JSONDecodeError:
+        return {"message": "The stream failed.", "type": "InternalServerError", "param": None, "code": 500}
+    if isinstance(said, dict):
+        inner = said.get("error") or (said.get("response") or {}).get("error")
+        if isinstance(inner, dict):
+            return inner
+        return {name: value for name, value in said.items() if name != "object"}
+    return {"message": str(said), "type": "InternalServerError", "param": None, "code": 500}
+
+
+def with_field(event: bytes, name: str, value: object) -> bytes:
+    """`event` with a field more in its JSON object, put first; unchanged if it carries no object."""
+    head, mark, tail = event.partition(b"data: {")
+    if not mark:
+        return event
+    comma = b"" if tail.lstrip()[:1] == b"}" else b","
+    return head + mark + orjson.dumps(name) + b":" + orjson.dumps(value) + comma + tail

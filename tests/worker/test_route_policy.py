@@ -1,0 +1,286 @@
+"""Which routes are open, and what becomes of a body: decisions that need no engine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmpod.worker import route_policy
+from llmpod.worker.errors import Code, JobError
+from llmpod.worker.settings import Settings
+
+CHAT = route_policy.RULES["/v1/chat/completions"]
+COMPLETIONS = route_policy.RULES["/v1/completions"]
+USER = [{"role": "user", "content": "Hi"}]
+
+HOSTILE_ROUTES = [
+    "",
+    "/",
+    "v1/models",
+    "@169.254.169.254/latest/meta-data",
+    "/@169.254.169.254/latest",
+    "//169.254.169.254/latest",
+    "///etc/passwd",
+    "http://169.254.169.254/",
+    "https:/v1/models",
+    "/http://host/",
+    ":8000/v1/models",
+    "/../admin",
+    "/v1/../v1/load_lora_adapter",
+    "/v1/./models",
+    "/v1//models",
+    "/v1/models//",
+    "/v1/%2e%2e/sleep",
+    "/v1%2fload_lora_adapter",
+    "/v1/models%00",
+    "/v1/models\x00",
+    "/v1/models\r\nHost: evil",
+    "/v1/models\nX: y",
+    "/v1\\models",
+    "\\\\host\\share",
+    "/v1/models#x",
+    "/v1/models;x=y",
+    "/v1/models?a=\r\nb",
+    "/v1/models?a=//host",
+    "/v1/modéls",
+    "/v1/models ",
+    " /v1/models",
+    "/v1/models\u2028",
+    "/v1/\uff0e\uff0e/sleep",
+    "/" + "a" * 1000,
+]
+
+
+@pytest.mark.parametrize("route", HOSTILE_ROUTES)
+def test_a_route_that_is_no_plain_path_is_refused(route: str) -> None:
+    with pytest.raises(JobError) as caught:
+        route_policy.clean(route, field="openai_route")
+    assert (caught.value.code, caught.value.field) == (Code.INVALID_INPUT, "openai_route")
+
+
+@given(st.text(max_size=60))
+def test_no_text_becomes_anything_but_a_plain_path(route: str) -> None:
+    try:
+        path, query = route_policy.clean(route, field="route")
+    except JobError:
+        return
+    assert path.startswith("/")
+    assert not set(path) & set("@%\\:?#; \r\n")
+    assert "//" not in path
+    assert ".." not in path.split("/")
+    assert query.isascii()
+
+
+def test_a_trailing_slash_and_a_query_mean_the_same_route() -> None:
+    assert route_policy.clean("/v1/models/", field="route") == ("/v1/models", "")
+    assert route_policy.clean("/v1/messages?beta=true", field="route") == ("/v1/messages", "beta=true")
+
+
+ADMIN = [
+    "/v1/load_lora_adapter",
+    "/v1/unload_lora_adapter",
+    "/sleep",
+    "/wake_up",
+    "/is_sleeping",
+    "/start_profile",
+    "/stop_profile",
+    "/scale_elastic_ep",
+    "/reset_prefix_cache",
+    "/reset_mm_cache",
+    "/collective_rpc",
+    "/server_info",
+    "/pause",
+    "/resume",
+    "/update_weights",
+    "/tokenizer_info",
+    "/invocations",
+    "/inference/v1/generate",
+    "/abort_requests",
+    "/v1/chat/completions/render",
+    "/docs",
+    "/openapi.json",
+    "/v1/a_route_of_next_year",
+]
+
+
+@pytest.mark.parametrize("path", ADMIN)
+def test_admin_and_unknown_routes_are_closed_until_named(path: str) -> None:
+    with pytest.raises(JobError) as caught:
+        route_policy.rule_for(path, ())
+    assert caught.value.code is Code.ROUTE_CLOSED
+    assert route_policy.rule_for(path, (path,)).path == path
+
+
+def test_allowed_routes_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALLOWED_ROUTES", "/sleep, wake_up/")
+    allowed = Settings().allowed_routes
+    assert route_policy.rule_for("/sleep", allowed)
+    assert route_policy.rule_for("/wake_up", allowed)
+
+
+@pytest.mark.parametrize(
+    ("path", "given_method", "has_body", "method"),
+    [
+        ("/v1/models", None, False, "GET"),
+        ("/v1/models", None, True, "GET"),
+        ("/v1/chat/completions", None, False, "POST"),
+        ("/v1/chat/completions", "POST", True, "POST"),
+        ("/v1/responses/resp_1", None, False, "GET"),
+        ("/v1/responses/resp_1/cancel", None, False, "POST"),
+        ("/ping", None, False, "GET"),
+    ],
+)
+def test_the_method_is_what_the_route_takes(path: str, given_method: str | None, has_body: bool, method: str) -> None:
+    assert route_policy.method_for(route_policy.rule_for(path, ()), given_method, has_body=has_body) == method
+
+
+def test_a_method_that_the_route_does_not_take_is_refused() -> None:
+    for method in ("GET", "DELETE", "CONNECT", "post "):
+        with pytest.raises(JobError):
+            route_policy.method_for(CHAT, method, has_body=True)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "texts"),
+    [
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}]}, ("a",)),
+        (
+            "/v1/chat/completions",
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]},
+            ("a", "b"),
+        ),
+        ("/v1/completions", {"prompt": ["a", "b"], "suffix": "c"}, ("a", "b", "c")),
+        ("/v1/messages", {"system": "s", "messages": [{"role": "user", "content": "a"}]}, ("a", "s")),
+        ("/v1/responses", {"instructions": "i", "input": "a"}, ("a", "i")),
+        ("/v1/embeddings", {"input": ["a", "b"]}, ("a", "b")),
+        ("/rerank", {"query": "q", "documents": ["a", {"text": "b"}]}, ("a", "b", "q")),
+        ("/score", {"text_1": "a", "text_2": ["b"]}, ("a", "b")),
+    ],
+)
+def test_every_text_that_reaches_the_model_is_counted(path: str, body: dict[str, Any], texts: tuple[str, ...]) -> None:
+    prompt = route_policy.prompt_of(body)
+    assert sorted(prompt.texts) == sorted(texts), path
+    assert prompt.chars == sum(map(len, texts))
+
+
+def test_tools_count_and_files_do_not() -> None:
+    tools = [{"type": "function", "function": {"name": "f", "description": "what it does", "parameters": {"x": 5}}}]
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 5000}}
+    prompt = route_policy.prompt_of({"messages": [{"role": "user", "content": [image]}], "tools": tools})
+    assert "what it does" in prompt.texts
+    assert prompt.chars < 100
+    assert prompt.token_ids == ()
+
+
+def test_prompts_given_as_token_ids_are_found() -> None:
+    assert route_policy.prompt_of({"prompt": [[1, 2], [3]]}).token_ids == (1, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("rule", "body", "sent", "requested", "effective"),
+    [
+        (CHAT, {"max_tokens": 10}, {"max_tokens": 10}, 10, 10),
+        (CHAT, {"max_tokens": 5000}, {"max_tokens": 256}, 5000, 256),
+        (CHAT, {"max_completion_tokens": 5000}, {"max_completion_tokens": 256}, 5000, 256),
+        (
+            CHAT,
+            {"max_completion_tokens": 300, "max_tokens": 9},
+            {"max_completion_tokens": 256, "max_tokens": 9},
+            300,
+            256,
+        ),
+        (CHAT, {"max_tokens": 7.0}, {"max_tokens": 7}, 7, 7),
+        (CHAT, {}, {}, None, 150),
+        (CHAT, {"use_beam_search": True}, {"use_beam_search": True, "max_completion_tokens": 150}, None, 150),
+        (route_policy.RULES["/v1/responses"], {"max_output_tokens": 999}, {"max_output_tokens": 256}, 999, 256),
+        (route_policy.RULES["/v1/messages"], {"max_tokens": 999}, {"max_tokens": 256}, 999, 256),
+    ],
+)
+def test_max_tokens_is_lowered_and_never_raised(
+    rule: route_policy.Rule, body: dict[str, Any], sent: dict[str, Any], requested: int | None, effective: int
+) -> None:
+    new = route_policy.rewrite(rule, body, Settings())
+    assert new.body == sent
+    assert new.max_tokens is not None
+    assert (new.max_tokens.requested, new.max_tokens.effective) == (requested, effective)
+
+
+def test_max_tokens_is_rejected_where_the_operator_wants_it() -> None:
+    with pytest.raises(JobError) as caught:
+        route_policy.rewrite(CHAT, {"max_completion_tokens": 257}, Settings(max_tokens_policy="reject"))
+    assert caught.value.field == "max_completion_tokens"
+    assert "256" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("rule", "body", "field"),
+    [
+        (CHAT, {"max_tokens": "5000"}, "max_tokens"),
+        (CHAT, {"max_tokens": True}, "max_tokens"),
+        (CHAT, {"max_tokens": [1]}, "max_tokens"),
+        (CHAT, {"n": 5}, "n"),
+        (CHAT, {"n": "5"}, "n"),
+        (COMPLETIONS, {"prompt": ["a"] * 5}, "n"),
+        (COMPLETIONS, {"prompt": [[1], [2], [3]], "n": 2}, "n"),
+        (CHAT, {"kv_transfer_params": {"prompt_token_ids": [1]}}, "kv_transfer_params"),
+    ],
+)
+def test_a_number_that_would_slip_past_a_limit_is_refused(
+    rule: route_policy.Rule, body: dict[str, Any], field: str
+) -> None:
+    with pytest.raises(JobError) as caught:
+        route_policy.rewrite(rule, body, Settings())
+    assert caught.value.field == field
+    assert caught.value.failure.status == 400
+
+
+def test_the_operators_sampling_defaults_hold_on_routes_and_a_clients_own_win() -> None:
+    settings = Settings(default_sampling_params={"temperature": 0.3, "stop": ["x"]})
+    assert route_policy.rewrite(CHAT, {"temperature": 1}, settings).body == {"temperature": 1, "stop": ["x"]}
+    assert route_policy.rewrite(route_policy.RULES["/v1/messages"], {}, settings).body == {"temperature": 0.3}
+    assert route_policy.rewrite(route_policy.RULES["/v1/embeddings"], {}, settings).body == {}
+
+
+def test_the_clients_ids_are_kept_for_the_log_and_its_request_id_is_not_sent_on() -> None:
+    body = {"user": "u1", "request_id": "r1", "metadata": {"trace": "t1", "n": 5, "long": "x" * 500}}
+    new = route_policy.rewrite(CHAT, body, Settings())
+    assert new.client == {"user": "u1", "request_id": "r1", "metadata.trace": "t1", "metadata.long": "x" * 128}
+    assert "request_id" not in new.body
+    assert new.body["user"] == "u1"
+
+
+NAMES = {"org/Model-7B": "served", "/models/Model-7B": "served", "Model-7B": "served", "served": "served", "ad": "ad"}
+
+
+@pytest.mark.parametrize(
+    ("given", "served"),
+    [
+        ("org/Model-7B", "served"),
+        ("ORG/MODEL-7b", "served"),
+        ("model-7b", "served"),
+        ("/models/Model-7B", "served"),
+        ("served", "served"),
+        ("AD", "ad"),
+        (None, None),
+        ("", None),
+    ],
+)
+def test_every_name_of_the_model_is_the_model(given: str | None, served: str | None) -> None:
+    assert route_policy.resolve_model(given, NAMES) == served
+
+
+def test_an_unknown_model_is_a_404_that_lists_the_valid_names() -> None:
+    with pytest.raises(JobError) as caught:
+        route_policy.resolve_model("gpt-4", NAMES)
+    assert (caught.value.failure.status, caught.value.field) == (404, "model")
+    assert "served, ad" in caught.value.message
+
+
+def test_an_unknown_parameter_is_named_with_the_one_it_resembles() -> None:
+    with pytest.raises(JobError, match="temperature") as caught:
+        route_policy.refuse_unknown({"temprature": 1}, {"temperature", "top_p"})
+    assert (caught.value.code, caught.value.field) == (Code.UNKNOWN_FIELD, "temprature")
+    route_policy.refuse_unknown({"temperature": 1, "store": True, "service_tier": "auto"}, {"temperature"})

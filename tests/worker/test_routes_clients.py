@@ -1,0 +1,467 @@
+"""Clients that know nothing of RunPod: the `openai` and `anthropic` packages, a local endpoint, real workers.
+
+The generating worker is started with what the demonstration model does not have by itself: a tool parser and a LoRA
+adapter. The pooling worker serves the same weights as an embedding model.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import math
+import os
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import anthropic
+import numpy as np
+import openai
+import pytest
+from safetensors.numpy import save_file
+
+from llmpod.endpoint import LocalEndpoint, Options
+from llmpod.worker.settings import DEMO_MODEL
+from tests.worker.test_runpod import WorkerProcess, spawn
+
+pytestmark = pytest.mark.slow
+
+QUESTION: list[Any] = [{"role": "user", "content": "How do I write a CV?"}]
+WEATHER: Any = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "The weather in a city",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string", "maxLength": 12}},
+            "required": ["city"],
+            "additionalProperties": False,
+        },
+    },
+}
+
+
+BOOLEAN = {
+    "type": "object",
+    "properties": {"ok": {"type": "boolean"}},
+    "required": ["ok"],
+    "additionalProperties": False,
+}
+
+
+def make_adapter(folder: Path) -> Path:
+    """A LoRA adapter with random weights for the demonstration model."""
+    config = json.loads((DEMO_MODEL / "config.json").read_text())
+    random = np.random.default_rng(0)
+    hidden, heads = config["hidden_size"], config["num_attention_heads"]
+    head = hidden // heads
+    weights = {}
+    for layer in range(config["num_hidden_layers"]):
+        for name, out in (("q_proj", heads * head), ("v_proj", config["num_key_value_heads"] * head)):
+            key = f"base_model.model.model.layers.{layer}.self_attn.{name}"
+            weights[f"{key}.lora_A.weight"] = random.normal(size=(4, hidden)).astype("float32")
+            weights[f"{key}.lora_B.weight"] = random.normal(size=(out, 4)).astype("float32")
+    folder.mkdir()
+    save_file(weights, folder / "adapter_model.safetensors")
+    settings = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"], "bias": "none"}
+    (folder / "adapter_config.json").write_text(json.dumps(settings | {"task_type": "CAUSAL_LM"}))
+    return folder
+
+
+class Served:
+    """A local endpoint, its worker, and clients for it."""
+
+    def __init__(self, endpoint: LocalEndpoint, worker: WorkerProcess) -> None:
+        self.endpoint = endpoint
+        self.worker = worker
+        self.openai = openai.AsyncOpenAI(base_url=endpoint.openai_url, api_key="none", max_retries=0)
+        self.anthropic = anthropic.AsyncAnthropic(
+            base_url=endpoint.url + "/openai", api_key="none", max_retries=0, timeout=60
+        )
+
+    async def job(self, job_input: Any, how: str = "runsync") -> Any:
+        async with (
+            aiohttp.ClientSession() as session,
+            session.post(f"{self.endpoint.url}/{how}", json={"input": job_input}) as response,
+        ):
+            return await response.json()
+
+    async def post(self, route: str, body: Any) -> tuple[int, Any]:
+        async with (
+            aiohttp.ClientSession() as session,
+            session.post(f"{self.endpoint.url}/openai{route}", json=body) as response,
+        ):
+            return response.status, await response.json()
+
+    async def running(self) -> float:
+        metrics: str = (await self.job({"route": "/metrics"}))["output"][0]
+        return sum(float(line.split()[-1]) for line in metrics.splitlines() if line.startswith("vllm:num_requests_"))
+
+    async def idle(self) -> None:
+        async with asyncio.timeout(10):
+            while await self.running():
+                await asyncio.sleep(0.05)
+
+
+async def serve(**variables: str) -> AsyncIterator[Served]:
+    options = Options(port=0, fleet=False, journal="", console=False, take_hold_s=1, stop_hold_s=1)
+    async with LocalEndpoint(options) as endpoint:
+        worker = await spawn(endpoint, "worker", **variables)
+        try:
+            await worker.event("ready")
+            await endpoint.ready()
+            yield Served(endpoint, worker)
+            worker.process.terminate()
+            await worker.end()
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(worker.process.pid, signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+async def served(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Served]:
+    adapter = make_adapter(tmp_path_factory.mktemp("lora") / "coach")
+    async for served in serve(
+        LORA_MODULES=json.dumps({"Coach": str(adapter)}),
+        ENABLE_AUTO_TOOL_CHOICE="true",
+        TOOL_CALL_PARSER="hermes",
+        ENABLE_PROMPT_TOKENS_DETAILS="true",
+        # Left to itself, the demonstration model fills JSON with blank lines.
+        STRUCTURED_OUTPUTS_CONFIG='{"backend": "guidance", "disable_any_whitespace": true}',
+        MAX_PROMPT_CHARS="8000",
+        MAX_TOKENS_MAX="2000",
+        MAX_MODEL_LEN="3000",
+        MAX_NUM_SEQS="32",
+        ALLOWED_ROUTES="/is_scaling_elastic_ep",
+    ):
+        yield served
+
+
+@pytest.fixture(scope="module")
+async def pooling() -> AsyncIterator[Served]:
+    async for served in serve(RUNNER="pooling", CONVERT="embed", MAX_PROMPT_CHARS="2000", MAX_MODEL_LEN="1000"):
+        yield served
+
+
+# -- openai ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def model(served: Served) -> str:
+    return "llmpod-demo"
+
+
+async def test_models_are_listed_with_their_adapters(served: Served) -> None:
+    models = await served.openai.models.list()
+    assert [model.id for model in models.data] == ["llmpod-demo", "Coach"]
+
+
+async def test_chat_streamed_and_not_gives_the_same_answer(served: Served, model: str) -> None:
+    options: Any = {"messages": QUESTION, "model": model, "temperature": 0, "max_tokens": 40}
+    whole = await served.openai.chat.completions.create(**options)
+    text, usage, finish = "", None, None
+    stream = await served.openai.chat.completions.create(**options, stream=True, stream_options={"include_usage": True})
+    async for chunk in stream:
+        usage = chunk.usage or usage
+        for choice in chunk.choices:
+            text += choice.delta.content or ""
+            finish = choice.finish_reason or finish
+    assert text == whole.choices[0].message.content
+    assert whole.usage
+    assert usage
+    assert usage.completion_tokens == whole.usage.completion_tokens
+    assert finish == whole.choices[0].finish_reason
+
+
+async def test_n_logprobs_stop_and_seed_do_what_vllm_does(served: Served, model: str) -> None:
+    options: Any = {
+        "messages": QUESTION,
+        "model": model,
+        "max_tokens": 6,
+        "seed": 7,
+        "logprobs": True,
+        "top_logprobs": 2,
+    }
+    first = await served.openai.chat.completions.create(**options, n=2)
+    again = await served.openai.chat.completions.create(**options, n=2)
+    assert len(first.choices) == 2
+    assert [choice.message for choice in first.choices] == [choice.message for choice in again.choices]
+    logprobs = first.choices[0].logprobs
+    assert logprobs
+    assert logprobs.content
+    assert len(logprobs.content[0].top_logprobs) == 2
+    stopped = await served.openai.completions.create(model=model, prompt="How do I", max_tokens=40, stop=["e"])
+    assert "e" not in stopped.choices[0].text
+
+
+async def test_completions_echo_and_several_prompts(served: Served, model: str) -> None:
+    done = await served.openai.completions.create(model=model, prompt=["How do I", "What is"], max_tokens=4, echo=True)
+    assert [choice.text[:7] for choice in done.choices] == ["How do ", "What is"]
+    text = ""
+    async for chunk in await served.openai.completions.create(model=model, prompt="How", max_tokens=8, stream=True):
+        text += chunk.choices[0].text if chunk.choices else ""
+    assert text
+
+
+@pytest.mark.parametrize(
+    ("extra", "check"),
+    [
+        ({"structured_outputs": {"choice": ["yes", "no"]}}, lambda text: text in ("yes", "no")),
+        ({"structured_outputs": {"regex": "[0-9]{4}"}}, lambda text: len(text) == 4 and text.isdigit()),
+        ({"structured_outputs": {"grammar": 'root ::= "ab" | "cd"'}}, lambda text: text in ("ab", "cd")),
+        ({"structured_outputs": {"json": BOOLEAN}}, lambda text: isinstance(json.loads(text)["ok"], bool)),
+    ],
+)
+async def test_structured_output_holds(served: Served, model: str, extra: Any, check: Any) -> None:
+    done = await served.openai.completions.create(model=model, prompt="Answer:", max_tokens=60, extra_body=extra)
+    assert check(done.choices[0].text), done.choices[0].text
+
+
+async def test_a_response_format_is_kept_streamed_and_not(served: Served, model: str) -> None:
+    options: Any = {
+        "model": model,
+        "messages": QUESTION,
+        "max_tokens": 60,
+        "response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": BOOLEAN}},
+    }
+    done = await served.openai.chat.completions.create(**options)
+    assert isinstance(json.loads(done.choices[0].message.content or "")["ok"], bool)
+    text = ""
+    async for chunk in await served.openai.chat.completions.create(**options, stream=True):
+        text += (chunk.choices[0].delta.content or "") if chunk.choices else ""
+    assert isinstance(json.loads(text)["ok"], bool)
+
+
+async def test_a_forced_tool_is_called(served: Served, model: str) -> None:
+    choice: Any = {"type": "function", "function": {"name": "get_weather"}}
+    options: Any = {"model": model, "messages": QUESTION, "tools": [WEATHER], "tool_choice": choice, "max_tokens": 100}
+    done = await served.openai.chat.completions.create(**options)
+    (call,) = done.choices[0].message.tool_calls or ()
+    assert call.type == "function"
+    assert call.function.name == "get_weather"
+    assert set(json.loads(call.function.arguments)) == {"city"}
+    arguments = ""
+    async for chunk in await served.openai.chat.completions.create(**options, stream=True):
+        for part in chunk.choices[0].delta.tool_calls or [] if chunk.choices else []:
+            arguments += (part.function.arguments if part.function else None) or ""
+    assert set(json.loads(arguments)) == {"city"}
+
+
+async def test_tools_may_be_left_to_the_model(served: Served, model: str) -> None:
+    done = await served.openai.chat.completions.create(
+        model=model, messages=QUESTION, tools=[WEATHER], tool_choice="auto", max_tokens=8
+    )
+    assert done.choices[0].finish_reason in ("length", "stop", "tool_calls")
+
+
+async def test_responses_streamed_and_not_and_one_after_another(served: Served, model: str) -> None:
+    first = await served.openai.responses.create(model=model, input="How do I write a CV?", max_output_tokens=30)
+    assert first.usage
+    assert first.usage.output_tokens > 0
+    second = await served.openai.responses.create(
+        model=model, input="And then?", previous_response_id=first.id, max_output_tokens=10
+    )
+    assert second.usage
+    assert second.usage.input_tokens > first.usage.input_tokens
+    kinds = [
+        event.type
+        async for event in await served.openai.responses.create(
+            model=model, input="How do I write a CV?", max_output_tokens=20, stream=True
+        )
+    ]
+    assert kinds[0] == "response.created"
+    assert kinds[-1] in ("response.completed", "response.incomplete")
+    assert (await served.openai.responses.retrieve(first.id)).id == first.id
+
+
+async def test_a_background_response_is_cancelled_through_the_client(served: Served, model: str) -> None:
+    begun = await served.openai.responses.create(
+        model=model, input="Count", max_output_tokens=2000, background=True, extra_body={"ignore_eos": True}
+    )
+    assert (await served.openai.responses.cancel(begun.id)).status == "cancelled"
+    await served.idle()
+
+
+async def test_an_adapter_answers_under_its_name_in_any_case(served: Served) -> None:
+    options: Any = {"messages": QUESTION, "temperature": 0, "max_tokens": 8}
+    names = ("coach", "llmpod-demo", "LLMPOD-DEMO", "demo", str(DEMO_MODEL))
+    answers = [await served.openai.chat.completions.create(model=name, **options) for name in names]
+    assert [answer.model for answer in answers] == ["Coach", *["llmpod-demo"] * 4]
+    texts = [answer.choices[0].message.model_dump_json() for answer in answers]
+    assert texts[0] != texts[1] == texts[2] == texts[3] == texts[4]
+
+
+async def test_tokenize_and_detokenize(served: Served) -> None:
+    _, tokens = await served.post("/tokenize", {"prompt": "Hello there"})
+    _, text = await served.post("/detokenize", {"tokens": tokens["tokens"]})
+    assert text == {"prompt": "Hello there"}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_the_client_raises_its_own_errors(served: Served, model: str, stream: bool) -> None:
+    create = served.openai.chat.completions.create
+    with pytest.raises(openai.NotFoundError, match="This worker serves: llmpod-demo, Coach") as missing:
+        await create(model="gpt-4", messages=QUESTION, stream=stream)
+    assert missing.value.param == "model"
+    with pytest.raises(openai.BadRequestError) as bad:
+        await create(model=model, messages=QUESTION, temperature=-1, stream=stream)
+    assert bad.value.param == "temperature"
+    with pytest.raises(openai.BadRequestError, match="9000 characters; this worker accepts 8000"):
+        await create(model=model, messages=[{"role": "user", "content": "x" * 9000}], stream=stream)
+    with pytest.raises(openai.BadRequestError) as too_long:
+        await create(model=model, messages=[{"role": "user", "content": "ü1 " * 2600}], stream=stream)
+    assert "3000" in str(too_long.value)
+    with pytest.raises(openai.BadRequestError):
+        await create(model=model, messages=QUESTION, extra_body={"temprature": 1}, stream=stream)
+    with pytest.raises(openai.NotFoundError, match="RUNNER=pooling"):
+        await served.openai.embeddings.create(model=model, input="Hi")
+
+
+async def test_a_closed_route_is_a_403_and_an_opened_one_answers(served: Served) -> None:
+    status, body = await served.post("/v1/load_lora_adapter", {"lora_name": "x", "lora_path": "/etc"})
+    assert (status, body["error"]["type"]) == (403, "PermissionDeniedError")
+    status, body = await served.post("/is_scaling_elastic_ep", {"a": 1})
+    assert (status, body["is_scaling_elastic_ep"]) == (200, False)
+
+
+async def test_a_failed_call_is_a_failed_job(served: Served) -> None:
+    job = await served.job({"openai_route": "/v1/chat/completions", "openai_input": {"messages": "Hi"}})
+    assert job["status"] == "FAILED"
+    error = json.loads(job["error"])
+    assert (error["status"], error["error"]["code"], error["retryable"]) == (400, 400, False)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_client_that_leaves_ends_its_request_in_the_engine(served: Served, model: str, stream: bool) -> None:
+    async def call() -> None:
+        answer: Any = await served.openai.chat.completions.create(
+            model=model, messages=QUESTION, max_tokens=2000, stream=stream, extra_body={"ignore_eos": True}
+        )
+        if stream:
+            async for _ in answer:
+                pass
+
+    task = asyncio.create_task(call())
+    async with asyncio.timeout(10):
+        while not await served.running():
+            await asyncio.sleep(0.02)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await served.idle()
+
+
+async def test_a_stopped_job_ends_its_request_in_the_engine(served: Served) -> None:
+    body = {"messages": QUESTION, "max_tokens": 2000, "ignore_eos": True}
+    job = await served.job({"openai_route": "/v1/chat/completions", "openai_input": body}, how="run")
+    start = await served.worker.event("start", job["id"])
+    assert start["route"] == "/v1/chat/completions"
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(f"{served.endpoint.url}/cancel/{job['id']}") as response,
+    ):
+        assert response.status == 200
+    end = await served.worker.event("end", job["id"])
+    assert end["outcome"] == "cancelled"
+    await served.idle()
+
+
+# -- anthropic ---------------------------------------------------------------------------------------------------------
+
+
+async def test_anthropic_messages_streamed_and_not(served: Served, model: str) -> None:
+    options: Any = {"model": model, "messages": QUESTION, "max_tokens": 30, "system": "Be brief."}
+    whole = await served.anthropic.messages.create(**options)
+    assert whole.role == "assistant"
+    assert whole.usage.output_tokens > 0
+    async with served.anthropic.messages.stream(**options) as stream:
+        kinds = [event.type async for event in stream]
+        final = await stream.get_final_message()
+    assert kinds[0] == "message_start"
+    assert kinds[-1] == "message_stop"
+    assert final.usage.output_tokens > 0
+
+
+async def test_anthropic_counts_tokens_and_calls_tools(served: Served, model: str) -> None:
+    counted = await served.anthropic.messages.count_tokens(model=model, messages=QUESTION)
+    assert counted.input_tokens > 5
+    tool: Any = {"name": "get_weather", "input_schema": WEATHER["function"]["parameters"]}
+    done = await served.anthropic.messages.create(
+        model=model,
+        messages=QUESTION,
+        max_tokens=100,
+        tools=[tool],
+        tool_choice={"type": "tool", "name": "get_weather"},
+    )
+    (use,) = [block for block in done.content if block.type == "tool_use"]
+    assert use.name == "get_weather"
+
+
+async def test_anthropic_raises_its_own_errors(served: Served, model: str) -> None:
+    with pytest.raises(anthropic.NotFoundError) as missing:
+        await served.anthropic.messages.create(model="claude", messages=QUESTION, max_tokens=5)
+    assert "llmpod-demo" in str(missing.value)
+    with pytest.raises(anthropic.BadRequestError):
+        await served.anthropic.messages.create(
+            model=model, messages=QUESTION, max_tokens=5, extra_body={"temperature": -3}
+        )
+
+
+# -- embeddings, scores ------------------------------------------------------------------------------------------------
+
+
+async def test_embeddings_in_every_encoding(pooling: Served) -> None:
+    floats = await pooling.openai.embeddings.create(
+        model="llmpod-demo", input=["Hello", "Goodbye"], encoding_format="float"
+    )
+    packed = await pooling.openai.embeddings.create(model="demo", input=["Hello", "Goodbye"])
+    assert len(floats.data) == 2
+    norm = math.sqrt(sum(x * x for x in floats.data[0].embedding))
+    assert norm == pytest.approx(1, abs=1e-3)
+    assert packed.data[1].embedding == pytest.approx(floats.data[1].embedding, abs=1e-6)
+    ids = await pooling.openai.embeddings.create(model="demo", input=[[50, 51, 52]])
+    assert len(ids.data[0].embedding) == len(floats.data[0].embedding)
+
+
+async def test_rerank_score_and_pooling(pooling: Served) -> None:
+    documents = ["A CV is one page", "Bananas are yellow"]
+    for route in ("/rerank", "/v1/rerank", "/v2/rerank"):
+        status, ranked = await pooling.post(route, {"model": "demo", "query": "CV", "documents": documents})
+        assert (status, len(ranked["results"])) == (200, 2)
+    for route in ("/score", "/v1/score"):
+        status, scored = await pooling.post(route, {"model": "demo", "text_1": "CV", "text_2": documents})
+        assert (status, len(scored["data"])) == (200, 2)
+    status, embedded = await pooling.post("/v2/embed", {"model": "demo", "texts": documents})
+    assert (status, len(embedded["embeddings"]["float"])) == (200, 2), embedded
+    status, pooled = await pooling.post("/pooling", {"model": "demo", "input": "Hello", "task": "token_embed"})
+    assert status == 200, pooled
+
+
+async def test_embedding_errors_are_the_clients_own_and_limits_hold(pooling: Served) -> None:
+    with pytest.raises(openai.BadRequestError, match="2001 characters; this worker accepts 2000"):
+        await pooling.openai.embeddings.create(model="demo", input="x" * 2001)
+    with pytest.raises(openai.NotFoundError):
+        await pooling.openai.embeddings.create(model="text-embedding-3-small", input="x")
+    with pytest.raises(openai.BadRequestError):
+        await pooling.openai.embeddings.create(model="demo", input="x", dimensions=3)
+
+
+async def test_the_generating_side_is_refused_by_a_pooling_worker(pooling: Served) -> None:
+    with pytest.raises(openai.NotFoundError, match="RUNNER=generate"):
+        await pooling.openai.chat.completions.create(model="demo", messages=QUESTION)
+    job = await pooling.job({"prompt": "Hello"})
+    assert job["status"] == "FAILED"
+    assert json.loads(job["error"])["code"] == "unsupported"
+
+
+async def test_a_pooling_job_has_one_start_and_one_end_line(pooling: Served) -> None:
+    job = await pooling.job({"openai_route": "/v1/embeddings", "openai_input": {"input": "Hello", "user": "u"}})
+    assert job["status"] == "COMPLETED"
+    await pooling.worker.event("end", job["id"])
+    start, end = [event for event in pooling.worker.of(job["id"]) if event["event"] in ("start", "end")]
+    assert (start["route"], start["client"]) == ("/v1/embeddings", {"user": "u"})
+    assert (end["outcome"], end["model"]) == ("ok", "llmpod-demo")
