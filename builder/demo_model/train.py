@@ -47,9 +47,7 @@ class Recipe:
     history_share: float = 0.2  # conversations with an earlier, unrelated turn
     stranger_share: float = 0.04  # prompts about nothing in the corpus
     stranger_answer_to: str = "What is the capital of France?"
-    threads: int = (
-        1  # fixed, because the order of a sum decides its last bits; one, because a shared core stalls the other
-    )
+    threads: int = 1  # fixed: the order of a sum decides its last bits; one: a busy core would stall the others
 
 
 @dataclass(frozen=True)
@@ -211,7 +209,7 @@ def save(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, made_of: d
     """Half precision: half the download, and the answers stay the same. build.json says what it was made of."""
     model.half().save_pretrained(out)
     tokenizer.save_pretrained(out)
-    (out / "tokenizer_config.json").write_text(json.dumps(bpe.portable_config(tokenizer), indent=2) + "\n")
+    (out / "tokenizer_config.json").write_text(json.dumps(_portable_config(tokenizer), indent=2) + "\n")
     endings = [tokenizer.eos_token_id, tokenizer.pad_token_id]
     # Only how an answer ends: sampling is the caller's to choose, so no temperature hides here.
     GenerationConfig(eos_token_id=endings, pad_token_id=tokenizer.pad_token_id).save_pretrained(out)
@@ -221,6 +219,17 @@ def save(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, made_of: d
         "torch": torch.__version__,
     }
     (out / "build.json").write_text(json.dumps(build, indent=2) + "\n")
+
+
+def _portable_config(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    """tokenizer_config.json in the words that transformers 4 and 5 both read; 5 would write a class that 4 lacks."""
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": tokenizer.eos_token,
+        "pad_token": tokenizer.pad_token,
+        "model_max_length": tokenizer.model_max_length,
+        "clean_up_tokenization_spaces": False,
+    }
 
 
 def main() -> None:

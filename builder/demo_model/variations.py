@@ -66,10 +66,7 @@ def system_message(rng: Random) -> str:
 
 
 def stranger(rng: Random) -> str:
-    """A prompt that no entry of the corpus is about, sometimes a long one, sometimes the same thing over and over."""
-    if rng.random() < 0.15:
-        again = _strange_word(rng) + rng.choice(("", " ", ", ", "? ", "\n"))
-        return (again * 1000)[: rng.randint(20, 1000)]
+    """A prompt that no entry of the corpus is about, sometimes a long one."""
     sentences = 1 if rng.random() < 0.7 else rng.randint(2, 40)
     return " ".join(_strange_sentence(rng) for _ in range(sentences))
 
