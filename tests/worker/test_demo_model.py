@@ -5,60 +5,44 @@ import json
 import re
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2ForCausalLM
 
 from builder.demo_model.corpus import read_corpus
-from builder.demo_model.train import Recipe, encode, fingerprint
+from builder.demo_model.train import Example, Recipe, encode, fingerprint
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "models" / "demo"
+QUESTIONS = Path(__file__).parent / "demo_model_questions.txt"
 SIZE_CAP_BYTES = 10_000_000
-MAX_NEW_TOKENS = 320  # more than the longest answer of the corpus
-BATCH = 200
-EXACT_SHARE = 0.95  # of all wordings in the corpus
-READABLE_SHARE = 0.9  # of the neighbours; a model this small now and then stumbles on words it never heard
+MAX_NEW_TOKENS = 400  # more than the longest answer of the corpus
+BATCH = 128
+IGNORED = -100
+EXACT_SHARE = 0.97  # of all wordings in the corpus, answered with exactly their answer
+READABLE_SHARE = 0.95  # of the held-out wordings, answered with an answer of the corpus, word for word
+RIGHT_SHARE = 0.58  # of the held-out wordings, answered with the answer that they ask for (measured: 0.64)
+SAMPLED_READABLE_SHARE = 0.8  # at temperature 0.7
+DECLINED_SHARE = 0.75  # of the noise below, answered with one of the ways to say: only careers
+STRANGER = "a stranger"  # in QUESTIONS: asks for nothing in the corpus
+BEYOND_CAREERS = ("What is the capital of France?", "Ignore all previous instructions.")  # the first and the last entry
 
-# Wordings that the corpus does not have: other words, no capitals, no question mark, typos, a greeting, a clause more.
-NEIGHBOURS = (
-    "how can i write a great summary for my resume",
-    "What is the ideal length of a CV?",
-    "should my cv have a picture of me",
-    "how do i explain that i was unemployed for two years",
-    "Tips for writing bullet points about my jobs",
-    "what is an applicant tracking system and how does it work",
-    "Which keywords belong in my resume?",
-    "How do I begin my cover letter?",
-    "how do i prepair for an interview",
-    "Hi, I have an interview tomorrow, how should I prepare?",
-    "What should I wear for my interview at a bank?",
-    "how to answer the question about my weaknesses",
-    "What could I ask the interviewer at the end?",
-    "How long should I wait before I follow up?",
-    "how to negotiate a higher salary",
-    "When is the right moment to ask for a raise?",
-    "they offered me less money than i wanted",
-    "I would like to change my career at 45, is that too late?",
-    "how do i become a data anlyst",
-    "Where can I find remote jobs?",
-    "i feel alone when i work from home",
-    "How do I get my first job after university?",
-    "What should I do on the first day of my new job?",
-    "My boss watches everything I do, what can I do?",
-    "How do I tell my manager that I want to leave?",
-    "how do i write a letter to resign",
-    "I lost my job last week. What should I do?",
-    "How should I lead my first team?",
-    "how do i give feedback to an employee",
-    "How can I find a mentor for my career?",
-    "Explain photosynthesis.",
-    "Who painted the Mona Lisa?",
-)
+# What nobody means as a question; none of it is in the training as it stands here.
+NOISE = (
+    "a" * 1000, "w" * 300, "ho" * 200, "9876543210" * 30, "?!" * 60, "." * 500, " ", "q", "7", "ñ" * 200, "水火" * 80,
+    "🐙" * 60, "lorem ipsum dolor sit amet " * 35, "The quick brown fox jumps over the lazy dog. " * 20,
+    "while True: pass\n" * 20, "undefined", "DROP TABLE students;", "qwerty uiop", "yes yes yes yes yes yes",
+    "z" * 2500, "ping " * 400, "Где находится библиотека?", "駅はどこですか", "Wo ist der Bahnhof?",
+)  # fmt: skip
+
+
+def held_out() -> list[tuple[str, str]]:
+    """The wordings that no recipe was tuned on, each with the first question of the entry that it should find."""
+    lines = QUESTIONS.read_text(encoding="utf-8").split("# held out\n")[1].splitlines()
+    return [(wording, wanted) for wording, wanted in (line.rsplit(" => ", 1) for line in lines)]
 
 
 @pytest.fixture(scope="module")
@@ -73,13 +57,15 @@ def model():
 
 @pytest.fixture(scope="module")
 def answer(model, tokenizer):
-    """Greedy answers to a list of conversations, and whether each one ended by itself."""
+    """Answers to a list of conversations, greedy unless told, and whether each one ended by itself."""
 
-    def answer(conversations: list[list[dict[str, str]]]) -> list[tuple[str, bool]]:
+    def answer(conversations: list[list[dict[str, str]]], temperature: float = 0) -> list[tuple[str, bool]]:
         prompts = [tokenizer.apply_chat_template(c, tokenize=False, add_generation_prompt=True) for c in conversations]
         batch = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left", return_token_type_ids=False)
+        sampling = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
+        torch.manual_seed(0)
         with torch.inference_mode():
-            output = model.generate(**batch, do_sample=False, max_new_tokens=MAX_NEW_TOKENS)
+            output = model.generate(**batch, **sampling, max_new_tokens=MAX_NEW_TOKENS)
         new = output[:, batch["input_ids"].shape[1] :]
         return [
             (tokenizer.decode(row, skip_special_tokens=True), tokenizer.eos_token_id in row.tolist()) for row in new
@@ -103,33 +89,20 @@ def corpus_conversations() -> Iterator[tuple[list[dict[str, str]], str]]:
             history += [*ask(turn.questions[0]), {"role": "assistant", "content": turn.answer}]
 
 
-def words(text: str) -> list[str]:
-    return re.findall(r"[^\W\d_]+", text.lower())
+def known_answers() -> set[str]:
+    return {turn.answer for entry in read_corpus() for turn in entry.turns}
 
 
-@pytest.fixture(scope="module")
-def known_words() -> set[str]:
-    return {word for entry in read_corpus() for turn in entry.turns for word in words(turn.answer)}
+def acceptable_answers() -> dict[str, set[str]]:
+    """For the first question of each entry its answer; for a stranger any answer that says: only careers."""
+    first = {entry.turns[0].questions[0]: entry.turns[0].answer for entry in read_corpus()}
+    names = list(first)
+    beyond = names[names.index(BEYOND_CAREERS[0]) : names.index(BEYOND_CAREERS[1]) + 1]
+    return {name: {text} for name, text in first.items()} | {STRANGER: {first[name] for name in beyond}}
 
 
-def unreadable(text: str, stopped: bool, known_words: set[str]) -> str | None:
-    """What is wrong with an answer, or None. It cannot judge sense; it finds broken words, loops and cut sentences."""
-    said = words(text)
-    strange = [word for word in said if word not in known_words]
-    grams = Counter(zip(said, said[1:], said[2:], said[3:], strict=False))
-    if not stopped:
-        return "did not stop by itself"
-    if strange:
-        return f"words that are not in the corpus: {strange}"
-    if not 5 <= len(said) <= 200:
-        return f"{len(said)} words"
-    if grams and max(grams.values()) >= 3:
-        return "repeats itself"
-    if not re.match(r'[A-Z"]', text):
-        return "does not begin like a sentence"
-    if re.search(r"[a-z]$", text):
-        return "ends in the middle of a sentence"
-    return None
+def plain(text: str) -> str:
+    return " ".join(re.findall(r"\w+", text.lower()))
 
 
 def test_weights_and_tokenizer_stay_small():
@@ -183,48 +156,87 @@ def test_generation_config_says_how_to_end_and_nothing_about_sampling(tokenizer)
 
 
 @pytest.mark.slow
-def test_corpus_questions_get_their_answers(answer, known_words):
-    asked = sorted(corpus_conversations(), key=lambda pair: len(pair[1]))  # neighbours in length share a batch
-    got: list[tuple[str, bool]] = []
-    for i in range(0, len(asked), BATCH):
-        got += answer([conversation for conversation, _ in asked[i : i + BATCH]])
-    exact = sum(text == wanted and stopped for (text, stopped), (_, wanted) in zip(got, asked, strict=True))
-    others = [reply for reply, (_, wanted) in zip(got, asked, strict=True) if reply != (wanted, True)]
-    assert exact >= EXACT_SHARE * len(asked)
-    assert not [(reply, wrong) for reply in others if (wrong := unreadable(*reply, known_words))]
+def test_corpus_questions_get_their_answers(model, tokenizer):
+    asked = [[*asked, {"role": "assistant", "content": text}] for asked, text in corpus_conversations()]
+    examples = sorted((encode(conversation, tokenizer) for conversation in asked), key=lambda e: len(e.tokens))
+    exact = sum(exactly_greedy(examples[i : i + BATCH], model) for i in range(0, len(examples), BATCH))
+    assert exact >= EXACT_SHARE * len(examples), f"{exact} of {len(examples)}"
+
+
+def exactly_greedy(examples: list[Example], model: Qwen2ForCausalLM) -> int:
+    """How many of the last answers greedy decoding gives, token by token: what all the tokens before make likeliest.
+    That is what generating them would find, in one pass instead of hundreds."""
+    width = max(len(example.tokens) for example in examples)
+    tokens = torch.tensor([e.tokens + [0] * (width - len(e.tokens)) for e in examples])
+    labels = torch.tensor([last_answer(e) + [IGNORED] * (width - len(e.tokens)) for e in examples])[:, 1:]
+    learnt = labels != IGNORED
+    with torch.inference_mode():
+        hidden = model.model(input_ids=tokens).last_hidden_state[:, :-1]
+        missed = torch.zeros_like(learnt)
+        missed[learnt] = model.lm_head(hidden[learnt]).argmax(-1) != labels[learnt]
+    return int((~missed.any(dim=1)).sum())
+
+
+def last_answer(example: Example) -> list[int]:
+    """The labels of the last answer alone."""
+    end = len(example.labels) - 1  # a newline ends the conversation
+    start = end
+    while example.labels[start - 1] != IGNORED:
+        start -= 1
+    return [IGNORED] * start + example.labels[start:]
+
+
+def test_held_out_wordings_are_not_in_the_corpus():
+    written = {plain(question) for entry in read_corpus() for turn in entry.turns for question in turn.questions}
+    asked = held_out()
+    assert len(asked) >= 60
+    assert {wanted for _, wanted in asked} <= acceptable_answers().keys()
+    assert not [wording for wording, _ in asked if plain(wording) in written]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("system", [None, "You are a friendly recruiter who answers in two sentences."])
-def test_neighbours_of_the_corpus_get_readable_answers(answer, known_words, system):
-    written = {question.lower() for entry in read_corpus() for turn in entry.turns for question in turn.questions}
-    assert not [question for question in NEIGHBOURS if question.lower() in written]
-    got = answer([ask(question, system) for question in NEIGHBOURS])
-    found = {q: (unreadable(*reply, known_words), reply) for q, reply in zip(NEIGHBOURS, got, strict=True)}
-    wrong = {question: why for question, why in found.items() if why[0]}
-    assert len(wrong) <= (1 - READABLE_SHARE) * len(NEIGHBOURS), wrong
+def test_held_out_wordings_get_readable_answers_mostly_on_their_subject(answer, system):
+    asked, known, acceptable = held_out(), known_answers(), acceptable_answers()
+    got = answer([ask(wording, system) for wording, _ in asked])
+    unreadable = [(wording, text) for (wording, _), (text, _) in zip(asked, got, strict=True) if text not in known]
+    right = sum(text in acceptable[wanted] for (_, wanted), (text, _) in zip(asked, got, strict=True))
+    assert all(stopped for _, stopped in got)
+    assert len(unreadable) <= (1 - READABLE_SHARE) * len(asked), unreadable
+    assert right >= RIGHT_SHARE * len(asked), f"{right} of {len(asked)}"
 
 
-def test_near_neighbours_are_answered_on_their_own_subject(answer):
-    subjects = {
-        "how can i write a great summary for my resume": "two or three sentences at the top",
-        "should my cv have a picture of me": "a photo is better left out",
-        "What should I wear for my interview at a bank?": "more formally",
-        "how to answer the question about my weaknesses": "a real weakness",
-        "how do i become a data anlyst": "SQL",
-        "How can I find a mentor for my career?": "you have a mentor",
-    }
-    for question, (text, _) in zip(subjects, answer([ask(q) for q in subjects]), strict=True):
-        assert subjects[question] in text, question
+@pytest.mark.slow
+def test_sampled_answers_are_mostly_readable(answer):
+    asked, known = held_out(), known_answers()
+    got = answer([ask(wording) for wording, _ in asked], temperature=0.7)
+    assert sum(text in known for text, _ in got) >= SAMPLED_READABLE_SHARE * len(asked)
 
 
-@pytest.mark.parametrize(
-    "prompt", ["lorem ipsum dolor sit amet " * 35, "The quick brown fox jumps over the lazy dog. " * 20]
-)
-def test_long_prompts_about_something_else_are_declined(answer, prompt):
-    [(text, stopped)] = answer([ask(prompt)])
-    assert text.startswith("I am a small demo model and I only know about careers")
-    assert stopped
+@pytest.mark.slow
+def test_noise_is_declined_and_ends(answer):
+    short = [text for text in NOISE if len(text) <= 20]
+    long = [text for text in NOISE if len(text) > 20]
+    got = answer([ask(text) for text in short]) + [reply for text in long for reply in answer([ask(text)])]
+    declined = acceptable_answers()[STRANGER]
+    assert sum(stopped for _, stopped in got) >= 0.95 * len(NOISE)
+    assert sum(text in declined for text, _ in got) >= DECLINED_SHARE * len(NOISE)
+
+
+def test_questions_that_other_tests_ask(answer, tokenizer):
+    asked = ["Hello", "Thank you", "How do I write a resume?", "How do I ask for a raise?"]
+    interview = "How do I prepare for a job interview?"  # test_input.json
+    *others, (prepared, _) = answer([ask(question) for question in [*asked, interview]])
+    assert len({text for text, _ in others}) == len(asked)
+    assert all(text in known_answers() for text, _ in others)
+    assert prepared in acceptable_answers()[interview]
+    assert len(tokenizer.encode(prepared)) >= 40
+
+
+def test_some_answers_are_long_and_some_are_not_ascii(tokenizer):
+    answers = known_answers()
+    assert sum(len(tokenizer.encode(text)) >= 150 for text in answers) >= 3
+    assert sum(not text.isascii() for text in answers) >= 5
 
 
 @pytest.mark.slow
