@@ -1,6 +1,7 @@
 """Other people's ways of asking: what turns one written question into many, so that the model listens for the topic
 and not for the exact words."""
 
+import math
 import re
 from random import Random
 
@@ -131,7 +132,7 @@ STRANGER_WORDS = (
     "batteries", "magnets", "oxygen", "iron", "whales", "sharks", "spiders", "butterflies", "a garden", "apples",
     "potatoes", "chocolate", "wine", "tea", "sugar", "salt", "mountains", "lakes", "islands", "the weather", "clouds",
 )  # fmt: skip
-FOREIGN_WORDS = re.findall(
+FOREIGN_WORDS: list[str] = re.findall(
     r"\w+",
     "de la el en que los las por con una es para como más pero este qué cómo está puedo trabajo hola gracias "
     "le les des est dans pour que qui sur avec pas vous nous je bonjour merci comment quel où être faire "
@@ -201,7 +202,7 @@ def stranger(rng: Random) -> str:
 
 def _length(rng: Random, longest: int) -> int:
     """From one to longest; short ones are as likely as long ones are rare."""
-    return max(1, round(longest ** rng.random()))
+    return max(1, round(math.pow(longest, rng.random())))
 
 
 def _noise(alphabet: str, rng: Random, longest: int) -> str:
