@@ -135,6 +135,24 @@ async def test_a_guard_stops_a_run_cancels_what_is_out_and_still_reports(load_te
     assert "--max-error-rate" in result.report["stopped"]
 
 
+async def test_the_queue_is_purged_only_when_asked_and_only_on_an_abort(load_test: LoadTest) -> None:
+    failing = Script(job=lambda _: JobScript(status="FAILED", output=None, error="boom"))
+    for words, purged in ((["--purge-on-abort"], 1), ([], 0)):
+        async with scripted(failing) as server:
+            await load_test(server.url, "-c", "8", "--runs", "60", "--max-error-rate", "10%", *words)
+            assert server.purged == purged
+    async with scripted() as server:
+        await load_test(server.url, "-c", "1", "--runs", "2", "--purge-on-abort")
+        assert server.purged == 0
+
+
+async def test_health_is_not_asked_when_that_is_wished(load_test: LoadTest) -> None:
+    async with scripted() as server:
+        result = await load_test(server.url, "-c", "1", "2", "--runs", "3", "--health-interval", "0")
+        assert [op for op, _ in server.calls if op == "health"] == []
+    assert result.phase["health"] is None
+
+
 async def test_max_cost_stops_a_run(load_test: LoadTest) -> None:
     async with scripted(Script(job=lambda _: JobScript(exec_s=0.05))) as server:
         # 3600 $/h is 1 $ per second of execution: 0.5 $ are ten jobs of 50 ms.
