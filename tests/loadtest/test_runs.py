@@ -83,10 +83,10 @@ async def test_poisson_and_gamma_and_stages_and_replay_send_what_their_seed_says
 
     def offsets(result: Result) -> list[float]:
         first = result.measured[0].scheduled_ms
-        return [round(job.scheduled_ms - first, 1) for job in result.measured]
+        return [round(job.scheduled_ms - first) for job in result.measured]
 
     assert offsets(results["replay"]) == [0, 400, 1000]
-    assert offsets(results["poisson"]) == offsets(again)
+    assert offsets(results["poisson"]) == pytest.approx(offsets(again), abs=1)
     assert offsets(results["poisson"]) != offsets(results["gamma"])
     assert len(results["stages"].measured) == pytest.approx(5 + 10 + 5, abs=1)
     assert len(results["ramp"].measured) == pytest.approx(20, abs=1)
