@@ -35,9 +35,9 @@ async def test_runsync_answers_with_the_result_and_a_sync_id(echo):
 
 async def test_runsync_answers_without_result_when_wait_is_over(echo):
     started = time.monotonic()
-    status, body = await echo.post("/runsync?wait=1000", {"input": {"sleep_ms": 1500}})
+    status, body = await echo.post("/runsync?wait=1000", {"input": {"sleep_ms": 3000}})
     assert status == 200
-    assert 0.9 < time.monotonic() - started < 1.45
+    assert 0.9 < time.monotonic() - started < 2.5
     assert body["status"] == "IN_PROGRESS"
     assert "output" not in body
     assert (await echo.end(body["id"]))["status"] == "COMPLETED"
@@ -136,11 +136,27 @@ async def test_a_stop_that_the_sdk_ignored_is_repeated_until_the_job_is_gone(ech
             await asyncio.sleep(0.05)
 
 
+async def test_a_result_whose_connection_broke_is_missed_and_the_job_runs_again(echo, tmp_path):
+    """The SDK posts a result once; the worker lives on and knows nothing of the job any more."""
+    note = tmp_path / "ran"
+    echo.endpoint.set_faults(faults=[{"operation": "job-done", "outcome": "drop", "probability": 1}])
+    job_id = await echo.run({"echo": "kept", "note": str(note)})
+    async with asyncio.timeout(5):
+        while not note.exists():
+            await asyncio.sleep(0.05)
+    await asyncio.sleep(0.3)
+    echo.endpoint.set_faults(faults=[])
+    body = await echo.end(job_id)
+    assert body["output"]["echo"] == "kept"
+    assert body["retries"] == 1
+    assert note.read_text().split() == [job_id, job_id]
+
+
 async def test_execution_timeout_ends_the_job_and_stops_it_in_the_worker(echo):
     body = await echo.runsync({"sleep_ms": 60_000}, policy={"executionTimeout": 500})
     assert body["status"] == "TIMED_OUT"
     assert "executionTimeout" in body["error"]
-    assert 450 < body["executionTime"] < 1500
+    assert 450 < body["executionTime"] < 5000
 
 
 async def test_retry_runs_a_failed_job_again_under_the_same_id(echo):

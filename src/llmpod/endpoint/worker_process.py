@@ -83,7 +83,7 @@ class WorkerProcess:
         ]
         try:
             # Process.wait() would also wait for the pipes, which what escaped from a killed keeper may hold for ever.
-            while (code := self._process.returncode) is None:
+            while (code := self._process.returncode) is None:  # noqa: ASYNC110 -- there is no event to wait for
                 await asyncio.sleep(EXIT_POLL_S)
             if code < 0:
                 # Somebody killed the keeper. Its command died with it (PR_SET_PDEATHSIG), the command's group may not.
