@@ -139,30 +139,31 @@ async def test_the_limits_kept_on_this_side_keep_the_endpoints_own_from_tripping
 async def test_capacity_agrees_with_the_local_endpoint_on_work_it_was_not_fitted_to(
     load_test: LoadTest, tmp_path: Path
 ) -> None:
-    """Fitted: one worker, one and three clients, 200 ms jobs. Forecast: Poisson arrivals, and five clients, on two
+    """Fitted: one worker, one and three clients, 400 ms jobs. Forecast: Poisson arrivals, and five clients, on two
     workers."""
-    slept = ["--payload-template", template(tmp_path, sleep_ms=200), "--allow-worker-change"]
+    slept = ["--payload-template", template(tmp_path, sleep_ms=400), "--allow-worker-change"]
     punctual = [sys.executable, "-u", str(PUNCTUAL)]
     async with endpoint(workers=1, command=punctual) as one:
-        fitted = await load_test(one.url, "-c", "1", "3", "--runs", "15", *slept)
+        fitted = await load_test(one.url, "-c", "1", "3", "--runs", "10", *slept)
     found = fit(fitted.recorded.jobs)
     assert found.service.slots == 1
     async with endpoint(workers=2, command=punctual) as one:
-        poisson = await load_test(one.url, "--rate", "5", "--duration", "12s", "--seed", "2", *slept)
-        closed = await load_test(one.url, "-c", "5", "--runs", "40", *slept)
-    first = poisson.measured[0].scheduled_ms
-    times = [(job.scheduled_ms - first) / 1000 for job in poisson.measured]
+        poisson = await load_test(one.url, "--rate", "2.5", "--duration", "14s", "--seed", "2", *slept)
+        closed = await load_test(one.url, "-c", "5", "--runs", "16", *slept)
+    sent = sorted(job.sent_ms for job in poisson.measured)
+    times = [(at - sent[0]) / 1000 for at in sent]
     opened = to_jobs(Simulation(found.service, Fixed((0.0, 0.0)), 1).open(times))
     looped = to_jobs(Simulation(found.service, Fixed((0.0, 0.0)), 1).closed(5, 60), skip_s=1.0)
 
-    def forecast(jobs: list[Job], p: float) -> float:
-        return nearest_rank(sorted(job.total_ms or 0.0 for job in jobs), p)
+    def at(jobs: list[Job], p: float) -> float:
+        """Of queue and execution, as the endpoint has them: a busy machine delays what is between it and the client."""
+        return nearest_rank(sorted((job.delay_ms or 0.0) + (job.exec_ms or 0.0) for job in jobs), p)
 
     said = {
-        "poisson p50": (forecast(opened, 50), poisson.p("total", 50)),
-        "poisson p90": (forecast(opened, 90), poisson.p("total", 90)),
-        "closed p50": (forecast(looped, 50), closed.p("total", 50)),
+        "poisson p50": (at(opened, 50), at(poisson.measured, 50)),
+        "poisson p90": (at(opened, 90), at(poisson.measured, 90)),
+        "closed p50": (at(looped, 50), at(closed.measured, 50)),
     }
-    assert poisson.p("total", 90) > 1.3 * poisson.p("total", 50)  # there was a queue to forecast
+    assert at(poisson.measured, 90) > 1.3 * at(poisson.measured, 50)  # there was a queue to forecast
     for name, (simulated, measured) in said.items():
         assert simulated == pytest.approx(measured, rel=0.10), (name, said, found.service)

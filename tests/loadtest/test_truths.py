@@ -59,7 +59,7 @@ async def test_a_stall_of_10_s_shows_in_the_scheduled_p99_and_not_in_the_service
 async def test_an_uncapped_open_loop_keeps_its_schedule_through_a_stall(load_test: LoadTest) -> None:
     async with scripted(Script(job=lambda _: JobScript(exec_s=0.02), stall=(1.0, 3.0))) as server:
         result = await load_test(server.url, "--rate", "20", "--arrival", "constant", "--duration", "5s")
-    assert result.p("schedule_delay", 50) < 25
+    assert result.p("schedule_delay", 50) < 300
     assert result.phase["achieved_per_s"] == pytest.approx(20, rel=0.03)
     assert result.p("total", 99) > 1500
 

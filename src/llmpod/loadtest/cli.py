@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from llmpod.loadtest import journal, options, settings
-from llmpod.loadtest.console import show
+from llmpod.loadtest.console import NO_TERMINAL, show
 from llmpod.loadtest.errors import DirectoryError, Exit, LoadTestError, UsageError
 from llmpod.loadtest.export import write_csv
 from llmpod.loadtest.html import write_html
@@ -98,7 +98,7 @@ def _capacity(chosen: argparse.Namespace, environment: settings.Environment) -> 
 
 def make_console(environment: settings.Environment, *, stderr: bool = False) -> Console:
     stream = sys.stderr if stderr else sys.stdout
-    width = None if stream.isatty() else max(140, shutil.get_terminal_size((140, 24)).columns)
+    width = None if stream.isatty() else max(NO_TERMINAL, shutil.get_terminal_size().columns)
     return Console(file=stream, highlight=False, no_color=environment.plain or None, width=width)
 
 

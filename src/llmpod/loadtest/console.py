@@ -14,6 +14,9 @@ from llmpod.loadtest.units import show_duration, show_ms, show_rate, show_share,
 
 BARS = "▁▂▃▄▅▆▇█"
 _GAP = Text("")
+# Below this width each interval stands under its percentile; where there is no terminal, lines are as long as they
+# need to be.
+NARROW, NO_TERMINAL = 190, 200
 HEADLINES = {
     Exit.PASS: ("PASS", "bold green"),
     Exit.ERROR: ("ERROR: nothing usable was measured", "bold red"),
@@ -38,7 +41,7 @@ def show(report: Report, console: Console, metric: str | None = None) -> None:
     console.print(_header(report))
     for phase in report.phases:
         console.print()
-        console.print(_phase(phase, metric, narrow=console.width < 132))
+        console.print(_phase(phase, metric, narrow=console.width < NARROW))
     console.print()
     console.print(_footer(report))
 

@@ -119,7 +119,8 @@ def shares(ok: Sequence[Job]) -> tuple[Share, ...]:
     whole = [job for job in ok if job.overhead_ms is not None and job.total_ms is not None]
     if not whole:
         return ()
-    ranked = sorted(whole, key=lambda job: job.total_ms or 0.0)
+    # By what the caller felt: where there is a schedule, the wait to be sent is part of it.
+    ranked = sorted(whole, key=lambda job: job.scheduled_total_ms or job.total_ms or 0.0)
 
     def of(label: str, some: Sequence[Job]) -> Share:
         count = len(some)

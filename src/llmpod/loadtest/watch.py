@@ -63,7 +63,10 @@ class HealthWatch:
         return sample
 
     async def run(self) -> None:
+        """Asks until it is cancelled; with an interval of 0 it asks nothing."""
         failed = 0
+        if self._interval_s <= 0:
+            return
         while True:
             failed = 0 if await self.ask() is not None else failed + 1
             # A service without /health is not asked over and over.

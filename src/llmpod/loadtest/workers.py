@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import median
 
 from llmpod.loadtest.records import Job
@@ -13,6 +14,7 @@ from llmpod.loadtest.stats import jain, nearest_rank
 # worker that was woken (FlashBoot, an idle flex worker). Measured wakes took 0.7 to 2.6 s, cold starts 48 and 106 s.
 COLD_MS, WAKE_MS = 10_000.0, 500.0
 SLOW = 1.05
+LASTING = 0.05
 CLASSES = ("cold", "wake", "warm")
 
 
@@ -87,18 +89,24 @@ def execution_span(job: Job) -> tuple[float, float] | None:
 
 
 def at_once(jobs: Sequence[Job]) -> int:
-    """The largest number of executions that overlap by more than a hand-over's blur."""
+    """How many executions a worker had at the same time: the most that lasted for a twentieth of its busy time.
+
+    The largest number ever would be decided by one late answer, which moves a job's estimated start.
+    """
     edges = []
     for job in jobs:
         span = execution_span(job)
-        if span is not None and span[1] - span[0] > 2:
-            blur = min(60.0, (span[1] - span[0]) * 0.1)
-            edges += [(span[0] + blur, 1), (span[1] - blur, -1)]
-    most = now = 0
-    for _, step in sorted(edges):
+        if span is not None and span[1] > span[0]:
+            edges += [(span[0], 1), (span[1], -1)]
+    edges.sort()
+    lasted: dict[int, float] = defaultdict(float)
+    now = 0
+    for (at, step), (after, _) in pairwise(edges):
         now += step
-        most = max(most, now)
-    return max(most, 1 if jobs else 0)
+        lasted[now] += after - at
+    busy = sum(ms for level, ms in lasted.items() if level > 0)
+    levels = [level for level in lasted if sum(ms for k, ms in lasted.items() if k >= level) >= LASTING * busy]
+    return max([1, *levels]) if jobs else 0
 
 
 def start_classes(everyone: Sequence[Job], measured: Sequence[Job]) -> dict[int, str]:
