@@ -1,4 +1,4 @@
-"""Writes what is made from the settings: docs/configuration.md, .env.example, .runpod/hub.json and .runpod/tests.json.
+"""Writes what is made from the settings and the table of errors: pages of docs/, .env.example and .runpod/.
 
 python -m builder.generate            write them
 python -m builder.generate --check    say which are out of date, and exit 1 if any is
@@ -18,6 +18,7 @@ from pydantic.fields import FieldInfo
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
+from llmpod.worker.errors import Code  # noqa: E402
 from llmpod.worker.settings import RETIRED, Settings, names  # noqa: E402
 
 GROUPS = ("Model", "Engine", "Worker", "Guardrails", "Log")
@@ -101,6 +102,34 @@ def configuration() -> str:
     return "\n".join(out)
 
 
+ERRORS = """\
+# How jobs fail
+
+A job that fails is FAILED on RunPod, and `error` in its status object is a JSON string:
+
+```json
+{"type": "client_error", "code": "prompt_too_long", "status": 400, "message": "The prompt has 1025 characters; this \
+worker accepts 1024.", "retryable": false, "hint": "Shorten the prompt, or raise MAX_PROMPT_CHARS.", "job_id": "…", \
+"field": "prompt", "details": {"chars": 1025, "limit": 1024}}
+```
+
+It is a string because the SDK turns an object into a Python repr. A streamed job gets the same object first, as a last
+chunk `{"choices": [], "failure": {…}}`; the text before it stays valid. `code` is stable, messages are not. No
+traceback reaches a client. The table is generated from `src/llmpod/worker/errors.py` (`make docs`).
+
+| code | status | retryable | hint |
+|---|---|---|---|
+"""
+
+
+def errors() -> str:
+    """docs/errors.md."""
+    rows = (code.value for code in Code)
+    return ERRORS + "".join(
+        f"| `{row.code}` | {row.status} | {'yes' if row.retryable else 'no'} | {row.hint} |\n" for row in rows
+    )
+
+
 def env_example() -> str:
     """.env.example: every setting, commented out, with its default."""
     out = ["# Settings of the worker, with their defaults. docs/configuration.md explains them."]
@@ -170,6 +199,7 @@ def files() -> dict[Path, str]:
     """Every generated file and what must be in it."""
     return {
         ROOT / "docs" / "configuration.md": configuration(),
+        ROOT / "docs" / "errors.md": errors(),
         ROOT / ".env.example": env_example(),
         ROOT / ".runpod" / "hub.json": json.dumps(hub(), indent=2, ensure_ascii=False) + "\n",
         ROOT / ".runpod" / "tests.json": json.dumps(hub_tests(), indent=2, ensure_ascii=False) + "\n",

@@ -22,7 +22,7 @@ def run(*arguments: str, cwd: Path = REPOSITORY, **variables: str) -> subprocess
         env=os.environ | variables,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,
         check=False,
     )
 

@@ -163,12 +163,3 @@ def test_the_hubs_test_jobs_are_jobs_this_worker_takes() -> None:
         assert test["timeout"] >= 1000
     for variable in tests["config"]["env"]:
         assert variable["key"] in names()
-
-
-def test_the_page_on_errors_has_the_whole_table() -> None:
-    from llmpod.worker.errors import Code
-
-    page = (ROOT / "docs" / "errors.md").read_text()
-    for code in Code:
-        row = code.value
-        assert f"| `{row.code}` | {row.status} | {'yes' if row.retryable else 'no'} | {row.hint} |" in page

@@ -73,9 +73,9 @@ class JobRecord:
         if error.failure.status < 500:
             # No message: it may quote what the client sent.
             self.end("rejected", error=error.failure.code, field=error.field)
-        else:
-            outcome: Outcome = "timeout" if error.code is Code.TIMEOUT else "error"
-            self.end(outcome, error=error.failure.code, message=error.message)
+            return
+        outcome: Outcome = "timeout" if error.code is Code.TIMEOUT else "error"
+        self.end(outcome, error=error.failure.code, message=error.message)
 
     def cut_short(self) -> None:
         """The job was ended from outside: failed if there is an `interruption`, cancelled if not."""
