@@ -84,7 +84,7 @@ async def test_a_freed_slot_is_filled_at_once_and_never_more_are_taken(monkeypat
         for job_id in ids:
             assert (await served.ended(job_id)).state is JobState.COMPLETED
         assert most == 4
-        assert time.monotonic() - began < 4 * 60 / 4 * 0.05, "slots stood idle between jobs"
+        assert time.monotonic() - began < 8, "the stock loop stops for a second whenever it is full: 15 times here"
 
 
 @pytest.mark.parametrize("policy", ["one", "random"])
