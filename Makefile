@@ -4,7 +4,7 @@ PY := .venv/bin/python
 .PHONY: $(shell sed -n 's/^\([a-z-]*\):.*/\1/p' $(MAKEFILE_LIST)) # no target is a file
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
 
 setup: ## .venv from the locks (seconds when nothing changed)
 	@builder/setup.sh
@@ -16,16 +16,21 @@ serve: setup ## a RunPod endpoint on http://127.0.0.1:8000/v2/local with real wo
 	@$(PY) -m llmpod.endpoint --workers-min 1 --workers-max 1 $(ARGS)
 
 test: setup ## every test
+	@builder/test_tools.sh
 	$(PY) -m pytest
 
 bench-endpoint: setup ## latency, throughput and memory of the local endpoint, as a table
 	@$(PY) bench/endpoint.py
 
-lint: setup ## ruff and mypy
+bench-loadtest: setup ## what the load tester adds to a latency, its memory, its report
+	@$(PY) bench/loadtest.py
+
+lint: setup ## ruff, mypy, generated docs up to date
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 	$(PY) -m builder.generate --check
+	$(PY) builder/endpoint_docs.py --check
 
 format: setup ## let ruff mend what it can
 	$(PY) -m ruff check --fix .
@@ -33,6 +38,7 @@ format: setup ## let ruff mend what it can
 
 docs: setup ## write what is generated from the settings
 	$(PY) -m builder.generate
+	$(PY) builder/endpoint_docs.py
 
 lock: setup ## recompile the locks from builder/*.in
 	builder/lock.sh
@@ -42,3 +48,9 @@ model: setup ## train the demo model anew (minutes, deterministic) into models/d
 
 compat: setup ## the tests that touch vLLM, against an older release (VERSION=0.28.0)
 	builder/compat.sh $(VERSION)
+
+chaos: setup ## minutes of mixed jobs, a failing network and killed workers (CHAOS_SECONDS=300)
+	CHAOS_SECONDS=$(or $(CHAOS_SECONDS),300) $(PY) -m pytest tests/worker/test_chaos.py
+
+bench: setup ## the worker against the bare engine and the SDK's own loop, as ratios from one run
+	$(PY) bench/worker.py $(ARGS)

@@ -12,6 +12,7 @@ from collections import Counter, defaultdict
 import aiohttp
 import pytest
 
+from llmpod.endpoint import Fault
 from llmpod.endpoint.jobs import TERMINAL
 
 from .conftest import serve
@@ -78,7 +79,9 @@ async def test_in_chaos_every_job_ends_in_exactly_one_state_with_its_own_answer(
         workers_min=3, workers_max=3, max_retries=100, worker_variables={"CONCURRENCY": "32"}, worker_log_level="ERROR"
     ) as client:
         client.endpoint.listen(books.watch)
-        client.endpoint.control.set_faults({"take_policy": "random", "kill_every_s": 3, "seed": 7, "faults": parsed()})
+        client.endpoint.control.set_faults(
+            {"take_policy": "random", "kill_every_s": 4, "seed": 7, "faults": [Fault.parse(text) for text in FAULTS]}
+        )
         started = time.monotonic()
         numbers = iter(range(JOBS))
 
@@ -86,7 +89,7 @@ async def test_in_chaos_every_job_ends_in_exactly_one_state_with_its_own_answer(
             dice = random.Random(seed)
             for number in numbers:
                 await one_job(client, books, number, dice)
-                await asyncio.sleep(dice.random() * 0.6)
+                await asyncio.sleep(dice.random() * 0.4)
 
         await asyncio.gather(*(keep_asking(seed) for seed in range(CLIENTS)))
         store = client.endpoint.store
@@ -117,9 +120,3 @@ async def test_in_chaos_every_job_ends_in_exactly_one_state_with_its_own_answer(
                 assert body["output"]["echo"] == number
                 assert body["output"]["id"] == job_id
     assert outcomes["CANCELLED"] > 20, "cancels met queued and running jobs"
-
-
-def parsed():
-    from llmpod.endpoint import Fault
-
-    return [Fault.parse(text) for text in FAULTS]

@@ -136,6 +136,22 @@ async def test_a_stop_that_the_sdk_ignored_is_repeated_until_the_job_is_gone(ech
             await asyncio.sleep(0.05)
 
 
+async def test_a_result_whose_connection_broke_is_missed_and_the_job_runs_again(echo, tmp_path):
+    """The SDK posts a result once; the worker lives on and knows nothing of the job any more."""
+    note = tmp_path / "ran"
+    echo.endpoint.set_faults(faults=[{"operation": "job-done", "outcome": "drop", "probability": 1}])
+    job_id = await echo.run({"echo": "kept", "note": str(note)})
+    async with asyncio.timeout(5):
+        while not note.exists():
+            await asyncio.sleep(0.05)
+    await asyncio.sleep(0.3)
+    echo.endpoint.set_faults(faults=[])
+    body = await echo.end(job_id)
+    assert body["output"]["echo"] == "kept"
+    assert body["retries"] == 1
+    assert note.read_text().split() == [job_id, job_id]
+
+
 async def test_execution_timeout_ends_the_job_and_stops_it_in_the_worker(echo):
     body = await echo.runsync({"sleep_ms": 60_000}, policy={"executionTimeout": 500})
     assert body["status"] == "TIMED_OUT"

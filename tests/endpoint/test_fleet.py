@@ -17,12 +17,16 @@ from .conftest import WORKERS, make_options, serve
 STUBBORN = [sys.executable, "-u", str(WORKERS / "stubborn.py")]
 
 
-def alive(pid):
+def state_of(pid):
+    """The letter /proc gives a process, None when it is gone."""
     try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
-        return False
-    return state != "Z"
+        return None
+
+
+def alive(pid):
+    return state_of(pid) not in (None, "Z")
 
 
 async def eventually(check, wait_s=15.0):
@@ -257,6 +261,16 @@ async def test_kill_every_kills_again_and_again_and_jobs_still_end():
         bodies = [await client.end(job_id) for job_id in ids]
         assert [body["output"]["echo"] for body in bodies] == list(range(6))
         assert client.endpoint.fleet.crashes == 0, "a kill on purpose is no crash"
+
+
+async def test_freeze_every_freezes_a_worker_s_processes():
+    async with serve(dead_after_pings=0) as client:
+        (worker_id,) = await client.endpoint.ready()
+        process = client.endpoint.fleet.processes[worker_id]
+        await eventually(lambda: process.pid is not None)
+        client.endpoint.set_faults(freeze_every_s=0.1)
+        family = [process.pid, *children_of(process.pid)]
+        await eventually(lambda: all(state_of(pid) == "T" for pid in family), 3)
 
 
 @pytest.mark.parametrize(

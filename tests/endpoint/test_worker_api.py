@@ -6,6 +6,7 @@ import json
 import pytest
 
 from llmpod.endpoint.jobs import JobRequest
+from llmpod.endpoint.workers import Worker, absent
 
 from .conftest import serve
 
@@ -198,15 +199,19 @@ async def test_a_job_that_pings_no_longer_name_is_queued_again(bare):
     """Its result was lost on the way: the SDK does not repeat a POST whose connection broke."""
     job_id = await bare.run({})
     await take(bare)
-    await bare.get("/ping/w1?gpu=x")
-    assert bare.endpoint.job(job_id).state == "IN_PROGRESS"
+    job = bare.endpoint.job(job_id)
+    ping = "/ping/w1?gpu=x&runpod_version=1.12.0"
+    for _ in range(3):
+        await bare.get(ping)
+    assert job.state == "IN_PROGRESS", "the worker may still be reading the answer to its poll"
     await asyncio.sleep(2.1)
-    await bare.get("/ping/w1?gpu=x")
-    assert bare.endpoint.job(job_id).state == "IN_PROGRESS"
-    await bare.get("/ping/w1?gpu=x")
-    assert bare.endpoint.job(job_id).state == "IN_QUEUE"
+    for query in (ping, ping + "&job_id=" + job_id, "/ping/w1?gpu=x", ping):
+        await bare.get(query)
+        assert job.state == "IN_PROGRESS"
+    await bare.get(ping)
+    assert job.state == "IN_QUEUE"
     assert (await done(bare, job_id, {"output": "late"}))[0] == 400
-    assert bare.endpoint.job(job_id).state == "IN_QUEUE"
+    assert job.state == "IN_QUEUE"
 
 
 async def test_a_job_whose_workers_keep_dying_fails_after_the_last_retry():
@@ -247,5 +252,24 @@ async def test_a_late_progress_update_changes_nothing_unless_asked_to(bare):
 
 async def test_a_ping_with_hundreds_of_jobs_in_its_address_is_read(bare):
     ids = ",".join(f"{n:036d}-u1" for n in range(1500))
+    await bare.run({})
+    await take(bare)
     assert (await bare.get("/ping/w1", params={"gpu": "x", "job_id": ids}))[0] == 200
     assert bare.endpoint.worker("w1").last_ping_s is not None
+
+
+@pytest.mark.parametrize("path", ["/job-done/stranger/{}?gpu=x", "/job-stream/stranger/{}?gpu=x"])
+async def test_a_report_of_an_unknown_worker_makes_no_worker_of_it(bare, path):
+    job_id = await bare.run({})
+    assert (await bare.post(path.format(job_id), {"output": 1}))[0] == 400
+    await bare.get("/ping/stranger?gpu=x&status=unhealthy")
+    assert not bare.endpoint.broker.workers
+
+
+async def test_an_external_worker_that_stops_asking_is_forgotten_in_time():
+    worker = Worker("w", owned=False, since_s=0)
+    worker.last_poll_s = 100.0
+    assert not absent(worker, 105.0, 1.0, 3)
+    assert absent(worker, 107.0, 1.0, 3)
+    worker.open_polls = 1
+    assert not absent(worker, 1000.0, 1.0, 3)

@@ -14,8 +14,10 @@ from typing import Any
 import msgspec
 import pytest
 
+from llmpod.worker.inputs import NativeRequest
+
 PARAMETERS: list[tuple[str, str, set[str]]] = [
-    ("vllm.engine.async_llm_engine", "AsyncLLMEngine.from_engine_args", {"engine_args"}),
+    ("vllm.engine.async_llm_engine", "AsyncLLMEngine.from_engine_args", {"engine_args", "stat_loggers"}),
     ("vllm.engine.async_llm_engine", "AsyncLLMEngine.generate", {"prompt", "sampling_params", "request_id"}),
     ("vllm.engine.async_llm_engine", "AsyncLLMEngine.get_tokenizer", set()),
     ("vllm.engine.async_llm_engine", "AsyncLLMEngine.shutdown", set()),
@@ -177,3 +179,24 @@ async def test_the_engine_has_the_attributes_the_worker_reads(engine: Any) -> No
     assert isinstance(llm.vllm_config.scheduler_config.max_num_batched_tokens, int)
     assert llm.vllm_config.cache_config.num_gpu_blocks > 0
     assert engine.kv_cache_tokens > engine.max_model_len
+
+
+def test_a_stat_logger_is_told_of_every_step() -> None:
+    from vllm.v1.metrics.loggers import StatLoggerBase
+
+    assert StatLoggerBase.__abstractmethods__ == {"__init__", "record", "log_engine_initialized"}
+
+
+def test_a_dead_engine_says_so() -> None:
+    assert isinstance(
+        inspect.getattr_static(found("vllm.engine.async_llm_engine", "AsyncLLMEngine"), "errored"), property
+    )
+
+
+async def test_every_step_is_a_sign_of_life(engine: Any) -> None:
+    before = engine.last_step
+    ids = await engine.render(NativeRequest("Hello", None, {}, None, False, None, True))
+    async for _ in engine.generate(ids, engine.sampling({"ignore_eos": True}, 64, stream=False), "signs-of-life"):
+        pass
+    assert engine.last_step > before
+    assert not engine.dead

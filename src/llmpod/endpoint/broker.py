@@ -15,7 +15,7 @@ from .faults import Faults, batch_size
 from .jobs import Job, JobState
 from .options import Options
 from .store import JobStore
-from .workers import Worker, WorkerState, missing, silent
+from .workers import Worker, WorkerState, absent, missing, silent
 
 DEAD_KEPT = 20
 """Dead workers that are remembered, so that their logs can be read and their late calls recognised."""
@@ -57,8 +57,8 @@ class Broker:
             del self.workers[worker_id]
         return worker
 
-    def worker(self, worker_id: str) -> Worker:
-        """The worker that calls; one we do not know is somebody else's process and is welcome."""
+    def polling(self, worker_id: str) -> Worker:
+        """The worker that polls; one we do not know is somebody else's process and is welcome."""
         return self.workers.get(worker_id) or self.add(worker_id, owned=False)
 
     def live(self) -> list[Worker]:
@@ -95,6 +95,7 @@ class Broker:
         if not worker.polled:
             worker.polled = True
             worker.idle_since_s = self.store.clock()
+        worker.open_polls += 1
         poll = Poll(worker, asked, asyncio.get_running_loop().create_future())
         if worker.takes_jobs:
             self.polls[poll] = None
@@ -105,6 +106,8 @@ class Broker:
     def close(self, poll: Poll, *, delivered: bool) -> None:
         """Ends a poll. Jobs that were chosen for it but did not reach the worker go back, oldest first."""
         self.polls.pop(poll, None)
+        poll.worker.open_polls -= 1
+        poll.worker.last_poll_s = self.store.clock()
         if not delivered:
             for job in reversed(poll.jobs):
                 if job.state is JobState.IN_PROGRESS and job.worker_id == poll.worker.id:
@@ -121,25 +124,29 @@ class Broker:
             poll.jobs = self.store.take(count, poll.worker.id)
             poll.ready.set_result(None)
 
-    def held(self, worker: Worker, job_id: str) -> Job | None:
-        """The running job that `worker` reports about; None when it no longer runs there but once did (a late report).
+    def held(self, worker_id: str, job_id: str) -> Job | None:
+        """The running job that a worker reports about; None when it no longer runs there but once did (a late report).
 
         Raises ApiError 404 for an id that does not exist and 400 for a job that this worker does not hold.
         """
-        job = worker.jobs.get(job_id)
-        if job is not None:
-            return job
+        worker = self.workers.get(worker_id)
+        if worker is not None and job_id in worker.jobs:
+            return worker.jobs[job_id]
         job = self.store.jobs.get(job_id)
         if job is None:
             raise ApiError(404, f"no job {job_id}")
-        if job.worker_id == worker.id:
+        if job.worker_id == worker_id:
             return None
-        raise ApiError(400, f"worker {worker.id} does not hold job {job_id}")
+        raise ApiError(400, f"worker {worker_id} does not hold job {job_id}")
 
     # ------------------------------------------------------------------ pings and stops
-    def ping(self, worker: Worker, job_ids: str, status: str | None, reason: str) -> None:
-        """A heartbeat with the comma-separated ids of the jobs the worker thinks it holds."""
-        if worker.dead is not None:
+    def ping(self, worker_id: str, job_ids: str, status: str | None, reason: str, *, from_sdk: bool) -> None:
+        """A heartbeat with the comma-separated ids of the jobs the worker thinks it holds.
+
+        Only the SDK (`from_sdk`) is known to name them all; silence of another client about a job means nothing.
+        """
+        worker = self.workers.get(worker_id)
+        if worker is None or worker.dead is not None:
             return
         now = self.store.clock()
         worker.last_ping_s = now
@@ -148,7 +155,7 @@ class Broker:
             self.recycle(worker, f"unhealthy: {worker.unhealthy}")
             return
         reported = set(job_ids.split(",")) if job_ids else set()
-        if self.options.lost_after_pings:
+        if from_sdk and self.options.lost_after_pings:
             self._find_lost(worker, reported, len(job_ids), now)
         self._repeat_stops(worker, reported, now)
 
@@ -181,7 +188,7 @@ class Broker:
         return fetched
 
     def sweep(self) -> None:
-        """Declares workers dead whose pings stopped."""
+        """Declares workers dead whose pings stopped, or who were somebody else's and do not ask for jobs any more."""
         now = self.store.clock()
         interval_s = self.options.ping_interval_ms / 1000
         for worker in self.live():
@@ -189,6 +196,8 @@ class Broker:
                 reason = f"sent no ping for {self.options.dead_after_pings} intervals"
                 self.lose(worker, reason)
                 self.crash(worker, reason)
+            elif absent(worker, now, interval_s, self.options.dead_after_pings):
+                self.lose(worker, "asks for no jobs any more")
 
     # ------------------------------------------------------------------ following the store
     def _on_transition(self, job: Job, was: JobState | None, reason: str) -> None:

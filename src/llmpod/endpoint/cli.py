@@ -8,7 +8,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -19,17 +19,19 @@ from .local import LocalEndpoint
 from .options import Options
 
 NOT_FLAGS = frozenset({"env", "faults"})
-"""Fields without a flag of their own: the environment is inherited, faults come from their own flags."""
+"""Fields without a flag of their own: the environment is inherited, faults have --fault."""
 
 DESCRIPTION = """\
 A RunPod endpoint on your own machine: RunPod's API in front, the worker protocol behind, a queue, an autoscaler and
 real worker processes in between. Everything is in memory and gone when it stops: a tool for development.
 
 examples:
-  %(prog)s                                       the worker of this repository on http://127.0.0.1:8000/v2/local
-  %(prog)s --command 'python -u src/main.py' --cwd ../worker --workers-max 2
-  %(prog)s --no-fleet                            start workers yourself
+  %(prog)s
+      http://127.0.0.1:8000/v2/local with the worker of this repository, started by the first job
+  %(prog)s --command 'python -u src/main.py' --cwd ../worker --workers-min 1
+      another worker, always on
   %(prog)s --fault job-done:503:0.1 --kill-every-s 20
+      a bad day in production
 """
 
 
@@ -40,28 +42,42 @@ def flags(model: type[BaseModel]) -> Iterator[tuple[str, FieldInfo]]:
             yield name, info
 
 
+def shown_default(name: str, info: FieldInfo) -> str:
+    """A field's default as a person reads it; empty where there is none or where it depends on the machine."""
+    if name == "command":
+        return "python -u handler.py"
+    default = info.get_default()
+    if isinstance(default, bool):
+        return "on" if default else "off"
+    return "" if default in (None, "") or info.default_factory is not None else f"{default}"
+
+
+def flag_of(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
 def add_flags(group: argparse._ArgumentGroup, model: type[BaseModel]) -> None:
     for name, info in flags(model):
-        flag = "--" + name.replace("_", "-")
-        default = info.get_default()
-        text = (info.description or "").replace("%", "%%")
-        if isinstance(default, bool):
-            shown = f"{text} (default: {'on' if default else 'off'})"
-            group.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=shown)
-        else:
-            shown = text if default in (None, "") or "default:" in text else f"{text} (default: {default})"
-            metavar = "COMMAND" if name == "command" else name.rpartition("_")[2].upper()
-            group.add_argument(flag, default=None, metavar=metavar, help=shown)
+        default = shown_default(name, info)
+        text = (info.description or "").replace("%", "%%") + (f" (default: {default})" if default else "")
+        if isinstance(info.get_default(), bool):
+            group.add_argument(flag_of(name), action=argparse.BooleanOptionalAction, default=None, help=text)
+            continue
+        choices = get_args(info.annotation) if get_origin(info.annotation) is Literal else ()
+        unit = name.rpartition("_")[2].upper()
+        metavar = "{" + ",".join(choices) + "}" if choices else "COMMAND" if name == "command" else unit
+        group.add_argument(flag_of(name), default=None, metavar=metavar, help=text)
 
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="python -m llmpod.endpoint",
+        usage="%(prog)s [options]",
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    add_flags(made.add_argument_group("options"), Options)
+    add_flags(made.add_argument_group("the endpoint"), Options)
     faults = made.add_argument_group(
         "faults", "what production does to a worker; all can be changed over /control/faults"
     )
@@ -77,7 +93,8 @@ def parser() -> argparse.ArgumentParser:
 
 def parse(argv: Sequence[str]) -> Options:
     """Options from a command line. Raises StartError with the first thing that is wrong."""
-    given = {name: value for name, value in vars(parser().parse_args(argv)).items() if value is not None}
+    arguments = parser().parse_args(argv)
+    given = {name: value for name, value in vars(arguments).items() if value is not None}
     values: dict[str, Any] = {name: given[name] for name, _ in flags(Options) if name in given}
     faults: dict[str, Any] = {name: given[name] for name, _ in flags(Faults) if name in given}
     try:

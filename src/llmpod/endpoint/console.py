@@ -59,13 +59,20 @@ class Console:
         while True:
             await asyncio.sleep(FLUSH_S)
             if self._lines:
-                await asyncio.to_thread(self.flush)
+                # Taken here and not in the thread: the event loop goes on appending.
+                await asyncio.shield(asyncio.to_thread(self._write, *self._taken()))
 
     def flush(self) -> None:
-        if self._console is None:
-            return
+        self._write(*self._taken())
+
+    def _taken(self) -> tuple[list[tuple[str, str, str]], int]:
         lines, self._lines = self._lines, []
         dropped, self._dropped = self._dropped, 0
+        return lines, dropped
+
+    def _write(self, lines: list[tuple[str, str, str]], dropped: int) -> None:
+        if self._console is None:
+            return
         for source, line, style in lines:
             # Text, not markup: a worker's line may contain anything.
             self._console.print(Text.assemble((f"{source:>14} | ", style), Text.from_ansi(line)))

@@ -62,6 +62,7 @@ class Faults(BaseModel):
         " code from 400 to 599, 'drop' (no effect) or 'drop-after' (effect, no answer)",
     )
     kill_every_s: float = Field(0, ge=0, description="SIGKILL a random worker every so many seconds; 0: never")
+    freeze_every_s: float = Field(0, ge=0, description="SIGSTOP a random worker every so many seconds; 0: never")
     cold_start_s: float = Field(0, ge=0, description="pause between the scaler's decision and the start of a process")
     machines: int | None = Field(None, ge=0, description="workers that can be had; those above it stay THROTTLED")
     seed: int | None = Field(None, description="seed of every random decision here")

@@ -60,15 +60,16 @@ class Fleet:
     # ------------------------------------------------------------------ the loop
     async def run(self) -> None:
         """Scales until cancelled."""
-        last_kill_s = self.store.clock()
+        last_s = {"kill": self.store.clock(), "freeze": self.store.clock()}
         while True:
             self.look()
-            pause_s = self.broker.faults.kill_every_s
-            if not pause_s:
-                last_kill_s = self.store.clock()
-            elif self.store.clock() - last_kill_s >= pause_s:
-                last_kill_s = self.store.clock()
-                self.kill_one()
+            faults = self.broker.faults
+            for what, every_s in (("kill", faults.kill_every_s), ("freeze", faults.freeze_every_s)):
+                if every_s and self.store.clock() - last_s[what] < every_s:
+                    continue
+                last_s[what] = self.store.clock()
+                if every_s and (chosen := self._victim()) is not None:
+                    self._strike(chosen, what)
             await asyncio.sleep(self.options.scale_period_s)
 
     def look(self) -> None:
@@ -238,14 +239,17 @@ class Fleet:
     def _crash(self, worker: Worker, reason: str) -> None:
         self.kill(worker.id, reason)
 
-    def kill_one(self) -> str | None:
-        """SIGKILL to a random worker that is up; its id, or None when none is."""
+    def _victim(self) -> str | None:
+        """A random worker that is up; None when none is."""
         up = [worker.id for worker in self._live() if worker.polled and worker.id in self.processes]
-        if not up:
-            return None
-        chosen = self._random.choice(up)
-        self.kill(chosen, "fault: kill_every_s")
-        return chosen
+        return self._random.choice(up) if up else None
+
+    def _strike(self, worker_id: str, what: str) -> None:
+        if what == "kill":
+            self.kill(worker_id, "fault: kill_every_s")
+        else:
+            self._report(f"worker {worker_id} is frozen: fault: freeze_every_s")
+            self.freeze(worker_id, frozen=True)
 
     def freeze(self, worker_id: str, *, frozen: bool) -> bool:
         """Stops or continues every process of a worker (SIGSTOP, SIGCONT). False when there is no such process."""

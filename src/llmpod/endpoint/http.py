@@ -16,10 +16,6 @@ def json_response(value: Any, status: int = 200) -> web.Response:
     return web.Response(body=orjson.dumps(value), status=status, content_type="application/json")
 
 
-def error_response(error: ApiError) -> web.Response:
-    return json_response({"error": error.message}, error.status)
-
-
 async def read_body(request: web.Request, limit_bytes: int) -> bytes:
     """The whole body. Raises ApiError 400 above `limit_bytes`, after decompression too, without reading further."""
     declared = request.content_length

@@ -39,6 +39,7 @@ class Journal:
     def __init__(self, store: JobStore, options: Options) -> None:
         self._lines: list[bytes] = []
         self._file: IO[bytes] | None = None
+        self._writing: asyncio.Future[None] | None = None
         if options.journal == "-":
             self._file = sys.stdout.buffer
         elif options.journal:
@@ -53,12 +54,15 @@ class Journal:
         """Writes what has gathered until cancelled, in a thread: a full pipe must not stop the endpoint."""
         while True:
             await asyncio.sleep(FLUSH_S)
-            await asyncio.to_thread(self.flush)
+            if self._lines:
+                # Taken here and not in the thread: the event loop goes on appending.
+                lines, self._lines = self._lines, []
+                self._writing = asyncio.ensure_future(asyncio.to_thread(self._write, lines))
+                await asyncio.shield(self._writing)
 
-    def flush(self) -> None:
-        if self._file is None or not self._lines:
+    def _write(self, lines: list[bytes]) -> None:
+        if self._file is None:
             return
-        lines, self._lines = self._lines, []
         try:
             self._file.write(b"".join(lines))
             self._file.flush()
@@ -66,7 +70,10 @@ class Journal:
             # The reader of our standard output is gone; the endpoint goes on without a journal.
             self._file = None
 
-    def close(self) -> None:
-        self.flush()
+    async def close(self) -> None:
+        """Writes the rest, after what a thread may still be writing."""
+        if self._writing is not None:
+            await asyncio.wait((self._writing,))
+        self._write(self._lines)
         if self._file is not None and self._file is not sys.stdout.buffer:
             self._file.close()

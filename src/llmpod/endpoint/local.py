@@ -24,12 +24,11 @@ from .control_api import ControlApi
 from .errors import ApiError, StartError
 from .faults import Faults
 from .fleet import Fleet
-from .http import error_response
 from .jobs import Job
 from .journal import Journal
 from .metrics import Metrics
 from .options import Options, sdk_config_key
-from .server import KEEPALIVE_S, MAX_LINE_BYTES, Api, Gate
+from .server import KEEPALIVE_S, MAX_LINE_BYTES, Api, Gate, json_errors
 from .store import JobStore, Listener
 from .webhooks import Webhooks
 from .workers import Worker
@@ -39,6 +38,7 @@ PAGE_POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; img-src data:;"
     " frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 )
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 RUNNING_SWEEP_S = 0.1
 WAITING_SWEEP_S = 1.0
 SHUTDOWN_S = 0.5
@@ -112,7 +112,7 @@ class LocalEndpoint:
         options.check_exposure()
         if self.fleet is not None:
             self._check_command()
-        app = web.Application()
+        app = web.Application(middlewares=[json_errors(self.console.report)])
         app.router.add_route("*", "/v2/{tail:.*}", self._api.handle)
         app.router.add_get("/", self._page)
         app.router.add_get("/metrics", self._metrics)
@@ -150,7 +150,7 @@ class LocalEndpoint:
         if self._runner is not None:
             await self._runner.cleanup()
         await self.webhooks.close()
-        self.journal.close()
+        await self.journal.close()
         self.console.flush()
 
     async def __aenter__(self) -> Self:
@@ -244,23 +244,13 @@ class LocalEndpoint:
         return web.FileResponse(PAGE, headers={"Cache-Control": "no-cache", "Content-Security-Policy": PAGE_POLICY})
 
     async def _metrics(self, request: web.Request) -> web.StreamResponse:
-        try:
-            self._gate.check_source(request)
-            self._gate.check_client(request)
-        except ApiError as error:
-            return error_response(error)
-        return web.Response(
-            body=self.metrics.text(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
-        )
+        self._gate.check_source(request)
+        self._gate.check_client(request)
+        return web.Response(body=self.metrics.text(), headers={"Content-Type": METRICS_TYPE})
 
     async def _other(self, request: web.Request) -> web.StreamResponse:
-        try:
-            self._gate.check_source(request)
-            if request.path.startswith("/control/"):
-                self._gate.check_client(request)
-                return await self.control.handle(request)
-            raise ApiError(
-                405 if request.path in ("/", "/metrics") else 404, f"no route {request.method} {request.path}"
-            )
-        except ApiError as error:
-            return error_response(error)
+        self._gate.check_source(request)
+        if request.path.startswith("/control/"):
+            self._gate.check_client(request)
+            return await self.control.handle(request)
+        raise ApiError(405 if request.path in ("/", "/metrics") else 404, f"no route {request.method} {request.path}")

@@ -10,12 +10,13 @@ from random import Random
 from urllib.parse import urlsplit
 
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 
 from .broker import Broker
 from .client_api import ClientApi
 from .errors import ApiError
 from .faults import DROP, DROP_AFTER, delay_s, draw
-from .http import error_response
+from .http import json_response
 from .limits import RATES, RateWindow
 from .openai_api import OpenAiApi
 from .options import Options, is_loopback
@@ -52,8 +53,11 @@ class Gate:
         """Refuses what a web page of another site sends. Raises ApiError 403.
 
         Without a key, all that protects a loopback service is that browsers name the site they speak for: a foreign
-        Origin is a cross-site request, a foreign Host a name that was rebound to 127.0.0.1.
+        Origin is a cross-site request, a foreign Host a name that was rebound to 127.0.0.1. Images and scripts are
+        fetched without an Origin, but with Sec-Fetch-Site.
         """
+        if request.headers.get("Sec-Fetch-Site", "none") not in ("none", "same-origin"):
+            raise ApiError(403, "requests from other web sites are refused")
         origin = request.headers.get("Origin")
         if origin is not None and urlsplit(origin).netloc != request.host:
             raise ApiError(403, "requests from other web sites are refused")
@@ -113,33 +117,30 @@ class Api:
         }
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
-        """Every request below /v2/. Errors become JSON here and nowhere else."""
-        try:
-            self._gate.check_source(request)
-            endpoint, _, rest = request.path.removeprefix("/v2/").partition("/")
-            if endpoint != self._options.endpoint_id:
-                raise ApiError(404, f"no endpoint {endpoint}")
-            name, _, tail = rest.partition("/")
-            if name == "openai":
-                self._gate.check_client(request)
-                if request.method not in ("GET", "POST"):
-                    raise ApiError(405, f"{request.method} is not allowed here")
-                return await self._limited(name, self._openai.call(request, f"/{tail}"))
-            operation = self.operations.get(name)
-            segments = tail.split("/") if tail else []
-            if operation is None or len(segments) != operation.segments or not all(segments):
-                raise ApiError(404, f"no route {request.path}")
-            if operation.worker_side:
-                self._gate.check_worker(request)
-            else:
-                self._gate.check_client(request)
-            if request.method not in operation.methods:
-                raise ApiError(405, f"{request.method} is not allowed here, use {' or '.join(operation.methods)}")
-            if operation.worker_side:
-                return await self._with_faults(name, operation, request, segments)
-            return await self._limited(name, operation.handler(request, *segments))
-        except ApiError as error:
-            return error_response(error)
+        """Every request below /v2/. Raises ApiError, which `json_errors` answers."""
+        self._gate.check_source(request)
+        endpoint, _, rest = request.path.removeprefix("/v2/").partition("/")
+        if endpoint != self._options.endpoint_id:
+            raise ApiError(404, f"no endpoint {endpoint}")
+        name, _, tail = rest.partition("/")
+        if name == "openai":
+            self._gate.check_client(request)
+            if request.method not in ("GET", "POST"):
+                raise ApiError(405, f"{request.method} is not allowed here")
+            return await self._limited(name, self._openai.call(request, f"/{tail}"))
+        operation = self.operations.get(name)
+        segments = tail.split("/") if tail else []
+        if operation is None or len(segments) != operation.segments or not all(segments):
+            raise ApiError(404, f"no route {request.path}")
+        if operation.worker_side:
+            self._gate.check_worker(request)
+        else:
+            self._gate.check_client(request)
+        if request.method not in operation.methods:
+            raise ApiError(405, f"{request.method} is not allowed here, use {' or '.join(operation.methods)}")
+        if operation.worker_side:
+            return await self._with_faults(name, operation, request, segments)
+        return await self._limited(name, operation.handler(request, *segments))
 
     async def _limited(self, name: str, answer: Awaitable[web.StreamResponse]) -> web.StreamResponse:
         window = self._windows.get(name)
@@ -171,6 +172,28 @@ class Api:
         if outcome == DROP_AFTER:
             return hang_up(request)
         return response
+
+
+def json_errors(report: Callable[[str], None]) -> Middleware:
+    """The one place where errors become answers: JSON with a code, and never a traceback."""
+
+    @web.middleware
+    async def middleware(
+        request: web.Request, handler: Callable[..., Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except ApiError as error:
+            return json_response({"error": error.message}, error.status)
+        except web.HTTPException as error:
+            return json_response({"error": error.reason}, error.status)
+        except ConnectionError:
+            raise
+        except Exception as error:  # noqa: BLE001 -- the edge of a request: a defect of ours must not reach the client
+            report(f"internal error in {request.method} {request.path}: {error!r}")
+            return json_response({"error": "internal error"}, 500)
+
+    return middleware
 
 
 def hang_up(request: web.Request) -> web.Response:

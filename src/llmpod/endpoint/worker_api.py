@@ -35,14 +35,14 @@ class WorkerApi:
     # ------------------------------------------------------------------ long polls
     async def take(self, request: web.Request, worker_id: str) -> web.StreamResponse:
         """GET job-take: one job as an object, or 204 when none came within the hold."""
-        return await self._take(request, self.broker.worker(worker_id), 1, batch=False)
+        return await self._take(request, self.broker.polling(worker_id), 1, batch=False)
 
     async def take_batch(self, request: web.Request, worker_id: str) -> web.StreamResponse:
         """GET job-take-batch?batch_size=N: a list of jobs, or 204."""
         text = request.query.get("batch_size", "1")
         if not text.isdigit() or not 1 <= int(text) <= BATCH_MAX:
             raise ApiError(400, f"batch_size: must be a number from 1 to {BATCH_MAX}")
-        return await self._take(request, self.broker.worker(worker_id), int(text), batch=True)
+        return await self._take(request, self.broker.polling(worker_id), int(text), batch=True)
 
     async def _take(self, request: web.Request, worker: Worker, asked: int, *, batch: bool) -> web.StreamResponse:
         poll = self.broker.open(worker, asked)
@@ -70,7 +70,7 @@ class WorkerApi:
 
     async def stop(self, request: web.Request, worker_id: str) -> web.StreamResponse:
         """GET job-stop: {"jobsToStop": [ids]} as soon as there is one, or 204 when none came within the hold."""
-        worker = self.broker.worker(worker_id)
+        worker = self.broker.polling(worker_id)
         if not worker.stop_ids:
             watcher: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             worker.stop_watchers.append(watcher)
@@ -87,9 +87,8 @@ class WorkerApi:
     # ------------------------------------------------------------------ results
     async def stream_chunk(self, request: web.Request, worker_id: str, job_id: str) -> web.StreamResponse:
         """POST job-stream: one yield, {"output": value}."""
-        worker = self.broker.worker(worker_id)
         body = await read_body(request, self.options.runsync_limit_bytes)
-        if (job := self.broker.held(worker, job_id)) is None:
+        if (job := self.broker.held(worker_id, job_id)) is None:
             return json_response({"status": "ignored"})
         value = parse_json(body)
         if not isinstance(value, dict) or "output" not in value:
@@ -107,24 +106,23 @@ class WorkerApi:
         A body that is too large or unreadable is answered 400 and completes the job without output, as production does
         (an over-sized image result came back as COMPLETED with no output key).
         """
-        worker = self.broker.worker(worker_id)
-        job = self.broker.held(worker, job_id)
+        job = self.broker.held(worker_id, job_id)
         limit_bytes = self.options.runsync_limit_bytes if job is None or job.sync else self.options.run_limit_bytes
         try:
             value = parse_json(await read_body(request, limit_bytes))
             if not isinstance(value, dict):
                 raise ApiError(400, "a result must be a JSON object")
         except ApiError:
-            if (job := self.broker.held(worker, job_id)) is not None:
+            if (job := self.broker.held(worker_id, job_id)) is not None:
                 self.store.finish(job, JobState.COMPLETED, "done")
             raise
         # The body took time to arrive: the job may have ended or been lost meanwhile.
-        job = self.broker.held(worker, job_id)
+        job = self.broker.held(worker_id, job_id)
         if value.get("status") == JobState.IN_PROGRESS.value:
             self._progress(job_id, job, value)
         elif job is not None:
             self._finish(job, value)
-        if value.get("stopPod") is True:
+        if value.get("stopPod") is True and (worker := self.broker.workers.get(worker_id)) is not None:
             self.broker.recycle(worker, "asked to be stopped (stopPod)")
         return json_response({"status": "ok" if job is not None else "ignored"})
 
@@ -148,5 +146,6 @@ class WorkerApi:
         """GET ping?job_id=a,b: alive, and these are the jobs I hold; or status=unhealthy&check=...&reason=..."""
         query = request.query
         reason = ": ".join(query[key] for key in ("check", "reason") if key in query)
-        self.broker.ping(self.broker.worker(worker_id), query.get("job_id", ""), query.get("status"), reason)
+        from_sdk = "runpod_version" in query
+        self.broker.ping(worker_id, query.get("job_id", ""), query.get("status"), reason, from_sdk=from_sdk)
         return json_response({"status": "ok"})

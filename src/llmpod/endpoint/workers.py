@@ -43,6 +43,8 @@ class Worker:
     draining: bool = False
     unhealthy: str | None = None
     dead: str | None = None
+    open_polls: int = 0
+    last_poll_s: float | None = None
     last_ping_s: float | None = None
     idle_since_s: float | None = None
     jobs_done: int = 0
@@ -89,6 +91,16 @@ class Worker:
 def silent(worker: Worker, now: float, interval_s: float, pings: int) -> bool:
     """Whether a worker that used to ping missed `pings` intervals. One that never did is judged by its process."""
     return pings > 0 and worker.last_ping_s is not None and now - worker.last_ping_s > pings * interval_s
+
+
+def absent(worker: Worker, now: float, interval_s: float, pings: int) -> bool:
+    """Whether a worker that is not ours and never pings left: idle, and without an open poll for `pings` intervals.
+
+    A worker of the SDK that could take a job always has a poll open, but for pauses of at most 5 s.
+    """
+    if worker.owned or pings == 0 or worker.last_ping_s is not None or worker.jobs or worker.open_polls:
+        return False
+    return worker.last_poll_s is not None and now - worker.last_poll_s > max(pings * interval_s, 6.0)
 
 
 def missing(held: Mapping[str, Job], reported: Collection[str], reported_chars: int, now: float) -> list[Job]:

@@ -1,0 +1,280 @@
+"""What the worker costs above the bare engine, through RunPod's protocol on this machine; ratios from one run.
+
+    python bench/worker.py                                 this worker, and the SDK's stock loop beside it
+    python bench/worker.py --peer DIR --peer-command "python -u src/main.py"     another worker's checkout, too
+
+Jobs are native ({"prompt", "sampling_params", "stream"}), 128 tokens each. Times are read from the endpoint's clock:
+submission, first stream chunk, result. A run takes some minutes; absolute figures belong to the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import importlib.metadata
+import json
+import os
+import shlex
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY / "src"))
+
+import aiohttp  # noqa: E402
+
+from llmpod.endpoint import Job, JobState, LocalEndpoint, Options  # noqa: E402
+
+TOKENS = 128
+JOB = {"prompt": "How do I prepare for a job interview?", "sampling_params": {"max_tokens": TOKENS, "ignore_eos": True}}
+SEATS = 128
+Figures = dict[str, float]
+
+
+class Bench:
+    """One worker under load."""
+
+    def __init__(self, endpoint: LocalEndpoint, session: aiohttp.ClientSession) -> None:
+        self.endpoint = endpoint
+        self.session = session
+        self.waiting: dict[str, asyncio.Future[None]] = {}
+        endpoint.listen(self._note)
+
+    def _note(self, job: Job, was: JobState | None, reason: str) -> None:
+        if job.ended and (waiting := self.waiting.pop(job.id, None)) is not None and not waiting.done():
+            waiting.set_result(None)
+
+    async def job(self, *, stream: bool) -> Job:
+        async with self.session.post(self.endpoint.url + "/run", json={"input": JOB | {"stream": stream}}) as response:
+            job_id = (await response.json())["id"]
+        job = self.endpoint.job(job_id)
+        if not job.ended:
+            ended = self.waiting[job_id] = asyncio.get_running_loop().create_future()
+            await ended
+        if job.state is not JobState.COMPLETED:
+            raise SystemExit(f"job {job.state}: {job.error}")
+        return job
+
+    async def load(self, clients: int, jobs: int, *, stream: bool) -> tuple[list[Job], float]:
+        """So many clients, each sending its next job when the last has ended; the jobs, and the seconds it took."""
+        left = iter(range(jobs))
+        done: list[Job] = []
+
+        async def client() -> None:
+            for _ in left:
+                done.append(await self.job(stream=stream))  # noqa: PERF401 - one after the other
+
+        began = time.monotonic()
+        await asyncio.gather(*(client() for _ in range(clients)))
+        return done, time.monotonic() - began
+
+    async def idle_share(self) -> float:
+        """Share of engine seats that stood empty while jobs were queued."""
+        began = last = time.monotonic()
+        empty = seconds = 0.0
+        burst = asyncio.create_task(self.load(5 * SEATS, 5 * SEATS, stream=False))
+        while not burst.done():
+            await asyncio.sleep(0.005)
+            now = time.monotonic()
+            held = sum(len(worker.jobs) for worker in self.endpoint.broker.live())
+            if now - began > 1 and len(self.endpoint.store.queue):
+                empty += (now - last) * max(0, SEATS - held)
+                seconds += now - last
+            last = now
+        return empty / (SEATS * seconds) if seconds else 0.0
+
+    async def all(self) -> Figures:
+        figures: Figures = {}
+        await self.load(16, 64, stream=True)  # what the first batches set up
+        for rtt_ms in (0, 30):
+            self.endpoint.set_faults(network_latency_ms=rtt_ms)
+            at = f"RTT {rtt_ms}"
+            jobs, _ = await self.load(1, 9, stream=True)
+            figures[f"TTFT ms, 1 client, {at}"] = ttft_ms(jobs)
+            jobs, _ = await self.load(1, 9, stream=False)
+            figures[f"total ms, 1 client, not streamed, {at}"] = total_ms(jobs)
+            jobs, seconds = await self.load(64, 256, stream=True)
+            figures[f"TTFT ms, 64 clients, {at}"] = ttft_ms(jobs)
+            figures[f"jobs/s, 64 clients, streamed, {at}"] = len(jobs) / seconds
+            jobs, seconds = await self.load(128, 512, stream=False)
+            figures[f"jobs/s, 128 clients, not streamed, {at}"] = len(jobs) / seconds
+        self.endpoint.set_faults(network_latency_ms=0)
+        figures["idle seats while jobs wait, %"] = 100 * await self.idle_share()
+        return figures
+
+
+def ttft_ms(jobs: list[Job]) -> float:
+    return 1000 * statistics.median(job.first_chunk_s - job.submitted_s for job in jobs if job.first_chunk_s)
+
+
+def total_ms(jobs: list[Job]) -> float:
+    return 1000 * statistics.median(job.finished_s - job.submitted_s for job in jobs if job.finished_s)
+
+
+async def measure(command: list[str], cwd: Path, variables: dict[str, str]) -> Figures:
+    """Start a worker, measure it, stop it."""
+    options = Options(
+        port=0, fleet=False, journal="", console=False, rate_limits=False, take_hold_s=15, stop_hold_s=15,
+        execution_timeout_ms=300_000, dead_after_pings=0, lost_after_pings=0,
+    )  # fmt: skip
+    async with (
+        LocalEndpoint(options) as endpoint,
+        aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as http,
+    ):
+        bench = Bench(endpoint, http)
+        environment = os.environ | endpoint.worker_env("bench") | {"RUNPOD_LOG_LEVEL": "ERROR"} | variables
+        began = time.monotonic()
+        log = tempfile.NamedTemporaryFile("w", prefix="bench-worker-", suffix=".log", delete=False)  # noqa: SIM115
+        process = await asyncio.create_subprocess_exec(
+            *command, cwd=cwd, env=environment, stdout=log, stderr=log, start_new_session=True
+        )
+        log.close()
+        try:
+            first = asyncio.create_task(bench.job(stream=False))
+            died = asyncio.create_task(process.wait())
+            await asyncio.wait((first, died), return_when=asyncio.FIRST_COMPLETED)
+            if died.done():
+                raise SystemExit(f"the worker ended with {process.returncode}: see {log.name}")
+            job = await first
+            assert job.taken_s is not None
+            cold_start_s = job.taken_s - began
+            figures = await bench.all()
+            return figures | {"cold start s": cold_start_s}
+        finally:
+            if process.returncode is None:
+                process.send_signal(signal.SIGTERM)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(20):
+                        await process.wait()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+async def bare() -> Figures:
+    """The engine alone, called in its own event loop."""
+    from llmpod.worker import settings
+    from llmpod.worker.engine import Engine
+    from llmpod.worker.inputs import NativeRequest
+
+    environment = settings.load()
+    engine = Engine(environment.settings, environment.others, lambda event, **fields: None)
+    await engine.start()
+    request = NativeRequest(JOB["prompt"], None, {"ignore_eos": True}, TOKENS, False, None, True)  # type: ignore[arg-type]
+    count = iter(range(1_000_000))
+
+    async def one(*, stream: bool) -> tuple[float, float]:
+        began = time.monotonic()
+        first = 0.0
+        ids = await engine.render(request)
+        params = engine.sampling(request.sampling, TOKENS, stream=stream)
+        async for _ in engine.generate(ids, params, f"bare-{next(count)}"):
+            first = first or time.monotonic() - began
+        return first, time.monotonic() - began
+
+    async def load(clients: int, jobs: int, *, stream: bool) -> tuple[list[tuple[float, float]], float]:
+        left, done = iter(range(jobs)), []
+
+        async def client() -> None:
+            for _ in left:
+                done.append(await one(stream=stream))  # noqa: PERF401 - one after the other
+
+        began = time.monotonic()
+        await asyncio.gather(*(client() for _ in range(clients)))
+        return done, time.monotonic() - began
+
+    try:
+        await load(16, 64, stream=True)
+        figures: Figures = {}
+        times, _ = await load(1, 9, stream=True)
+        figures["TTFT ms, 1 client"] = 1000 * statistics.median(first for first, _ in times)
+        times, _ = await load(1, 9, stream=False)
+        figures["total ms, 1 client, not streamed"] = 1000 * statistics.median(total for _, total in times)
+        times, seconds = await load(64, 256, stream=True)
+        figures["TTFT ms, 64 clients"] = 1000 * statistics.median(first for first, _ in times)
+        figures["jobs/s, 64 clients, streamed"] = len(times) / seconds
+        _, seconds = await load(128, 512, stream=False)
+        figures["jobs/s, 128 clients, not streamed"] = 512 / seconds
+        return figures
+    finally:
+        engine.shutdown()
+
+
+def peer_variables() -> dict[str, str]:
+    """What makes another worker run the same engine on the same model."""
+    variables = {
+        "MODEL_NAME": os.environ.get("MODEL_NAME", str(REPOSITORY / "models" / "demo")),
+        "DTYPE": "float32",
+        "ENFORCE_EAGER": "true",
+        "MAX_NUM_SEQS": str(SEATS),
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    try:
+        importlib.metadata.version("vllm")
+    except importlib.metadata.PackageNotFoundError:
+        # The CPU build calls itself vllm-cpu, and the `vllm` command asks for its version by the usual name.
+        folder = Path(tempfile.mkdtemp(prefix="bench-names-"))
+        version = importlib.metadata.version("vllm-cpu")
+        (folder / f"vllm-{version}.dist-info").mkdir()
+        metadata = f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}+cpu\n"
+        (folder / f"vllm-{version}.dist-info" / "METADATA").write_text(metadata)
+        variables["PYTHONPATH"] = str(folder)
+    return variables
+
+
+def table(columns: dict[str, Figures]) -> str:
+    """One row per figure; beside each column its ratio to the first worker's."""
+    names = list(columns)
+    ours = columns[names[1]]
+    lines = [
+        "| | " + " | ".join(names) + " | " + " | ".join(f"{names[1]} / {name}" for name in names if name != names[1])
+    ]
+    lines[0] += " |"
+    lines.append("|" + "---|" * lines[0].count(" | ") + "---|")
+    for row, value in ours.items():
+        values = [columns[name].get(row, columns[name].get(row.split(", RTT")[0])) for name in names]
+        cells = ["" if one is None else f"{one:.1f}" for one in values]
+        ratios = [
+            "" if not one else f"{value / one:.2f}" for name, one in zip(names, values, strict=True) if name != names[1]
+        ]
+        lines.append(f"| {row} | " + " | ".join(cells) + " | " + " | ".join(ratios) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peer", type=Path, metavar="DIR", help="another worker's checkout")
+    parser.add_argument("--peer-command", default="python -u src/main.py", help="how it is started there")
+    parser.add_argument("--no-stock", action="store_true", help="leave the SDK's own loop out")
+    parser.add_argument("--bare", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.bare:
+        print(json.dumps(asyncio.run(bare())))
+        return
+    ours = [sys.executable, "-u", str(REPOSITORY / "handler.py")]
+    columns: dict[str, Figures] = {}
+
+    def note(name: str, figures: Figures) -> None:
+        columns[name] = figures
+        print(json.dumps({name: figures}), file=sys.stderr, flush=True)
+
+    said = subprocess.run([sys.executable, __file__, "--bare"], check=True, capture_output=True, text=True).stdout
+    note("bare engine", json.loads(said.splitlines()[-1]))
+    note("llmpod", asyncio.run(measure(ours, REPOSITORY, {})))
+    if arguments.peer:
+        command = shlex.split(arguments.peer_command)
+        note("peer", asyncio.run(measure(command, arguments.peer.resolve(), peer_variables())))
+    if not arguments.no_stock:
+        note("stock loop", asyncio.run(measure(ours, REPOSITORY, {"JOB_LOOP": "stock"})))
+    print(f"{os.cpu_count()} cores, {TOKENS}-token answers; RTT in ms, added to every call of the worker\n")
+    print(table(columns))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,281 @@
+"""From recorded jobs to what a report says. Everything here can be done again from the files, as often as one likes."""
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from llmpod.loadtest.classify import ERROR_CLASSES, WARNINGS
+from llmpod.loadtest.cost import Cost, cost
+from llmpod.loadtest.explain import why
+from llmpod.loadtest.health import HealthReport, Scaler
+from llmpod.loadtest.health import report as health_report
+from llmpod.loadtest.little import Little, little
+from llmpod.loadtest.measures import METRICS, Row, Share, row, shares
+from llmpod.loadtest.plan import Phase
+from llmpod.loadtest.records import Job
+from llmpod.loadtest.slo import Slo, Verdict, judge
+from llmpod.loadtest.stats import nearest_rank
+from llmpod.loadtest.validity import Doubt, doubts
+from llmpod.loadtest.workers import (
+    StartClass,
+    Stratum,
+    WorkerRow,
+    class_rows,
+    start_classes,
+    strata,
+    worker_rows,
+)
+
+LONG_RUN_S = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """How to look at the data; nothing in it changes what was measured."""
+
+    percentiles: tuple[float, ...] = (50.0, 90.0, 95.0, 99.0)
+    slos: tuple[Slo, ...] = ()
+    goodput: tuple[tuple[str, float], ...] = ()  # (metric, ms): a good request meets all of them
+    scaler: Scaler = field(default_factory=Scaler)
+    usd_per_hour: float | None = None
+    slice_s: float | None = None
+    allow_worker_change: bool = False
+
+    @property
+    def all_percentiles(self) -> tuple[float, ...]:
+        """Those to show, and those that an objective is about."""
+        asked = {slo.percentile for slo in self.slos if slo.percentile is not None}
+        return tuple(sorted({*self.percentiles, *asked}))
+
+
+@dataclass(frozen=True, slots=True)
+class Failures:
+    error_class: str
+    meaning: str
+    n: int
+    example: str
+    job_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """A stretch of the measured window, by when jobs were done."""
+
+    start_s: float
+    n: int
+    failed: int
+    p50_ms: float | None
+    p95_ms: float | None
+    per_s: float
+    live: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseReport:
+    phase: Phase
+    mode: str
+    counted: int
+    ok: int
+    failed: int
+    excluded: dict[str, int]
+    window_s: float
+    window_start_ms: float
+    requested_per_s: float | None
+    achieved_per_s: float | None
+    throughput_per_s: float | None
+    tokens_per_s: float | None
+    output_tokens: int
+    tokens_estimated: int
+    finish_reasons: dict[str, int]
+    rows: dict[str, Row]
+    shares: tuple[Share, ...]
+    failures: tuple[Failures, ...]
+    warnings: dict[str, int]
+    classes: tuple[StartClass, ...]
+    without_cold: Row | None
+    workers: tuple[WorkerRow, ...]
+    jain: float | None
+    strata: tuple[Stratum, ...]
+    little: Little | None
+    slices: tuple[Slice, ...]
+    health: HealthReport | None
+    cost: Cost | None
+    goodput_share: float | None
+    goodput_per_s: float | None
+    client: dict[str, Any]
+    doubts: tuple[Doubt, ...]
+    verdicts: tuple[Verdict, ...]
+    why: str
+
+    @property
+    def valid(self) -> bool:
+        return not any(doubt.fatal for doubt in self.doubts)
+
+    @property
+    def poll_overshoot_ms(self) -> float | None:
+        """The mean that polling would have added to the total, had it not been corrected."""
+        return self.client.get("poll_overshoot_ms")
+
+
+def analyse(
+    phase: Phase,
+    jobs: Sequence[Job],
+    everyone: Sequence[Job],
+    samples: Sequence[dict[str, Any]],
+    client: Mapping[str, Any],
+    view: View,
+) -> PhaseReport:
+    """`jobs` are those of this phase, of every role; `everyone` those of the whole run (a worker is new only once)."""
+    in_order = sorted(jobs, key=lambda job: job.sent_ms or 0.0)
+    measured = [job for job in in_order if job.counts]
+    ok = [job for job in measured if job.ok]
+    start_ms, end_ms = window(measured)
+    span_s = (end_ms - start_ms) / 1000
+    failed = len(measured) - len(ok)
+    block_s = None
+    if phase.shape == "soak" or span_s >= LONG_RUN_S:
+        block_s = min(300.0, span_s / 12)
+    rows = {}
+    for metric in METRICS:
+        found = row(metric, ok, failed, view.all_percentiles, block_s=block_s)
+        if found is not None:
+            rows[metric] = found
+    classes = start_classes(everyone, measured)
+    warm = [job for job in ok if classes.get(id(job)) in ("warm", None)]
+    per_worker, fairness = worker_rows(measured)
+    timeline = health_report(samples, view.scaler, start_ms, end_ms)
+    good = [job for job in ok if _is_good(job, view.goodput)] if view.goodput else []
+    tokens = sum(job.output_tokens or 0 for job in ok)
+    ended = sum(1 for job in jobs if job.ok and job.done_ms is not None and start_ms < job.done_ms <= end_ms)
+    requested, achieved = rates(phase, measured)
+    overshoot = [
+        job.total_upper_ms - job.total_ms for job in ok if job.total_upper_ms is not None and job.total_ms is not None
+    ]
+    facts = dict(client)
+    if overshoot:
+        facts["poll_overshoot_ms"] = math.fsum(overshoot) / len(overshoot)
+    draft = PhaseReport(
+        phase=phase,
+        mode=measured[0].mode if measured else (jobs[0].mode if jobs else ""),
+        counted=len(measured),
+        ok=len(ok),
+        failed=failed,
+        excluded={
+            "warm-up": sum(1 for job in jobs if job.role == "warmup"),
+            "cool-down": sum(1 for job in jobs if job.role == "cooldown"),
+            "cancelled by this test": sum(1 for job in jobs if job.role == "measured" and not job.counts),
+        },
+        window_s=span_s,
+        window_start_ms=start_ms,
+        requested_per_s=requested,
+        achieved_per_s=achieved,
+        throughput_per_s=ended / span_s if span_s > 0 else None,
+        tokens_per_s=tokens / span_s if span_s > 0 and tokens else None,
+        output_tokens=tokens,
+        tokens_estimated=sum(1 for job in ok if job.tokens_estimated),
+        finish_reasons=dict(Counter(job.finish_reason for job in ok if job.finish_reason).most_common()),
+        rows=rows,
+        shares=shares(ok),
+        failures=failures(measured),
+        warnings=_warnings(measured),
+        classes=class_rows(measured, classes),
+        without_cold=row("total", warm, 0, view.percentiles) if len(warm) < len(ok) else None,
+        workers=per_worker,
+        jain=fairness,
+        strata=strata(ok),
+        little=little(jobs, phase.concurrency, start_ms, end_ms) if phase.kind == "closed" else None,
+        slices=slices(measured, start_ms, end_ms, timeline, view.slice_s or _slice_s(phase, span_s)),
+        health=timeline,
+        cost=cost(measured, timeline, view.usd_per_hour, len(good)),
+        goodput_share=len(good) / len(measured) if view.goodput and measured else None,
+        goodput_per_s=len(good) / span_s if view.goodput and span_s > 0 else None,
+        client=facts,
+        doubts=(),
+        verdicts=(),
+        why="",
+    )
+    judged = replace(
+        draft, doubts=doubts(draft, allow_worker_change=view.allow_worker_change), verdicts=judge(view.slos, draft)
+    )
+    return replace(judged, why=why(judged))
+
+
+def window(measured: Sequence[Job]) -> tuple[float, float]:
+    """From the first measured job's sending to the last one's end, in ms."""
+    sent = [job.sent_ms for job in measured if job.sent_ms is not None]
+    done = [job.done_ms for job in measured if job.done_ms is not None]
+    return (min(sent), max(done)) if sent and done else (0.0, 0.0)
+
+
+def rates(phase: Phase, measured: Sequence[Job]) -> tuple[float | None, float | None]:
+    """(asked for, sent) per second. What was asked for is the schedule as drawn: a Poisson draw is not this client's
+    fault."""
+    if phase.kind == "closed":
+        return None, None
+    due = [job.scheduled_ms for job in measured if job.scheduled_ms is not None]
+    sent = [job.sent_ms for job in measured if job.sent_ms is not None]
+    if len(due) < 2 or len(sent) < 2 or max(due) == min(due) or max(sent) == min(sent):
+        return phase.requested_rate_per_s, None
+    return (len(due) - 1) / (max(due) - min(due)) * 1000, (len(sent) - 1) / (max(sent) - min(sent)) * 1000
+
+
+def failures(measured: Sequence[Job]) -> tuple[Failures, ...]:
+    groups: dict[str, list[Job]] = defaultdict(list)
+    for job in measured:
+        if job.error_class is not None:
+            groups[job.error_class].append(job)
+    order = list(ERROR_CLASSES)
+    rows = [
+        Failures(name, ERROR_CLASSES.get(name, ""), len(some), some[0].error or "", some[0].job_id)
+        for name, some in groups.items()
+    ]
+    return tuple(
+        sorted(rows, key=lambda one: (-one.n, order.index(one.error_class) if one.error_class in order else 99))
+    )
+
+
+def slices(
+    measured: Sequence[Job], start_ms: float, end_ms: float, timeline: HealthReport | None, slice_s: float | None
+) -> tuple[Slice, ...]:
+    if not slice_s or end_ms <= start_ms:
+        return ()
+    groups: dict[int, list[Job]] = defaultdict(list)
+    for job in measured:
+        if job.done_ms is not None:
+            groups[int((job.done_ms - start_ms) / 1000 // slice_s)].append(job)
+    out = []
+    for number in range(math.ceil((end_ms - start_ms) / 1000 / slice_s)):
+        some = groups.get(number, [])
+        totals = sorted(job.total_ms for job in some if job.ok and job.total_ms is not None)
+        low, high = start_ms + number * slice_s * 1000, start_ms + (number + 1) * slice_s * 1000
+        live = sorted(point.live for point in timeline.points if low <= point.t_ms < high) if timeline else []
+        width_s = min(slice_s, (end_ms - low) / 1000)
+        out.append(
+            Slice(
+                start_s=number * slice_s,
+                n=len(some),
+                failed=sum(1 for job in some if not job.ok),
+                p50_ms=nearest_rank(totals, 50) if totals else None,
+                p95_ms=nearest_rank(totals, 95) if totals else None,
+                per_s=len(some) / width_s if width_s > 0 else 0.0,
+                live=nearest_rank(live, 50) if live else None,
+            )
+        )
+    return tuple(out)
+
+
+def _slice_s(phase: Phase, span_s: float) -> float | None:
+    if phase.shape in ("soak", "stages", "ramp") or span_s >= LONG_RUN_S:
+        return max(1.0, round(span_s / 60)) if span_s < 3600 else 60.0
+    return None
+
+
+def _is_good(job: Job, limits: Sequence[tuple[str, float]]) -> bool:
+    return all((value := METRICS[metric](job)) is not None and value <= limit for metric, limit in limits)
+
+
+def _warnings(measured: Sequence[Job]) -> dict[str, int]:
+    counts = Counter(name for job in measured for name in job.warnings)
+    return {name: counts[name] for name in WARNINGS if counts[name]}

@@ -1,0 +1,138 @@
+"""The commands, and the one place where an exception becomes a line and an exit code."""
+
+import argparse
+import asyncio
+import gc
+import json
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from llmpod.loadtest import journal, options, settings
+from llmpod.loadtest.console import show
+from llmpod.loadtest.errors import DirectoryError, Exit, LoadTestError, UsageError
+from llmpod.loadtest.export import write_csv
+from llmpod.loadtest.html import write_html
+from llmpod.loadtest.report import Report, build, to_json
+from llmpod.loadtest.viewing import make_view
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command; returns its exit code. Never lets a traceback reach the person at the keyboard."""
+    environment = settings.read()
+    try:
+        command, chosen = options.parse(sys.argv[1:] if argv is None else argv)
+        return int(COMMANDS[command](chosen, environment))
+    except LoadTestError as error:
+        return _fail(environment.api_key.redact(str(error)), error.exit_code)
+    except KeyboardInterrupt:
+        return _fail("interrupted", Exit.INTERRUPTED)
+    except BrokenPipeError:
+        sys.stderr.close()
+        return int(Exit.ERROR)
+    except Exception as error:  # noqa: BLE001 - the edge of the program
+        place = _place(error)
+        return _fail(
+            f"a defect of this tool: {type(error).__name__}: {environment.api_key.redact(str(error))} ({place})",
+            Exit.ERROR,
+        )
+
+
+def _fail(message: str, code: Exit) -> int:
+    sys.stderr.write(f"{options.PROG}: {' '.join(message.split())}\n")
+    return int(code)
+
+
+def _place(error: Exception) -> str:
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}" if trace else "?"
+
+
+def _run(chosen: argparse.Namespace, environment: settings.Environment) -> Exit:
+    from llmpod.loadtest.session import run_new
+
+    return asyncio.run(run_new(chosen, environment, publish))
+
+
+def _resume(chosen: argparse.Namespace, environment: settings.Environment) -> Exit:
+    from llmpod.loadtest.session import run_again
+
+    return asyncio.run(run_again(Path(chosen.directory), chosen, environment, publish))
+
+
+def _report(chosen: argparse.Namespace, environment: settings.Environment) -> Exit:
+    if chosen.import_legacy:
+        from llmpod.loadtest.legacy import report_legacy
+
+        if chosen.directory:
+            raise UsageError("report takes a DIR or --import-legacy, not both")
+        return report_legacy(chosen, environment, publish)
+    if chosen.directory is None:
+        raise UsageError("report needs a DIR, or --import-legacy FILE --concurrency N")
+    directory = Path(chosen.directory)
+    gc.disable()  # a hundred thousand records are made, and none of them becomes garbage before the end
+    try:
+        recorded = journal.read(directory)
+        built = build(recorded, make_view(chosen, recorded.plan))
+        return publish(built, recorded, Path(chosen.out) if chosen.out else directory, chosen, environment)
+    finally:
+        gc.enable()
+
+
+def _compare(chosen: argparse.Namespace, environment: settings.Environment) -> Exit:
+    from llmpod.loadtest.compare import compare_directories
+
+    return compare_directories(chosen, make_console(environment))
+
+
+def _capacity(chosen: argparse.Namespace, environment: settings.Environment) -> Exit:
+    from llmpod.loadtest.capacity import answer
+
+    return answer(chosen, make_console(environment))
+
+
+def make_console(environment: settings.Environment, *, stderr: bool = False) -> Console:
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() else max(140, shutil.get_terminal_size((140, 24)).columns)
+    return Console(file=stream, highlight=False, no_color=environment.plain or None, width=width)
+
+
+def publish(
+    built: Report,
+    recorded: journal.Recorded,
+    directory: Path,
+    chosen: argparse.Namespace,
+    environment: settings.Environment,
+) -> Exit:
+    """Writes run.json, requests.csv and report.html, then prints. What cannot be written costs the others nothing."""
+    journal.make_directory(directory)
+    writers: list[Callable[[], None]] = [
+        lambda: journal.write_json(directory / journal.RUN, to_json(built)),
+        lambda: write_csv(directory / "requests.csv", recorded.jobs),
+        lambda: write_html(directory / "report.html", built, recorded.jobs),
+    ]
+    if getattr(chosen, "csv", None):
+        writers.append(lambda: write_csv(Path(chosen.csv), recorded.jobs))
+    problems = []
+    for write in writers:
+        try:
+            write()
+        except DirectoryError as error:
+            problems.append(str(error))
+    if chosen.format == "json":
+        sys.stdout.write(json.dumps(to_json(built), indent=1) + "\n")
+    elif chosen.format == "table":
+        console = make_console(environment)
+        show(built, console, chosen.metric)
+        console.print(f"[dim]files  {directory}/  report.html  run.json  requests.jsonl  requests.csv[/dim]")
+    for problem in problems:
+        _fail(problem, Exit.ERROR)
+    return Exit.ERROR if problems and built.exit_code is Exit.PASS else built.exit_code
+
+
+COMMANDS = {"run": _run, "resume": _resume, "report": _report, "compare": _compare, "capacity": _capacity}

@@ -1,0 +1,160 @@
+"""From measured jobs to the numbers of a worker: what the simulation needs to know."""
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from llmpod.loadtest.errors import UsageError
+from llmpod.loadtest.records import Job
+from llmpod.loadtest.simulate import Service
+from llmpod.loadtest.stats import nearest_rank
+from llmpod.loadtest.workers import at_once, execution_span, start_classes
+
+ENOUGH = 10
+# A worker that has done nothing for so long is not between two jobs any more.
+RESTED_MS = 1500.0
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """`notes` say what could not be seen in the data and had to be assumed."""
+
+    service: Service
+    cold_start_s: float | None
+    jobs: int
+    notes: tuple[str, ...]
+
+
+def fit(jobs: Sequence[Job]) -> Fit:
+    """Raises UsageError when the runs do not tell execution and queue times (OpenAI mode, imported CSVs)."""
+    whole = [
+        job
+        for job in jobs
+        if job.ok and job.exec_ms is not None and job.delay_ms is not None and job.total_ms is not None
+    ]
+    if len(whole) < ENOUGH:
+        raise UsageError(
+            f"capacity needs at least {ENOUGH} successful jobs with delayTime and executionTime; these runs "
+            f"have {len(whole)} "
+            "(--mode runsync, run and stream record them)"
+        )
+    notes: list[str] = []
+    classes = start_classes(jobs, whole)
+    warm = [job for job in whole if classes.get(id(job)) == "warm"] or whole
+    cold = sorted(job.delay_ms or 0.0 for job in whole if classes.get(id(job)) == "cold")
+    per_worker: dict[str, list[Job]] = defaultdict(list)
+    for job in warm:
+        per_worker[job.worker_id or "?"].append(job)
+    if "?" in per_worker:
+        notes.append("jobs without workerId are taken as one worker's")
+    slots = max(at_once(some) for some in per_worker.values())
+    occupancy = [pair for some in per_worker.values() for pair in _occupancy(some)]
+    slowdown = _slowdown(occupancy) if slots > 1 else 0.0
+    alone = tuple(exec_s / (1 + slowdown * max(0.0, together - 1)) for exec_s, together in occupancy)
+    reply_s = max(0.0, median(job.overhead_ms or 0.0 for job in warm) / 1000)
+    idle_s = _pickup_idle_s(warm, per_worker, notes)
+    busy_s = _pickup_busy_s(per_worker, slots)
+    if busy_s is None:
+        busy_s = idle_s + reply_s if slots == 1 else 0.0
+        notes.append(
+            f"no job was seen to wait behind another: the gap between two jobs is assumed to be {busy_s * 1000:.0f} ms"
+        )
+    if slots > 1:
+        notes.append(f"{slots} jobs at once is the most that was seen per worker; it may be able to do more")
+    return Fit(
+        Service(alone, idle_s, busy_s, reply_s, slots, slowdown),
+        nearest_rank(cold, 50) / 1000 if cold else None,
+        len(warm),
+        tuple(notes),
+    )
+
+
+def _pickup_idle_s(warm: Sequence[Job], per_worker: dict[str, list[Job]], notes: list[str]) -> float:
+    """What a job waits although a worker is free: the delay of jobs whose worker had rested, else that of a lone
+    client's jobs."""
+    rested = []
+    for some in per_worker.values():
+        end_ms = None
+        for (_, until), job in sorted(
+            ((span, job) for job in some if (span := execution_span(job))), key=lambda one: one[0]
+        ):
+            if end_ms is not None and (job.sent_ms or 0.0) > end_ms + RESTED_MS:
+                rested.append(job.delay_ms or 0.0)
+            end_ms = max(end_ms or 0.0, until)
+    if len(rested) >= 5:
+        return median(rested) / 1000
+    by_phase: dict[str, list[Job]] = defaultdict(list)
+    for job in warm:
+        by_phase[job.phase].append(job)
+    lone = [job.delay_ms or 0.0 for some in by_phase.values() if _most_open(some) <= 1 for job in some]
+    if len(lone) >= 5:
+        return median(lone) / 1000
+    notes.append(
+        "no phase had one client at a time: the delay on an idle worker is taken from the shortest tenth of all"
+    )
+    return nearest_rank(sorted(job.delay_ms or 0.0 for job in warm), 10) / 1000
+
+
+def _most_open(jobs: Sequence[Job]) -> int:
+    """The most jobs between sending and answer at one time."""
+    edges = []
+    for job in jobs:
+        if job.sent_ms is not None and job.total_ms is not None:
+            edges += [(job.sent_ms, 1), (job.sent_ms + job.total_ms - 0.5, -1)]
+    most = now = 0
+    for _, step in sorted(edges):
+        now += step
+        most = max(most, now)
+    return most
+
+
+def _pickup_busy_s(per_worker: dict[str, list[Job]], slots: int) -> float | None:
+    """The gap between a job's end and the start of one that was already waiting. For several slots: what is left of
+    the delay when a
+    slot came free, which the overlap hides; then the shortest waits tell."""
+    gaps = []
+    for some in per_worker.values():
+        spans = sorted((span, job) for job in some if (span := execution_span(job)) is not None)
+        ends: list[float] = []
+        for (start, end), job in sorted(spans, key=lambda one: one[0][0]):
+            sent = job.sent_ms or 0.0
+            before = [at for at in ends if at <= start + 5]
+            running = len(ends) - len(before)
+            if before and running == slots - 1 and sent < max(before) - 20:
+                gaps.append(max(0.0, start - max(before)))
+            ends.append(end)
+            if len(ends) > 4 * slots + 8:
+                ends.sort()
+                del ends[: len(ends) - 2 * slots - 4]
+    return median(gaps) / 1000 if len(gaps) >= 5 else None
+
+
+def _occupancy(some: Sequence[Job]) -> list[tuple[float, float]]:
+    """(execution seconds, mean number of jobs on the worker meanwhile, itself included)."""
+    spans = sorted(span for job in some if (span := execution_span(job)) is not None)
+    out = []
+    for number, (start, end) in enumerate(spans):
+        if end <= start:
+            out.append(((end - start) / 1000, 1.0))
+            continue
+        shared = 0.0
+        for near in range(max(0, number - 128), min(len(spans), number + 129)):
+            if near != number:
+                shared += max(0.0, min(end, spans[near][1]) - max(start, spans[near][0]))
+        out.append(((end - start) / 1000, 1 + shared / (end - start)))
+    return out
+
+
+def _slowdown(pairs: Sequence[tuple[float, float]]) -> float:
+    """Least squares of execution time on company, as a share of the time alone; never negative."""
+    n = len(pairs)
+    mean_y = math.fsum(y for y, _ in pairs) / n
+    mean_x = math.fsum(x - 1 for _, x in pairs) / n
+    spread = math.fsum((x - 1 - mean_x) ** 2 for _, x in pairs)
+    if spread / n < 0.05:
+        return 0.0
+    slope = math.fsum((x - 1 - mean_x) * (y - mean_y) for y, x in pairs) / spread
+    alone = mean_y - slope * mean_x
+    return max(0.0, slope / alone) if alone > 0 else 0.0

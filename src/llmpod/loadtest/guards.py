@@ -1,0 +1,72 @@
+"""When to stop before the plan is done: too expensive, too many failures, nobody there, or an SLO that cannot be met
+any more."""
+
+from dataclasses import dataclass, field
+
+from llmpod.loadtest.errors import Exit
+from llmpod.loadtest.records import Job
+
+# Nothing that happens later in a run cures these.
+HOPELESS = frozenset({"submit_401", "submit_404", "dns", "connect", "tls", "bad_reply"})
+HOPELESS_AFTER = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    reason: str
+    exit_code: Exit
+
+
+@dataclass(slots=True)
+class Guards:
+    """Fed with every finished job; `check` answers with a Stop, once there is a reason.
+
+    The cost is an estimate that grows while the run goes on: execution time seen so far, at the GPU's price. RunPod
+    bills workers,
+    idle time included, so the bill is higher.
+    """
+
+    max_cost_usd: float | None = None
+    usd_per_s: float | None = None
+    max_error_rate: float | None = None
+    min_samples: int = 20
+    done: int = 0
+    failed: int = 0
+    hopeless: int = 0
+    exec_s: float = 0.0
+    _last: str = field(default="")
+
+    @property
+    def cost_usd(self) -> float | None:
+        return None if self.usd_per_s is None else self.exec_s * self.usd_per_s
+
+    def take(self, job: Job) -> None:
+        if job.error_class == "client_cancelled":
+            return
+        self.done += 1
+        if job.exec_ms is not None:
+            self.exec_s += job.exec_ms / 1000
+        if job.ok:
+            self.hopeless = 0
+            return
+        if job.role == "measured":
+            self.failed += 1
+        self.hopeless = self.hopeless + 1 if job.error_class in HOPELESS else 0
+        self._last = f"{job.error_class}: {job.error}"
+
+    def check(self) -> Stop | None:
+        if self.hopeless >= HOPELESS_AFTER and self.hopeless == self.done:
+            return Stop(f"the endpoint cannot be reached or will not take jobs ({self._last})", Exit.ERROR)
+        cost = self.cost_usd
+        if self.max_cost_usd is not None and cost is not None and cost > self.max_cost_usd:
+            return Stop(
+                f"--max-cost ${self.max_cost_usd:g} is spent (estimated ${cost:.4f} of execution)", Exit.ABORTED
+            )
+        if self.max_error_rate is not None and self.done >= self.min_samples:
+            rate = self.failed / self.done
+            if rate > self.max_error_rate:
+                return Stop(
+                    f"error rate {rate:.1%} is above --max-error-rate {self.max_error_rate:.1%} ({self._last})",
+                    Exit.ABORTED,
+                )
+        return None

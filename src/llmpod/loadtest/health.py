@@ -1,0 +1,112 @@
+"""The endpoint's own timeline, from /health samples: how many workers there were, and how many the load wanted."""
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llmpod.loadtest.stats import nearest_rank
+from llmpod.loadtest.watch import live_workers
+
+
+@dataclass(frozen=True, slots=True)
+class Scaler:
+    """RunPod's REQUEST_COUNT rule: workers = ceil((queued + running) / value), within [min, max].
+
+    `assumed`: nobody said how the endpoint is set; then one job per worker is what it takes for nothing to wait.
+    """
+
+    value: float = 1.0
+    workers_min: int = 0
+    workers_max: int | None = None
+    assumed: bool = True
+
+    def wanted(self, queued: int, running: int) -> int:
+        wanted = max(self.workers_min, math.ceil((queued + running) / self.value))
+        return wanted if self.workers_max is None else min(wanted, self.workers_max)
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    t_ms: float
+    live: int
+    wanted: int
+    queued: int
+    running: int
+    throttled: int
+    initializing: int
+
+
+@dataclass(frozen=True, slots=True)
+class HealthReport:
+    """`short_s`: seconds with fewer live workers than wanted; `throttled_s`: seconds with a throttled worker."""
+
+    points: tuple[Point, ...]
+    live_min: int
+    live_median: float
+    live_max: int
+    steady: bool
+    short_s: float
+    throttled_s: float
+    initializing_s: float
+    span_s: float
+    queued_max: int
+    scaler_assumed: bool
+
+
+def points(samples: Sequence[dict[str, Any]], scaler: Scaler) -> list[Point]:
+    out = []
+    for sample in samples:
+        workers, jobs = sample.get("workers"), sample.get("jobs")
+        if not isinstance(workers, dict) or not isinstance(jobs, dict):
+            continue
+        live = live_workers(workers)
+        if live is None:
+            continue
+        queued, running = jobs.get("inQueue", 0), jobs.get("inProgress", 0)
+        out.append(
+            Point(
+                float(sample["t_ms"]),
+                live,
+                scaler.wanted(queued, running),
+                queued,
+                running,
+                workers.get("throttled", 0),
+                workers.get("initializing", 0),
+            )
+        )
+    return out
+
+
+def report(samples: Sequence[dict[str, Any]], scaler: Scaler, start_ms: float, end_ms: float) -> HealthReport | None:
+    """The timeline between two moments; None when /health said nothing in between.
+
+    A worker count counts as changed only when a new value holds for two samples in a row: the counts of idle and
+    running are not
+    taken at one instant on the other side.
+    """
+    inside = [point for point in points(samples, scaler) if start_ms <= point.t_ms <= end_ms]
+    if not inside:
+        return None
+    lasting = {a.live for a, b in itertools.pairwise(inside) if a.live == b.live} or {p.live for p in inside}
+    short = throttled = initializing = 0.0
+    for point, after in zip(inside, [*inside[1:], None], strict=True):
+        seconds = ((after.t_ms if after else end_ms) - point.t_ms) / 1000
+        short += seconds if point.live < point.wanted else 0.0
+        throttled += seconds if point.throttled else 0.0
+        initializing += seconds if point.initializing else 0.0
+    live = sorted(point.live for point in inside)
+    return HealthReport(
+        points=tuple(inside),
+        live_min=live[0],
+        live_median=nearest_rank(live, 50),
+        live_max=live[-1],
+        steady=len(lasting) == 1,
+        short_s=short,
+        throttled_s=throttled,
+        initializing_s=initializing,
+        span_s=(end_ms - start_ms) / 1000,
+        queued_max=max(point.queued for point in inside),
+        scaler_assumed=scaler.assumed,
+    )

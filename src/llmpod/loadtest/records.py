@@ -1,0 +1,143 @@
+"""One job, as it is measured and as it stands in requests.jsonl.
+
+Times are milliseconds on the run's monotonic clock, 0 being the start of the run; `sent_at` is the one wall-clock
+stamp. A record is
+filled in while its job runs and is not changed once it is written.
+"""
+
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+from llmpod.loadtest.classify import NOT_THE_ENDPOINTS_FAULT
+
+Role = Literal["warmup", "measured", "cooldown"]
+
+
+@dataclass(slots=True)
+class Job:
+    phase: str
+    index: int
+    role: Role
+    mode: str
+    scheduled_ms: float | None = None  # when it was due; None in a closed loop, which has no schedule
+    sent_ms: float | None = None
+    sent_at: str | None = None
+    accepted_ms: float | None = None  # the service had given it an id
+    first_chunk_ms: float | None = None
+    first_chunk_after_ms: float | None = None  # the latest moment it was certainly not there yet (GET /stream)
+    last_token_ms: float | None = None
+    done_ms: float | None = None  # the final state, or the whole answer, was received
+    total_ms: float | None = None  # service latency: sent -> done, corrected where it was polled
+    total_lower_ms: float | None = None
+    total_upper_ms: float | None = None
+    delay_ms: float | None = None
+    exec_ms: float | None = None
+    job_id: str | None = None
+    worker_id: str | None = None
+    platform_retries: int | None = None
+    states: list[tuple[str, float]] = field(default_factory=list)
+    polls: int = 0
+    empty_polls: int = 0
+    chunks: int = 0
+    attempts: int = 1
+    attempt_log: list[str] = field(default_factory=list)
+    http_status: int | None = None
+    prompt_tokens: int | None = None
+    output_tokens: int | None = None
+    tokens_estimated: bool = False
+    finish_reason: str | None = None
+    gap_p50_ms: float | None = None  # between chunks or SSE events of this one job
+    gap_max_ms: float | None = None
+    ok: bool = False
+    error_class: str | None = None
+    error: str | None = None
+    warnings: list[str] = field(default_factory=list)
+    workers_at_submit: int | None = None
+
+    @property
+    def scheduled_total_ms(self) -> float | None:
+        """Latency as somebody with an appointment felt it: from when it was due. None in a closed loop."""
+        if self.scheduled_ms is None or self.sent_ms is None or self.total_ms is None:
+            return None
+        return self.total_ms + (self.sent_ms - self.scheduled_ms)
+
+    @property
+    def schedule_delay_ms(self) -> float | None:
+        if self.scheduled_ms is None or self.sent_ms is None:
+            return None
+        return self.sent_ms - self.scheduled_ms
+
+    @property
+    def overhead_ms(self) -> float | None:
+        """What of the total is neither queue nor execution: network, the platform's hand-overs, this client."""
+        if self.total_ms is None or self.delay_ms is None or self.exec_ms is None:
+            return None
+        return self.total_ms - self.delay_ms - self.exec_ms
+
+    @property
+    def ttft_ms(self) -> float | None:
+        """First token or chunk after sending. None when the mode does not stream: the whole answer is no first
+        token."""
+        if self.first_chunk_ms is None or self.sent_ms is None:
+            return None
+        return self.first_chunk_ms - self.sent_ms
+
+    @property
+    def tpot_ms(self) -> float | None:
+        """Mean time per output token after the first."""
+        if (
+            self.first_chunk_ms is None
+            or self.last_token_ms is None
+            or not self.output_tokens
+            or self.output_tokens < 2
+        ):
+            return None
+        return (self.last_token_ms - self.first_chunk_ms) / (self.output_tokens - 1)
+
+    @property
+    def counts(self) -> bool:
+        """Whether it is one of those the statistics are about."""
+        return self.role == "measured" and self.error_class not in NOT_THE_ENDPOINTS_FAULT
+
+    def see(self, state: str, at_ms: float) -> None:
+        """Notes a state the first time it is seen, and each time it changes."""
+        if not self.states or self.states[-1][0] != state:
+            self.states.append((state, round(at_ms, 3)))
+
+    def warn(self, name: str) -> None:
+        if name not in self.warnings:
+            self.warnings.append(name)
+
+    def fail(self, error_class: str, detail: str | None) -> None:
+        self.ok, self.error_class, self.error = False, error_class, detail
+
+
+_FIELDS = tuple(f.name for f in fields(Job))
+_KNOWN = frozenset(_FIELDS)
+_ALWAYS = frozenset({"phase", "index", "role", "mode", "ok", "scheduled_ms", "delay_ms", "exec_ms", "total_ms"})
+
+
+def to_dict(job: Job) -> dict[str, Any]:
+    """Only what is known: a missing key reads as "not seen"; the few that people look for are always there."""
+    out: dict[str, Any] = {}
+    for name in _FIELDS:
+        value = getattr(job, name)
+        if name in _ALWAYS or (value is not None and value is not False and value != []):
+            out[name] = round(value, 3) if isinstance(value, float) else value
+    return out
+
+
+def from_dict(data: dict[str, Any]) -> Job:
+    """Raises KeyError, TypeError or ValueError when `data` is no record."""
+    job = Job(str(data["phase"]), int(data["index"]), data["role"], str(data["mode"]))
+    for name, value in data.items():
+        if name in _KNOWN:
+            setattr(job, name, value)
+    if job.role not in ("warmup", "measured", "cooldown"):
+        raise ValueError(f"unknown role {job.role!r}")
+    for name in ("sent_ms", "total_ms", "delay_ms", "exec_ms", "done_ms"):
+        value = getattr(job, name)
+        if value is not None and not isinstance(value, int | float):
+            raise TypeError(f"{name} is no number")
+    job.states = [(str(state), float(at)) for state, at in job.states]
+    return job

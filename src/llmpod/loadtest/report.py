@@ -1,0 +1,146 @@
+"""The whole run's report, from its directory; and its JSON form."""
+
+import dataclasses
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llmpod.loadtest import plan as plans
+from llmpod.loadtest.analysis import PhaseReport, View, analyse
+from llmpod.loadtest.errors import Exit
+from llmpod.loadtest.guards import HOPELESS
+from llmpod.loadtest.journal import FORMAT, Recorded
+from llmpod.loadtest.plan import Plan
+from llmpod.loadtest.records import Job
+
+METHODS = {
+    "clock": "monotonic (perf_counter); timestamps are UTC",
+    "percentiles": "nearest rank, over successful measured jobs",
+    "adjusted percentiles": "the same with every failed job counted as infinitely slow; objectives are judged on these",
+    "intervals": "95 %, distribution-free, from order statistics at n_eff; block bootstrap for soaks and "
+    "runs of 10 min and more",
+    "n_eff": "n(1-r)/(1+r), r = lag-1 autocorrelation in order of sending",
+    "polled totals": "clamp(rtt_min + delayTime + executionTime) between the last unfinished poll sent and "
+    "the final one received",
+    "closed loop": "its numbers hold for that many clients; they are not those of an arrival rate",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    meta: dict[str, Any]
+    plan: Plan
+    phases: tuple[PhaseReport, ...]
+    notes: tuple[str, ...]
+    stopped: str | None
+    exit_code: Exit
+
+    @property
+    def valid(self) -> bool:
+        return all(phase.valid for phase in self.phases)
+
+    @property
+    def slos_passed(self) -> bool:
+        return all(verdict.passed for phase in self.phases for verdict in phase.verdicts)
+
+
+def build(recorded: Recorded, view: View, notes: Sequence[str] = ()) -> Report:
+    """Reads no clock and no network: the same directory and the same view give the same report."""
+    plan = plans.from_dict(recorded.plan["plan"])
+    by_phase: dict[str, list[Job]] = defaultdict(list)
+    for job in recorded.jobs:
+        by_phase[job.phase].append(job)
+    client: dict[str, dict[str, Any]] = {}
+    stop: dict[str, Any] | None = None
+    for event in recorded.events:
+        if event.get("event") == "phase_ended" and isinstance(event.get("client"), dict):
+            client[str(event.get("phase"))] = event["client"]
+        elif event.get("event") == "stopped":
+            stop = event
+        elif event.get("event") == "session_started":
+            stop = None
+    phases = tuple(
+        analyse(phase, by_phase[phase.name], recorded.jobs, recorded.health, client.get(phase.name, {}), view)
+        for phase in plan.phases
+        if phase.name in by_phase
+    )
+    all_notes = [*notes]
+    if recorded.unreadable:
+        all_notes.append(
+            f"{recorded.unreadable} unreadable lines were passed over (the end of a run that crashed leaves one)"
+        )
+    if recorded.orphans:
+        all_notes.append(
+            f"{len(recorded.orphans)} accepted jobs have no end on record; `resume` cancels them and goes on"
+        )
+    never = [phase.name for phase in plan.phases if phase.name not in by_phase]
+    if never and plan.sweep is None:
+        all_notes.append(f"phases that did not run: {', '.join(never)}")
+    reason = str(stop["reason"]) if stop else None
+    forced = _exit(stop.get("exit_code")) if stop else None
+    return Report(
+        meta=dict(recorded.plan.get("meta", {})),
+        plan=plan,
+        phases=phases,
+        notes=tuple(all_notes),
+        stopped=reason,
+        exit_code=exit_code(phases, forced),
+    )
+
+
+def exit_code(phases: Sequence[PhaseReport], forced: Exit | None) -> Exit:
+    """A stop's own code comes first; then a run nobody answered, numbers not to be believed, failed objectives."""
+    if forced is not None:
+        return forced
+    counted = sum(phase.counted for phase in phases)
+    succeeded = sum(phase.ok for phase in phases)
+    classes = {failure.error_class for phase in phases for failure in phase.failures}
+    has_slos = any(phase.verdicts for phase in phases)
+    if counted == 0 or (succeeded == 0 and (classes <= HOPELESS or not has_slos)):
+        return Exit.ERROR
+    if any(not phase.valid for phase in phases):
+        return Exit.INVALID
+    if any(not verdict.passed for phase in phases for verdict in phase.verdicts):
+        return Exit.SLO_FAILED
+    return Exit.PASS
+
+
+def _exit(value: Any) -> Exit:
+    try:
+        return Exit(int(value))
+    except (TypeError, ValueError):
+        return Exit.ERROR
+
+
+def to_json(report: Report) -> dict[str, Any]:
+    """run.json: durations in ms, infinity (a percentile that failures reach) as the string "inf"."""
+    return {
+        "format": FORMAT,
+        "exit_code": int(report.exit_code),
+        "verdict": report.exit_code.name.lower(),
+        "valid": report.valid,
+        "stopped": report.stopped,
+        "meta": report.meta,
+        "methods": METHODS,
+        "notes": list(report.notes),
+        "phases": [_phase_json(phase) for phase in report.phases],
+    }
+
+
+def _phase_json(phase: PhaseReport) -> dict[str, Any]:
+    data: dict[str, Any] = _plain(dataclasses.asdict(phase))
+    data["phase"].pop("replay_s", None)
+    data["valid"] = phase.valid
+    return data
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return "inf" if math.isinf(value) else None if math.isnan(value) else round(value, 6)
+    return value

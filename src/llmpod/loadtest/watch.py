@@ -1,0 +1,116 @@
+"""What is watched beside the jobs: the endpoint's /health, and whether this client itself keeps up."""
+
+import asyncio
+import time
+from array import array
+from typing import Any
+
+from llmpod.loadtest.client import CallError
+from llmpod.loadtest.clock import utc_now
+from llmpod.loadtest.rig import Rig, describe
+from llmpod.loadtest.stats import nearest_rank
+
+JOB_COUNTS = ("inQueue", "inProgress", "completed", "failed", "retried")
+WORKER_COUNTS = ("idle", "ready", "running", "initializing", "throttled", "unhealthy")
+
+
+def health_sample(body: Any) -> dict[str, dict[str, int]] | None:
+    """The counts of a /health reply, or None when it is none. A count that is missing stays missing: it is not zero."""
+    if not isinstance(body, dict) or not isinstance(body.get("workers"), dict):
+        return None
+    given = body.get("jobs")
+    jobs: dict[str, Any] = given if isinstance(given, dict) else {}
+    return {
+        "jobs": {key: jobs[key] for key in JOB_COUNTS if isinstance(jobs.get(key), int)},
+        "workers": {key: body["workers"][key] for key in WORKER_COUNTS if isinstance(body["workers"].get(key), int)},
+    }
+
+
+def live_workers(workers: dict[str, int]) -> int | None:
+    """Workers that can take a job now: those running one and those idle. (`ready` overlaps with them.)"""
+    if "running" in workers or "idle" in workers:
+        return workers.get("running", 0) + workers.get("idle", 0)
+    return workers.get("ready")
+
+
+class HealthWatch:
+    """Asks /health every `interval_s`, writes each answer to disk, and keeps the last."""
+
+    def __init__(self, rig: Rig, interval_s: float) -> None:
+        self.samples: list[dict[str, Any]] = []
+        self.problem: str | None = None
+        self._rig = rig
+        self._interval_s = interval_s
+
+    @property
+    def live(self) -> int | None:
+        return live_workers(self.samples[-1]["workers"]) if self.samples else None
+
+    async def ask(self) -> dict[str, Any] | None:
+        """One look. None, with `problem` set, when there is no answer."""
+        try:
+            reply = await self._rig.client.call("health", "GET", "/health", timeout_s=10, quick=True)
+        except CallError as error:
+            self.problem = error.detail
+            return None
+        counts = health_sample(reply.body) if reply.status < 300 else None
+        if counts is None:
+            self.problem = describe(reply)
+            return None
+        sample = {"t_ms": round(self._rig.clock.ms(reply.received_s), 1), "at": utc_now(), **counts}
+        self.samples.append(sample)
+        self._rig.journal.health(sample)
+        return sample
+
+    async def run(self) -> None:
+        failed = 0
+        while True:
+            failed = 0 if await self.ask() is not None else failed + 1
+            # A service without /health is not asked over and over.
+            await asyncio.sleep(self._interval_s if failed < 3 else max(30.0, self._interval_s))
+
+    async def settled(self, limit_s: float) -> bool | None:
+        """Waits until the queue is empty and nothing runs. False after `limit_s`; None when /health does not say."""
+        until = asyncio.get_running_loop().time() + limit_s
+        while True:
+            sample = await self.ask()
+            if sample is None or "inQueue" not in sample["jobs"]:
+                return None
+            if sample["jobs"]["inQueue"] + sample["jobs"].get("inProgress", 0) == 0:
+                return True
+            if asyncio.get_running_loop().time() >= until:
+                return False
+            await asyncio.sleep(min(1.0, self._interval_s))
+
+
+class LagWatch:
+    """How late this process's event loop wakes up. Late wake-ups are added to every latency it measures."""
+
+    STEP_S = 0.02
+
+    def __init__(self) -> None:
+        self._late_ms = array("f")
+        self._mark = 0
+        self._cpu_mark, self._wall_mark = time.process_time(), time.perf_counter()
+
+    async def run(self) -> None:
+        while True:
+            due = time.perf_counter() + self.STEP_S
+            await asyncio.sleep(self.STEP_S)
+            self._late_ms.append(max(0.0, (time.perf_counter() - due) * 1000))
+
+    def facts(self) -> dict[str, float]:
+        """Since the last call: p50, p99 and maximum lateness, and the share of one core this process used."""
+        late = sorted(self._late_ms[self._mark :])
+        self._mark = len(self._late_ms)
+        cpu, wall = time.process_time(), time.perf_counter()
+        share = (cpu - self._cpu_mark) / max(wall - self._wall_mark, 1e-9)
+        self._cpu_mark, self._wall_mark = cpu, wall
+        if not late:
+            return {"cpu_share": round(share, 3)}
+        return {
+            "loop_lag_p50_ms": round(nearest_rank(late, 50), 2),
+            "loop_lag_p99_ms": round(nearest_rank(late, 99), 2),
+            "loop_lag_max_ms": round(late[-1], 2),
+            "cpu_share": round(share, 3),
+        }

@@ -1,0 +1,155 @@
+"""Jobs by the worker that ran them, by how warm it was, and by how many workers there were."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from llmpod.loadtest.records import Job
+from llmpod.loadtest.stats import jain, nearest_rank
+
+# A delay this much above what the phase's other jobs waited, on a worker's first job, is a start from nothing; the
+# smaller one is a
+# worker that was woken (FlashBoot, an idle flex worker). Measured wakes took 0.7 to 2.6 s, cold starts 48 and 106 s.
+COLD_MS, WAKE_MS = 10_000.0, 500.0
+SLOW = 1.05
+CLASSES = ("cold", "wake", "warm")
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerRow:
+    """`at_once`: the most jobs it ran at the same time, inferred from the jobs' own times."""
+
+    worker_id: str
+    jobs: int
+    failed: int
+    exec_p50_ms: float | None
+    exec_p95_ms: float | None
+    at_once: int
+    slow: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StartClass:
+    name: str
+    n: int
+    delay_p50_ms: float | None
+    total_p50_ms: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Stratum:
+    """Jobs that were sent while `workers` were live."""
+
+    workers: int
+    n: int
+    p50_ms: float
+    p95_ms: float
+
+
+def worker_rows(jobs: Sequence[Job]) -> tuple[tuple[WorkerRow, ...], float | None]:
+    """A row per worker, the busiest first, and Jain's index over their numbers of jobs (1: evenly spread)."""
+    groups: dict[str, list[Job]] = defaultdict(list)
+    for job in jobs:
+        if job.worker_id:
+            groups[job.worker_id].append(job)
+    times = {
+        name: sorted(job.exec_ms for job in some if job.ok and job.exec_ms is not None) for name, some in groups.items()
+    }
+    middles = [nearest_rank(values, 50) for values in times.values() if values]
+    usual = median(middles) if middles else 0.0
+    rows = []
+    for name, some in groups.items():
+        values = times[name]
+        p50 = nearest_rank(values, 50) if values else None
+        rows.append(
+            WorkerRow(
+                worker_id=name,
+                jobs=len(some),
+                failed=sum(1 for job in some if not job.ok),
+                exec_p50_ms=p50,
+                exec_p95_ms=nearest_rank(values, 95) if values else None,
+                at_once=at_once(some),
+                slow=p50 is not None and len(middles) > 1 and len(values) >= 5 and p50 > usual * SLOW,
+            )
+        )
+    rows.sort(key=lambda one: (-one.jobs, one.worker_id))
+    return tuple(rows), jain([one.jobs for one in rows]) if len(rows) > 1 else None
+
+
+def execution_span(job: Job) -> tuple[float, float] | None:
+    """When the worker had it, on the run's clock: it started `delay` after it was accepted by the queue."""
+    if job.sent_ms is None or job.delay_ms is None or job.exec_ms is None or job.total_ms is None:
+        return None
+    overhead = max(0.0, job.total_ms - job.delay_ms - job.exec_ms)
+    start = job.sent_ms + overhead / 2 + job.delay_ms
+    return start, start + job.exec_ms
+
+
+def at_once(jobs: Sequence[Job]) -> int:
+    """The largest number of executions that overlap by more than a hand-over's blur."""
+    edges = []
+    for job in jobs:
+        span = execution_span(job)
+        if span is not None and span[1] - span[0] > 2:
+            blur = min(60.0, (span[1] - span[0]) * 0.1)
+            edges += [(span[0] + blur, 1), (span[1] - blur, -1)]
+    most = now = 0
+    for _, step in sorted(edges):
+        now += step
+        most = max(most, now)
+    return max(most, 1 if jobs else 0)
+
+
+def start_classes(everyone: Sequence[Job], measured: Sequence[Job]) -> dict[int, str]:
+    """id(job) -> cold, wake or warm, for the measured jobs that tell their delay.
+
+    A job can be other than warm only with a reason: it was the first that its worker was seen with, or it was sent
+    while no worker
+    was live, or before anything had run at all. Among those the delay beyond the median of the rest decides.
+    """
+    known = [job for job in measured if job.delay_ms is not None]
+    if not known:
+        return {}
+    expected = median(job.delay_ms or 0.0 for job in known)
+    first_on_worker: set[int] = set()
+    seen: set[str] = set()
+    for job in sorted(everyone, key=lambda one: one.done_ms or 0.0):
+        if job.worker_id and job.worker_id not in seen:
+            seen.add(job.worker_id)
+            first_on_worker.add(id(job))
+    first_done = min((job.done_ms for job in everyone if job.done_ms is not None and job.ok), default=0.0)
+    out = {}
+    for job in known:
+        reason = id(job) in first_on_worker or job.workers_at_submit == 0 or (job.sent_ms or 0.0) < first_done
+        beyond = (job.delay_ms or 0.0) - (expected if len(known) >= 5 else 0.0)
+        out[id(job)] = "warm" if not reason or beyond < WAKE_MS else "cold" if beyond >= COLD_MS else "wake"
+    return out
+
+
+def class_rows(measured: Sequence[Job], classes: dict[int, str]) -> tuple[StartClass, ...]:
+    rows = []
+    for name in CLASSES:
+        some = [job for job in measured if classes.get(id(job)) == name]
+        delays = sorted(job.delay_ms for job in some if job.delay_ms is not None)
+        totals = sorted(job.total_ms for job in some if job.ok and job.total_ms is not None)
+        rows.append(
+            StartClass(
+                name,
+                len(some),
+                nearest_rank(delays, 50) if delays else None,
+                nearest_rank(totals, 50) if totals else None,
+            )
+        )
+    return tuple(rows)
+
+
+def strata(ok: Sequence[Job]) -> tuple[Stratum, ...]:
+    groups: dict[int, list[float]] = defaultdict(list)
+    for job in ok:
+        if job.workers_at_submit is not None and job.total_ms is not None:
+            groups[job.workers_at_submit].append(job.total_ms)
+    return tuple(
+        Stratum(count, len(values), nearest_rank(sorted(values), 50), nearest_rank(sorted(values), 95))
+        for count, values in sorted(groups.items())
+    )

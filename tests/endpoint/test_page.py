@@ -1,0 +1,94 @@
+"""The page at /, in a real headless Chromium."""
+
+import asyncio
+import json
+
+import pytest
+from selenium import webdriver
+from selenium.webdriver.chrome.options import Options as ChromeOptions
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import WebDriverWait
+
+from .conftest import serve
+
+CHROMEDRIVER = "/usr/bin/chromedriver"
+"""Debian's chromium-driver package; builder/test_tools.sh installs it."""
+FLAGS = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--window-size=1280,1000"]
+NASTY = "<img src=x onerror=\"document.title='taken over'\">"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    options = ChromeOptions()
+    for flag in FLAGS:
+        options.add_argument(flag)
+    driver = webdriver.Chrome(options=options, service=Service(CHROMEDRIVER))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture(scope="module")
+async def shown():
+    async with serve(api_key="page-key", worker_variables={"STREAM": "1", "AGGREGATE": "1"}) as client:
+        client.session.headers["Authorization"] = "Bearer page-key"
+        yield client
+
+
+def text(browser, element_id):
+    return browser.find_element(By.ID, element_id).text
+
+
+def use(browser, url, worker_id):
+    """What a person does: gives the key, looks around, sends a job and watches it."""
+    wait = WebDriverWait(browser, 20)
+    browser.get(url)
+    wait.until(lambda _: browser.find_element(By.ID, "ask").get_attribute("open"))
+    browser.find_element(By.ID, "key").send_keys("page-key")
+    browser.find_element(By.CSS_SELECTOR, "#ask button").click()
+    wait.until(lambda _: text(browser, "completed") == "3")
+    assert text(browser, "name") == "/v2/local"
+    assert text(browser, "queued") == "0"
+    assert text(browser, "failed") == "1"
+    assert worker_id in text(browser, "workers")
+    assert "idle" in text(browser, "workers")
+    assert text(browser, "jobs").count("COMPLETED") == 3
+    assert text(browser, "jobs").count("FAILED") == 1
+    wait.until(lambda _: "Finished." in text(browser, "logs"))
+    assert browser.find_element(By.ID, "plot").get_attribute("data-points") == "4"
+    field = browser.find_element(By.ID, "input")
+    field.clear()
+    field.send_keys(f'{{"chunks": 5, "pause_ms": 300, "echo": {json.dumps(NASTY)}}}')
+    browser.find_element(By.ID, "send").click()
+    # Streaming means that the first chunk is there while the job still runs.
+    wait.until(lambda _: '"n": 0' in text(browser, "output"))
+    assert '"n": 4' not in text(browser, "output")
+    assert "COMPLETED" not in text(browser, "sent")
+    wait.until(lambda _: "COMPLETED" in text(browser, "sent"))
+    assert text(browser, "output").count("onerror") == 5
+    assert "first chunk after" in text(browser, "sent")
+    assert browser.title == "llmpod endpoint"
+    assert not browser.find_elements(By.TAG_NAME, "img")
+    drawn = browser.execute_script(
+        "const c = document.getElementById('plot');"
+        "return c.getContext('2d').getImageData(0, 0, c.width, c.height).data.some((v, i) => i % 4 === 2 && v > 150)"
+    )
+    assert drawn, "the plot shows points"
+    for width in (1280, 500):
+        browser.set_window_size(width, 1000)
+        overflow = browser.execute_script(
+            "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
+        )
+        assert overflow <= 0, f"nothing sticks out at {width} px"
+    browser.find_element(By.CSS_SELECTOR, "#workers button:last-child").click()
+    wait.until(lambda _: "dead" in text(browser, "workers"))
+    severe = [entry for entry in browser.get_log("browser") if "401" not in entry["message"]]
+    assert not severe, "no script error, nothing refused by the content policy"
+
+
+async def test_the_page_shows_the_endpoint_and_streams_a_job(shown, browser):
+    (worker_id,) = await shown.endpoint.ready()
+    for _ in range(3):
+        assert (await shown.runsync({"chunks": 1}))["status"] == "COMPLETED"
+    assert (await shown.runsync({"chunks": 1, "fail_at": 0}))["status"] == "FAILED"
+    await asyncio.to_thread(use, browser, shown.endpoint.base_url.removesuffix("v2"), worker_id)

@@ -1,0 +1,276 @@
+"""What a person sees: the terminal, the page in a browser, the files for a spreadsheet or a program."""
+
+import asyncio
+import csv
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+
+import pytest
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+
+from llmpod.loadtest import journal, records, validity
+from llmpod.loadtest.analysis import View, analyse
+from llmpod.loadtest.arrivals import Arrivals, steady
+from llmpod.loadtest.plan import Phase
+from llmpod.loadtest.records import Job
+from tests.loadtest.conftest import DATA, ROOT, Result, command, door
+from tests.loadtest.scripted import JobScript, Script, scripted
+
+LoadTest = Callable[..., Awaitable[Result]]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[webdriver.Chrome]:
+    options = webdriver.ChromeOptions()
+    for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1200,1600"):
+        options.add_argument(flag)
+    options.binary_location = "/usr/bin/chromium"
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service("/usr/bin/chromedriver"))
+    yield driver
+    driver.quit()
+
+
+def mixed(number: int) -> JobScript:
+    if number % 12 == 11:
+        return JobScript(status="FAILED", output=None, error="<script>alert('no')</script>")
+    return JobScript(delay_s=0.01, exec_s=0.03, worker=f"worker-{number % 2}")
+
+
+async def test_the_page_opens_offline_and_says_what_the_run_says(
+    load_test: LoadTest, browser: webdriver.Chrome
+) -> None:
+    async with scripted(Script(job=mixed)) as server:
+        result = await load_test(
+            server.url,
+            "-c",
+            "2",
+            "4",
+            "--runs",
+            "40",
+            "--slo",
+            "total.p50<2s",
+            "--slo",
+            "error_rate<1%",
+            "--gpu-price",
+            "0.4",
+        )
+    browser.get((result.directory / "report.html").as_uri())
+    page = browser.find_element(By.TAG_NAME, "body").text
+    assert result.phase["why"] in page
+    assert f"exit code {result.code}" in page
+    assert "total.p50<2s" in page
+    assert "✓ met" in page
+    assert "✗ missed" in page
+    assert "job_failed" in page
+    assert "<script>alert('no')</script>" in page
+    assert "worker-0" in page
+    assert "worker-1" in page
+    assert "n/a (n=3" in page
+    assert "need 299" in page
+    pictures = browser.find_elements(By.TAG_NAME, "svg")
+    assert len(pictures) >= 2 * 3
+    for picture in pictures:
+        assert picture.size["width"] > 300
+        assert picture.size["height"] > 40
+    assert browser.find_elements(By.CSS_SELECTOR, "svg path.dots.total")
+    wide = browser.execute_script("return document.documentElement.scrollWidth <= window.innerWidth")
+    assert wide, "the page scrolls sideways"
+    assert [line for line in browser.get_log("browser") if line["level"] == "SEVERE"] == []
+    requests = [
+        json.loads(line["message"])["message"]["params"]["request"]["url"]
+        for line in browser.get_log("performance")
+        if json.loads(line["message"])["message"]["method"] == "Network.requestWillBeSent"
+    ]
+    assert requests
+    assert all(url.startswith("file:") for url in requests)
+
+
+async def test_the_soaks_page_shows_its_two_states(tmp_path: Path, browser: webdriver.Chrome) -> None:
+    soak = DATA / "rp_results_20251010T121412Z.csv"
+    ended = await door(
+        "report", "--import-legacy", str(soak), "-c", "2", "--out", str(tmp_path / "soak"), "--format", "quiet"
+    )
+    assert (ended.code, ended.out) == (0, "")
+    page = tmp_path / "soak" / "report.html"
+    assert page.stat().st_size < 200_000
+    browser.get(page.as_uri())
+    text = browser.find_element(By.TAG_NAME, "body").text
+    assert "Two states, not one" in text
+    assert "n_eff 5" in text
+    assert len(browser.find_elements(By.TAG_NAME, "svg")) == 3
+
+
+def test_a_page_has_no_address_of_another_place() -> None:
+    template = (ROOT / "src/llmpod/loadtest/report_template.html").read_text()
+    assert not re.search(r"https?://|<script|@import|url\(", template)
+
+
+async def test_the_door_prints_plain_lines_where_there_is_no_terminal(tmp_path: Path) -> None:
+    async with scripted(Script(job=mixed)) as server:
+        ended = await door(
+            "--base-url", server.url, "-c", "2", "--runs", "30", "--out", str(tmp_path / "r"),
+            "--slo", "exec.p50<1s", "--gpu-price", "0.4",
+            "--csv", str(tmp_path / "copy.csv"),
+        )  # fmt: skip
+    assert "\x1b" not in ended.out + ended.err
+    for said in (
+        "total ",
+        "delay ",
+        "exec ",
+        "overhead ",
+        "n/a (n=2",
+        "✓ exec.p50<1s",
+        "why  ",
+        "not counted: 2 warm-up",
+        "cost  execution",
+    ):
+        assert said in ended.out, said
+    assert "job_failed" in ended.out
+    assert "2 clients, 30 requests, warm-up 2 requests (not counted)" in ended.err
+    rows = list(csv.DictReader((tmp_path / "copy.csv").open()))
+    assert len(rows) == len(journal.read(tmp_path / "r").jobs)
+    assert {row["ok"] for row in rows} == {"True", "False"}
+
+
+async def test_a_terminal_gets_a_live_panel_and_colours(tmp_path: Path) -> None:
+    async with scripted(Script(job=lambda _: JobScript(delay_s=0.05, exec_s=0.1), workers=1)) as server:
+        leader, follower = pty.openpty()
+        words = [
+            sys.executable,
+            str(ROOT / "rp_load_test.py"),
+            "--base-url",
+            server.url,
+            "-c",
+            "2",
+            "--runs",
+            "12",
+            "--out",
+            str(tmp_path / "r"),
+        ]
+        env = {name: value for name, value in os.environ.items() if name not in ("CI", "NO_COLOR")}
+        process = subprocess.Popen(  # noqa: ASYNC220 - started, not waited for
+            words,
+            stdout=follower,
+            stderr=follower,
+            env={**env, "TERM": "xterm-256color", "COLUMNS": "120", "LINES": "40"},
+        )
+        os.close(follower)
+        os.set_blocking(leader, False)
+        shown = b""
+        until = time.monotonic() + 30
+        while process.poll() is None and time.monotonic() < until:
+            await asyncio.sleep(0.05)
+            try:
+                shown += os.read(leader, 65536)
+            except (BlockingIOError, OSError):
+                continue
+        try:
+            while more := os.read(leader, 65536):
+                shown += more
+        except OSError:
+            pass
+        os.close(leader)
+    text = shown.decode("utf-8", "replace")
+    assert process.returncode in (0, 5)  # 5: the machine is so busy that the tool says so
+    assert len(set(re.findall(r"done (\d+) of 12", text))) >= 2
+    assert "░" in text
+    assert "workers 1 " in text
+    assert "\x1b[1m" in text
+
+
+async def test_json_and_quiet_and_one_metric(load_test: LoadTest) -> None:
+    async with scripted() as server:
+        result = await load_test(server.url, "-c", "1", "--runs", "3")
+    as_json = command("report", str(result.directory), "--format", "json")
+    assert json.loads(as_json.out)["phases"][0]["counted"] == 3
+    quiet = command("report", str(result.directory), "--format", "quiet")
+    assert (quiet.code, quiet.out, quiet.err) == (0, "", "")
+    one = command("report", str(result.directory), "--metric", "exec")
+    assert re.search(r"^exec ", one.out, re.MULTILINE)
+    assert not re.search(r"^total ", one.out, re.MULTILINE)
+
+
+async def test_recorded_once_judged_many_times(load_test: LoadTest) -> None:
+    async with scripted(Script(job=lambda _: JobScript(exec_s=0.05))) as server:
+        result = await load_test(server.url, "-c", "1", "--runs", "10", "--slo", "exec.p50<1s")
+    assert result.code == 0
+    same = command("report", str(result.directory))
+    assert (same.code, "✓ exec.p50<1s" in same.out) == (0, True)
+    stricter = command("report", str(result.directory), "--slo", "exec.p50<10ms", "--slo", "total.p95<30s")
+    assert (stricter.code, "✗ exec.p50<10ms" in stricter.out) == (3, True)
+    preset = command("report", str(result.directory), "--slo-preset", "career")
+    assert (preset.code, preset.out.count("✓")) == (0, 1 + 7)
+
+
+async def test_the_same_directory_gives_the_same_report(load_test: LoadTest) -> None:
+    async with scripted(Script(job=mixed)) as server:
+        result = await load_test(server.url, "-c", "2", "--runs", "20")
+    before = (result.directory / journal.RUN).read_bytes()
+    command("report", str(result.directory), "--format", "quiet")
+    again = json.loads((result.directory / journal.RUN).read_bytes())
+    first = json.loads(before)
+    assert again["phases"] == first["phases"]
+
+
+def test_a_record_survives_the_disk() -> None:
+    job = Job(
+        "p",
+        3,
+        "measured",
+        "run",
+        scheduled_ms=1.5,
+        sent_ms=2.0,
+        total_ms=10.25,
+        states=[("IN_QUEUE", 3.0)],
+        ok=True,
+        worker_id="w",
+    )
+    assert records.from_dict(json.loads(json.dumps(records.to_dict(job)))) == job
+
+
+def test_a_spreadsheet_runs_no_formula_of_an_error_text(tmp_path: Path) -> None:
+    from llmpod.loadtest.export import write_csv
+
+    write_csv(tmp_path / "x.csv", [Job("p", 0, "measured", "run", error="=cmd|' /C calc'!A0")])
+    assert ",'=cmd" in (tmp_path / "x.csv").read_text()
+
+
+def test_a_late_client_and_a_late_schedule_withhold_the_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(validity, "LAG_MS", 10.0)
+
+    def said(lag_ms: float, total_ms: float, late_ms: float) -> list[tuple[bool, str]]:
+        jobs = [
+            Job(
+                "p",
+                n,
+                "measured",
+                "run",
+                scheduled_ms=n * 100.0,
+                sent_ms=n * 100.0 + late_ms,
+                total_ms=total_ms,
+                ok=True,
+            )
+            for n in range(20)
+        ]
+        for job in jobs:
+            job.done_ms = (job.sent_ms or 0.0) + total_ms
+        phase = Phase("p", "open", "constant", arrivals=Arrivals(steady(10, 2)))
+        report = analyse(phase, jobs, jobs, [], {"loop_lag_p99_ms": lag_ms}, View())
+        return [(doubt.fatal, doubt.text) for doubt in report.doubts]
+
+    assert said(5, 100, 1) == []
+    assert [fatal for fatal, _ in said(30, 100, 1)] == [True]
+    assert [fatal for fatal, _ in said(30, 3450, 1)] == [False]  # late, but little beside what is measured
+    ((fatal, text),) = said(5, 100, 40)
+    assert fatal
+    assert "after they were due" in text

@@ -1,0 +1,43 @@
+"""A worker process with the scripted engine: `python -m tests.worker.scripted_process [die-after SECONDS]`."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import time
+from typing import Any
+
+from llmpod.worker import jobloop, settings
+from llmpod.worker.events import EventLog
+from llmpod.worker.handler import Worker
+
+from .scripted import ScriptedEngine
+
+
+class Engine(ScriptedEngine):
+    """It has a child process, as a real one has."""
+
+    async def start(self) -> None:
+        self.child = subprocess.Popen(["sleep", "600"])  # noqa: ASYNC220 - as vLLM does
+        log.emit("loading", child=self.child.pid)
+        if "load" in sys.argv:
+            time.sleep(600)  # noqa: ASYNC251 - as loading blocks the loop
+        if "die-after" in sys.argv:
+            asyncio.get_running_loop().call_later(float(sys.argv[sys.argv.index("die-after") + 1]), self.die)
+        log.emit("ready")
+
+    def shutdown(self) -> None:
+        if "hang" in sys.argv:
+            time.sleep(600)
+        self.child.kill()
+        self.child.wait()
+
+
+log = EventLog()
+environment = settings.load()
+engine: Any = Engine(tokens_per_s=100)
+worker = Worker(environment.settings, engine, log.emit)
+status = jobloop.serve(worker)
+log.emit("rest", unfinished=engine.unfinished, slots=worker.slots.in_use, waiting=worker.slots.waiting)
+sys.exit(status)
