@@ -98,7 +98,7 @@ class Served:
             return response.status, await response.json()
 
     async def running(self) -> float:
-        metrics: str = (await self.job({"route": "/metrics"}))["output"][0]
+        metrics: str = (await self.job({"route": "/metrics"}))["output"]
         return sum(float(line.split()[-1]) for line in metrics.splitlines() if line.startswith("vllm:num_requests_"))
 
     async def idle(self) -> None:
@@ -131,7 +131,7 @@ async def served(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Serv
         TOOL_CALL_PARSER="hermes",
         ENABLE_PROMPT_TOKENS_DETAILS="true",
         # Left to itself, the demonstration model fills JSON with blank lines.
-        STRUCTURED_OUTPUTS_CONFIG='{"backend": "guidance", "disable_any_whitespace": true}',
+        STRUCTURED_OUTPUTS_CONFIG='{"backend": "xgrammar", "disable_any_whitespace": true}',
         MAX_PROMPT_CHARS="8000",
         MAX_TOKENS_MAX="2000",
         MAX_MODEL_LEN="3000",
@@ -437,7 +437,7 @@ async def test_rerank_score_and_pooling(pooling: Served) -> None:
         assert (status, len(scored["data"])) == (200, 2)
     status, embedded = await pooling.post("/v2/embed", {"model": "demo", "texts": documents})
     assert (status, len(embedded["embeddings"]["float"])) == (200, 2), embedded
-    status, pooled = await pooling.post("/pooling", {"model": "demo", "input": "Hello", "task": "token_embed"})
+    status, pooled = await pooling.post("/pooling", {"model": "demo", "input": "Hello", "task": "embed"})
     assert status == 200, pooled
 
 
