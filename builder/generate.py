@@ -19,9 +19,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
 from llmpod.worker.errors import Code  # noqa: E402
-from llmpod.worker.settings import RETIRED, Settings, names  # noqa: E402
+from llmpod.worker.settings import RETIRED, Group, Settings, names  # noqa: E402
 
-GROUPS = ("Model", "Engine", "Worker", "Routes", "Guardrails", "Log")
+GROUPS = get_args(Group)
 VLLM = next(line for line in (ROOT / "requirements.txt").read_text().splitlines() if line.startswith("vllm=="))
 VLLM_VERSION = VLLM.split("==")[1].split()[0]
 
@@ -36,13 +36,18 @@ def kind(annotation: Any) -> str:
         return ", ".join(map(str, get_args(annotation)))
     if get_origin(annotation) is dict:
         return "JSON object"
+<<<<<<< HEAD
     if get_origin(annotation) is tuple:
         return "list"
+=======
+    if get_origin(annotation) in (list, tuple):
+        return "list, comma-separated"
+>>>>>>> main
     return {str: "text", int: "whole number", float: "number", bool: "true or false"}[annotation]
 
 
 def default(info: FieldInfo) -> str:
-    if info.default is None:
+    if info.default is None or info.default == ():
         return ""
     if isinstance(info.default, tuple):
         return ",".join(info.default)
@@ -172,7 +177,7 @@ def hub_field(name: str, info: FieldInfo) -> dict[str, Any]:
     if name == "MODEL_NAME":
         field |= {"type": "huggingface", "required": True}
     # No default is given where ours is "unset": a form's 0 or None would arrive as a value.
-    if info.default is not None and not isinstance(info.default, dict):
+    if info.default is not None and not isinstance(info.default, dict | tuple):
         field["default"] = info.default
     return {"key": name, "input": field}
 

@@ -1,7 +1,6 @@
 """The demo model's tokenizer: byte-level BPE, so no text is unknown, and a ChatML template."""
 
 from collections.abc import Iterable
-from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -45,14 +44,3 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, model_max_length: int
         model_max_length=model_max_length,
         clean_up_tokenization_spaces=False,
     )
-
-
-def portable_config(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
-    """tokenizer_config.json in the words that transformers 4 and 5 both read; 5 would write a class that 4 lacks."""
-    return {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "eos_token": tokenizer.eos_token,
-        "pad_token": tokenizer.pad_token,
-        "model_max_length": tokenizer.model_max_length,
-        "clean_up_tokenization_spaces": False,
-    }

@@ -35,9 +35,9 @@ async def test_runsync_answers_with_the_result_and_a_sync_id(echo):
 
 async def test_runsync_answers_without_result_when_wait_is_over(echo):
     started = time.monotonic()
-    status, body = await echo.post("/runsync?wait=1000", {"input": {"sleep_ms": 1500}})
+    status, body = await echo.post("/runsync?wait=1000", {"input": {"sleep_ms": 3000}})
     assert status == 200
-    assert 0.9 < time.monotonic() - started < 1.45
+    assert 0.9 < time.monotonic() - started < 2.5
     assert body["status"] == "IN_PROGRESS"
     assert "output" not in body
     assert (await echo.end(body["id"]))["status"] == "COMPLETED"
@@ -156,7 +156,7 @@ async def test_execution_timeout_ends_the_job_and_stops_it_in_the_worker(echo):
     body = await echo.runsync({"sleep_ms": 60_000}, policy={"executionTimeout": 500})
     assert body["status"] == "TIMED_OUT"
     assert "executionTimeout" in body["error"]
-    assert 450 < body["executionTime"] < 1500
+    assert 450 < body["executionTime"] < 5000
 
 
 async def test_retry_runs_a_failed_job_again_under_the_same_id(echo):

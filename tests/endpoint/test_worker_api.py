@@ -42,7 +42,7 @@ async def test_a_held_poll_gets_a_job_the_moment_it_is_submitted(bare):
     poll = asyncio.create_task(take(bare))
     await settled(lambda: bare.endpoint.broker.polls)
     job_id = await bare.run({})
-    assert (await asyncio.wait_for(poll, 0.5))["id"] == job_id
+    assert (await asyncio.wait_for(poll, 1.5))["id"] == job_id
 
 
 async def test_a_poll_without_a_job_is_held_and_ends_with_204(bare):
@@ -160,7 +160,7 @@ async def test_cancelling_a_running_job_is_signalled_on_job_stop(bare):
     poll = asyncio.create_task(bare.get("/job-stop/w1?gpu=x"))
     await settled(lambda: bare.endpoint.worker("w1").stop_watchers)
     await bare.post(f"/cancel/{job_id}")
-    assert await asyncio.wait_for(poll, 0.5) == (200, {"jobsToStop": [job_id]})
+    assert await asyncio.wait_for(poll, 1.5) == (200, {"jobsToStop": [job_id]})
     assert (await bare.get("/job-stop/w1?gpu=x"))[0] == 204
 
 

@@ -6,6 +6,7 @@ import fnmatch
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -146,7 +147,7 @@ def test_the_hub_form_offers_every_setting_and_no_value_that_stops_the_start() -
         field["key"]: field["input"] for field in json.loads((ROOT / ".runpod/hub.json").read_text())["config"]["env"]
     }
     assert set(fields) == {name.upper() for name in Settings.model_fields}
-    defaults = {name.lower(): field["default"] for name, field in fields.items() if "default" in field}
+    defaults: dict[str, Any] = {name.lower(): field["default"] for name, field in fields.items() if "default" in field}
     Settings(**defaults)
     for name, field in fields.items():
         if field["type"] == "number" and "default" in field:
