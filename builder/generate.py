@@ -36,21 +36,14 @@ def kind(annotation: Any) -> str:
         return ", ".join(map(str, get_args(annotation)))
     if get_origin(annotation) is dict:
         return "JSON object"
-<<<<<<< HEAD
-    if get_origin(annotation) is tuple:
-        return "list"
-=======
     if get_origin(annotation) in (list, tuple):
         return "list, comma-separated"
->>>>>>> main
     return {str: "text", int: "whole number", float: "number", bool: "true or false"}[annotation]
 
 
 def default(info: FieldInfo) -> str:
     if info.default is None or info.default == ():
         return ""
-    if isinstance(info.default, tuple):
-        return ",".join(info.default)
     if isinstance(info.default, bool):
         return str(info.default).lower()
     return json.dumps(info.default) if isinstance(info.default, dict) else str(info.default)
