@@ -1,0 +1,131 @@
+"""What vLLM's routes cost inside the worker: chat through a route against the bare engine, in one process and one run.
+
+python bench/routes.py [--concurrency 1 16 128] [--rounds 3] [--model …]
+
+Every request generates 128 tokens. The bare engine is `AsyncLLM.generate` with token ids, final output only (or deltas,
+for the streamed comparison); a route job goes through `Worker.handle`: input, limits, policy, admission, vLLM's
+application, server-sent events, log lines. Rounds are interleaved, so that a machine whose speed changes changes both;
+the best round of each counts. Exit status 1 if a ratio misses its target.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+
+from llmpod.worker.engine import Engine
+from llmpod.worker.handler import Worker
+from llmpod.worker.settings import Settings
+
+TOKENS = 128
+TARGETS = {"whole": 0.95, "stream": 0.9}
+QUESTION = [{"role": "user", "content": "How do I prepare for a job interview?"}]
+
+
+def settings(model: str | None, concurrency: int) -> Settings:
+    return Settings(
+        model_name=model, max_num_seqs=max(8, concurrency), max_tokens_max=TOKENS, max_tokens_default=TOKENS
+    )
+
+
+async def bare(engine: Engine, ids: list[int], number: int, *, stream: bool) -> None:
+    params = engine.sampling({"ignore_eos": True, "temperature": 0.8, "seed": number}, TOKENS, stream=stream)
+    async with aclosing(engine.generate(ids, params, f"bare-{time.monotonic_ns()}-{number}")) as steps:
+        async for _ in steps:
+            pass
+
+
+async def route(worker: Worker, number: int, *, stream: bool, pause_s: float) -> int:
+    body = {
+        "messages": QUESTION,
+        "max_tokens": TOKENS,
+        "ignore_eos": True,
+        "temperature": 0.8,
+        "seed": number,
+        "stream": stream,
+    }
+    job = {"id": f"route-{time.monotonic_ns()}-{number}", "input": {"openai_route": "/v1/chat/completions"}}
+    job["input"]["openai_input"] = body  # type: ignore[index]
+    replies = 0
+    async with aclosing(worker.handle(job)) as chunks:
+        async for chunk in chunks:
+            assert not (isinstance(chunk, dict) and chunk.get("error")), chunk
+            replies += 1
+            if pause_s:
+                await asyncio.sleep(pause_s)  # the POST that carries it
+    return replies
+
+
+async def rate(call: Callable[[int], Awaitable[Any]], concurrency: int, requests: int) -> tuple[float, float]:
+    """Tokens per second over all requests, and replies per request."""
+    left = iter(range(requests))
+    results: list[Any] = []
+
+    async def client() -> None:
+        while (number := next(left, None)) is not None:
+            results.append(await call(number))
+
+    started = time.monotonic()
+    await asyncio.gather(*(client() for _ in range(concurrency)))
+    replies = [result for result in results if isinstance(result, int)]
+    return requests * TOKENS / (time.monotonic() - started), sum(replies) / max(1, len(replies))
+
+
+async def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 16, 128])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--post-ms", type=float, default=10.0, help="how long the reader is busy with each chunk")
+    parser.add_argument("--model")
+    options = parser.parse_args()
+    chosen = settings(options.model, max(options.concurrency))
+    engine = Engine(chosen, {}, lambda *_, **__: None)
+    await engine.start()
+    worker = Worker(chosen, engine, lambda *_, **__: None)
+    from llmpod.worker.inputs import Message, NativeRequest
+
+    message = Message("user", QUESTION[0]["content"])
+    ids = await engine.render(NativeRequest(None, (message,), {}, None, False, None, True))
+
+    kinds: dict[str, Callable[[int], Awaitable[Any]]] = {
+        "bare": lambda number: bare(engine, ids, number, stream=False),
+        "bare, deltas": lambda number: bare(engine, ids, number, stream=True),
+        "route": lambda number: route(worker, number, stream=False, pause_s=0),
+        "route, streamed": lambda number: route(worker, number, stream=True, pause_s=options.post_ms / 1000),
+        "route, streamed, reader never busy": lambda number: route(worker, number, stream=True, pause_s=0),
+    }
+    missed = False
+    print("| concurrent | what | tokens/s, best round | of the bare engine | chunks per answer |")
+    print("|---|---|---|---|---|")
+    for concurrency in options.concurrency:
+        requests = {1: 8, 16: 64}.get(concurrency, 2 * concurrency)
+        best: dict[str, tuple[float, float]] = {}
+        for call in kinds.values():
+            await rate(call, concurrency, concurrency)  # warm
+        for _ in range(options.rounds):
+            for name, call in kinds.items():
+                best[name] = max(best.get(name, (0.0, 0.0)), await rate(call, concurrency, requests))
+        for name, (tokens, chunks) in best.items():
+            ratio = tokens / best["bare"][0]
+            print(
+                f"| {concurrency} | {name} | {tokens:,.0f} | {ratio:.2f} | {chunks:.0f} |"
+                if chunks
+                else f"| {concurrency} | {name} | {tokens:,.0f} | {ratio:.2f} | – |",
+                flush=True,
+            )
+        for name, target in (("route", TARGETS["whole"]), ("route, streamed", TARGETS["stream"])):
+            missed |= best[name][0] / best["bare"][0] < target
+    engine.shutdown()
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(asyncio.run(main()))
