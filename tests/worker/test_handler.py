@@ -335,6 +335,7 @@ class ScriptedEngine:
     model_name = "scripted"
     max_model_len = 4096
     max_num_seqs = 8
+    kv_cache_tokens = None
     sampling_names = frozenset({"temperature"})
 
     def __init__(self, failure: BaseException, after: int = 0) -> None:

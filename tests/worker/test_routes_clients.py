@@ -276,10 +276,15 @@ async def test_responses_streamed_and_not_and_one_after_another(served: Served, 
 
 
 async def test_a_background_response_is_cancelled_through_the_client(served: Served, model: str) -> None:
-    begun = await served.openai.responses.create(
-        model=model, input="Count", max_output_tokens=2000, background=True, extra_body={"ignore_eos": True}
-    )
-    assert (await served.openai.responses.cancel(begun.id)).status == "cancelled"
+    status = None
+    for _ in range(5):  # a machine that stalls may let it finish before it is cancelled
+        begun = await served.openai.responses.create(
+            model=model, input="Count", max_output_tokens=2000, background=True, extra_body={"ignore_eos": True}
+        )
+        with contextlib.suppress(openai.BadRequestError):
+            status = (await served.openai.responses.cancel(begun.id)).status
+            break
+    assert status == "cancelled"
     await served.idle()
 
 
@@ -342,10 +347,12 @@ async def test_a_client_that_leaves_ends_its_request_in_the_engine(served: Serve
             async for _ in answer:
                 pass
 
-    task = asyncio.create_task(call())
-    async with asyncio.timeout(10):
-        while not await served.running():
+    for _ in range(5):  # a machine that stalls may let it finish before it is seen
+        task = asyncio.create_task(call())
+        while not task.done() and not await served.running():
             await asyncio.sleep(0.02)
+        if not task.done():
+            break
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

@@ -7,34 +7,27 @@ Which of its names are used, and how, is held by tests/worker/test_vllm_contract
 from __future__ import annotations
 
 import asyncio
-import atexit
 import contextlib
 import copy
 import dataclasses
-import functools
 import inspect
-import json
-import logging.config
 import re
-import shutil
-import tempfile
 import time
 import types
-import typing
-import warnings
 from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from llmpod.worker import doctor, engine_options, generation, served
+from llmpod.worker import doctor, engine_options, engine_process, generation, route_table, served
 from llmpod.worker.asgi import App, Exchange
 from llmpod.worker.errors import Code, JobError, StartError
-from llmpod.worker.events import Emit, logging_config
+from llmpod.worker.events import Emit
 from llmpod.worker.generation import Step
 from llmpod.worker.inputs import NativeRequest
 from llmpod.worker.prompts import GUARD, Prompts
+from llmpod.worker.route_table import Route
 from llmpod.worker.settings import Correction, Settings, provide
 
 # Sampling parameters that are vLLM's business, not a client's, or whose result a native reply has no place for.
@@ -83,7 +76,7 @@ class Engine:
         self.generates = True  # false: a pooling runner, which embeds, scores and classifies
         self.takes_media = False
         self.app: App  # vLLM's application, once `start` is through
-        self._routes: list[_Route] = []
+        self._routes: list[Route] = []
         self._guards = False
         self.last_step = time.monotonic()  # when the engine last finished one
 
@@ -95,7 +88,7 @@ class Engine:
         Raises:
             StartError: with the cause and the cure.
         """
-        last_words = _scratch() / "last-words.log"
+        last_words = engine_process.scratch() / "last-words.log"
         last_words.unlink(missing_ok=True)
         try:
             await self._start(last_words)
@@ -107,7 +100,7 @@ class Engine:
 
     async def _start(self, last_words: Path) -> None:
         started = time.monotonic()
-        _prepare_process(self._settings, last_words)
+        engine_process.prepare(self._settings, last_words)
         from vllm.engine.async_llm_engine import AsyncLLMEngine
 
         imported = time.monotonic()
@@ -210,7 +203,7 @@ class Engine:
         for store in ("response_store", "msg_store", "event_store"):
             if hasattr(responses, store):
                 setattr(responses, store, served.Bounded(STORED_RESPONSES))
-        self._routes = _route_table(app)
+        self._routes = route_table.read(app)
         self.app = app
         self._guards = self.generates and await self._install_guard()
 
@@ -307,7 +300,7 @@ class Engine:
         """Every path of vLLM's application, open or not, and its methods."""
         return [(route.path, route.methods) for route in self._routes]
 
-    def _route(self, method: str, path: str) -> _Route | None:
+    def _route(self, method: str, path: str) -> Route | None:
         found = (route for route in self._routes if method in route.methods and route.pattern.fullmatch(path))
         return next(found, None)
 
@@ -457,37 +450,6 @@ def _sampling_error(error: Exception, names: Collection[str]) -> JobError:
 # -- start -------------------------------------------------------------------------------------------------------------
 
 
-@functools.cache
-def _scratch() -> Path:
-    """A folder for what the engine's processes read and write, gone when this process ends."""
-    folder = Path(tempfile.mkdtemp(prefix="llmpod-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
-
-
-def _prepare_process(settings: Settings, last_words: Path) -> None:
-    """What vLLM and its child processes read from the environment when they are imported."""
-    log = logging_config(settings.log_level.upper(), last_words)
-    logging.config.dictConfig(log)  # for what is logged before vLLM reads the file, and over what the SDK set up
-    config = last_words.with_name("logging.json")
-    config.write_text(json.dumps(log))
-    warnings.filterwarnings("ignore", module=r"vllm\.")  # its deprecations are not the operator's to mend
-    provide(
-        {
-            "VLLM_LOGGING_CONFIG_PATH": str(config),
-            "VLLM_LOGGING_LEVEL": settings.log_level.upper(),
-            "VLLM_ENABLE_RESPONSES_API_STORE": "1",  # previous_response_id; engine.py bounds the store
-            "VLLM_NO_USAGE_STATS": "1",  # a worker tells nobody what it serves
-            "TOKENIZERS_PARALLELISM": "false",  # one prompt at a time, and forked children do not warn about it
-            # What is not a log record would break the form of the log: progress bars, Python's and C++'s warnings.
-            "TQDM_DISABLE": "1",
-            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-            "PYTHONWARNINGS": "ignore",
-            "TORCH_CPP_LOG_LEVEL": "ERROR",
-        }
-    )
-
-
 def engine_arguments(settings: Settings, environment: Mapping[str, str], emit: Emit) -> Any:
     """vLLM's AsyncEngineArgs from the settings, and from any other variable that bears an engine argument's name.
 
@@ -549,42 +511,6 @@ def _import_plugins(frontend: Any) -> None:
         from vllm.reasoning import ReasoningParserManager
 
         ReasoningParserManager.import_reasoning_parser(frontend.reasoning_parser_plugin)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Route:
-    path: str
-    pattern: re.Pattern[str]
-    methods: frozenset[str]
-    fields: frozenset[str] | None  # what its body may hold; None: not known
-
-
-def _route_table(app: Any) -> list[_Route]:
-    """The application's routes; a mounted application (/metrics) is read with GET."""
-    return [
-        _Route(
-            path=route.path,
-            pattern=re.compile(re.sub(r"\{\w+(?::\w+)?\}", "[^/]+", route.path)),
-            methods=frozenset(getattr(route, "methods", None) or {"GET"}),
-            fields=_body_fields(getattr(route, "endpoint", None)),
-        )
-        for route in app.routes
-        if getattr(route, "path", None)
-    ]
-
-
-def _body_fields(endpoint: Any) -> frozenset[str] | None:
-    """The fields of the pydantic model, or of all the models of the union, that a route reads its body with."""
-    if endpoint is None:
-        return None
-    try:
-        hint = typing.get_type_hints(endpoint, include_extras=False).get("request")
-    except (NameError, TypeError):
-        return None
-    models = [model for model in typing.get_args(hint) or (hint,) if hasattr(model, "model_fields")]
-    names = {name for model in models for name in model.model_fields}
-    names |= {info.alias for model in models for info in model.model_fields.values() if isinstance(info.alias, str)}
-    return frozenset(names) or None
 
 
 def _all_gpus(args: Any, gpus: int, emit: Emit) -> int:

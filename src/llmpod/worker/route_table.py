@@ -1,0 +1,46 @@
+"""The routes of vLLM's application, read from the application itself: nothing here has to follow a new release."""
+
+from __future__ import annotations
+
+import re
+import typing
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Route:
+    """One path of an ASGI application, and who may call it how."""
+
+    path: str
+    pattern: re.Pattern[str]
+    methods: frozenset[str]
+    fields: frozenset[str] | None  # what its body may hold; None: not known
+
+
+def read(app: Any) -> list[Route]:
+    """The application's routes; a mounted application (/metrics) is read with GET."""
+    return [
+        Route(
+            path=route.path,
+            pattern=re.compile(re.sub(r"\{\w+(?::\w+)?\}", "[^/]+", route.path)),
+            methods=frozenset(getattr(route, "methods", None) or {"GET"}),
+            fields=_body_fields(getattr(route, "endpoint", None)),
+        )
+        for route in app.routes
+        if getattr(route, "path", None)
+    ]
+
+
+def _body_fields(endpoint: Any) -> frozenset[str] | None:
+    """The fields of the pydantic model, or of all the models of the union, that a route reads its body with."""
+    if endpoint is None:
+        return None
+    try:
+        hint = typing.get_type_hints(endpoint, include_extras=False).get("request")
+    except (NameError, TypeError):
+        return None
+    models = [model for model in typing.get_args(hint) or (hint,) if hasattr(model, "model_fields")]
+    names = {name for model in models for name in model.model_fields}
+    names |= {info.alias for model in models for info in model.model_fields.values() if isinstance(info.alias, str)}
+    return frozenset(names) or None
