@@ -26,7 +26,7 @@ QUESTION = {"prompt": "How do I prepare for a job interview?", "sampling_params"
 
 async def until_idle(engine: Engine) -> None:
     """The engine has forgotten every request; it must happen at once, the deadline is only against hanging."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while engine.unfinished:
             await asyncio.sleep(0.005)
 

@@ -103,7 +103,7 @@ class Served:
         return sum(float(line.split()[-1]) for line in metrics.splitlines() if line.startswith("vllm:num_requests_"))
 
     async def idle(self) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while await self.running():
                 await asyncio.sleep(0.05)
 
