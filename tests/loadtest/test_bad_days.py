@@ -5,6 +5,7 @@ import asyncio
 import json
 import os
 import re
+import secrets
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
@@ -20,7 +21,7 @@ from tests.loadtest.conftest import DATA, ROOT, Ended, Result, command, door, re
 from tests.loadtest.scripted import Script, scripted
 
 LoadTest = Callable[..., Awaitable[Result]]
-KEY = "rpa_7Q2ZK4XW9LMB3NVC8TYH6SDF5GJR1PAE0uioklq"
+KEY = f"rpa_{secrets.token_hex(20)}"  # of a real key's form, and nobody's
 FAST = ["-c", "2", "--runs", "8", "--health-interval", "0.2"]
 
 

@@ -136,7 +136,7 @@ async def test_a_plain_job_is_completed_and_logged_under_its_own_id(
 ) -> None:
     job = await post(client, endpoint.url + "/runsync", {"prompt": "How do I prepare for a job interview?"})
     assert job["status"] == "COMPLETED"
-    output = job["output"][0] if isinstance(job["output"], list) else job["output"]
+    output = job["output"]
     assert output["choices"][0]["text"]
     assert output["usage"]["output"] > 0
     assert output["request_id"] == job["id"]
@@ -159,7 +159,7 @@ async def test_a_streamed_job_arrives_in_pieces_that_join_to_the_answer(
         state = reply["status"]
     assert state == "COMPLETED"
     assert len(chunks) > 1
-    output = whole["output"][0] if isinstance(whole["output"], list) else whole["output"]
+    output = whole["output"]
     assert "".join(c["text"] for chunk in chunks for c in chunk["choices"]) == output["choices"][0]["text"]
     assert chunks[-1]["choices"][0]["finish_reason"] == "stop"
 
@@ -180,7 +180,7 @@ async def test_a_blocked_job_is_completed_with_the_policys_answer(
 ) -> None:
     job = await post(client, endpoint.url + "/runsync", {"prompt": "What salary do nurses get?"})
     assert job["status"] == "COMPLETED"
-    output = job["output"][0] if isinstance(job["output"], list) else job["output"]
+    output = job["output"]
     assert output["blocked"] is True
 
 

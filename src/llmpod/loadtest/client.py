@@ -9,7 +9,7 @@ import json
 import socket
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -74,14 +74,7 @@ class RunPod:
         async with self.gates[op].place():
             sent_s = perf_counter()
             try:
-                async with self._session.request(
-                    method,
-                    self._base + path,
-                    json=body,
-                    headers=self._headers,
-                    timeout=aiohttp.ClientTimeout(total=timeout_s),
-                    allow_redirects=False,
-                ) as response:
+                async with self._request(method, path, body, timeout_s) as response:
                     raw = await response.read()
                     received_s = perf_counter()
                     retry_after = response.headers.get("Retry-After")
@@ -105,16 +98,23 @@ class RunPod:
         async with self.gates["openai"].place():
             sent_s = perf_counter()
             try:
-                async with self._session.post(
-                    self._base + path,
-                    json=body,
-                    headers=self._headers,
-                    timeout=aiohttp.ClientTimeout(total=timeout_s),
-                    allow_redirects=False,
-                ) as response:
+                async with self._request("POST", path, body, timeout_s) as response:
                     yield response, sent_s
             except (aiohttp.ClientError, OSError, TimeoutError) as error:
                 raise self._error(error, sent_s) from None
+
+    def _request(
+        self, method: str, path: str, body: Any, timeout_s: float
+    ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        """To the endpoint and nowhere else: the key must not follow a redirect."""
+        return self._session.request(
+            method,
+            self._base + path,
+            json=body,
+            headers=self._headers,
+            timeout=aiohttp.ClientTimeout(total=timeout_s),
+            allow_redirects=False,
+        )
 
     def clean(self, text: str) -> str:
         return self._key.redact(text)

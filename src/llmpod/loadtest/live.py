@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import math
 import sys
+from abc import ABC, abstractmethod
 from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -41,7 +42,7 @@ class Silent:
         return None
 
 
-class Watching(Silent):
+class Watching(Silent, ABC):
     """Looks at the run's tally at a steady pace; the subclasses say what they see."""
 
     every_s = LINE_EVERY_S
@@ -68,8 +69,9 @@ class Watching(Silent):
             await asyncio.sleep(self.every_s)
             self.show()
 
+    @abstractmethod
     def show(self) -> None:
-        raise NotImplementedError
+        """Put the run's state where the user sees it."""
 
     def recent(self) -> list[Job]:
         phase = self.runner.tally.phase

@@ -182,9 +182,7 @@ class Engine:
         Raises:
             StartError: an adapter cannot be loaded.
         """
-        from vllm.entrypoints.launchers.api_server.app_state import init_app_state
-        from vllm.entrypoints.launchers.app import build_app
-
+        build_app, init_app_state = _application()
         tasks = await self._llm.get_supported_tasks()
         app = build_app(frontend, tasks, self._llm.model_config)
         try:
@@ -450,6 +448,25 @@ def _sampling_error(error: Exception, names: Collection[str]) -> JobError:
 # -- start -------------------------------------------------------------------------------------------------------------
 
 
+def _application() -> tuple[Any, Any]:
+    """vLLM's `build_app` and `init_app_state`, which stand elsewhere in older releases, with the same signatures."""
+    try:
+        from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+        from vllm.entrypoints.launchers.app import build_app
+    except ModuleNotFoundError:
+        from vllm.entrypoints.openai.api_server import build_app, init_app_state
+    return build_app, init_app_state
+
+
+def _command_line() -> tuple[Any, Any]:
+    """vLLM's `make_arg_parser` and `BaseFrontendArgs`, likewise."""
+    try:
+        from vllm.entrypoints.launchers.cli_args import BaseFrontendArgs, make_arg_parser
+    except ModuleNotFoundError:
+        from vllm.entrypoints.openai.cli_args import BaseFrontendArgs, make_arg_parser
+    return make_arg_parser, BaseFrontendArgs
+
+
 def engine_arguments(settings: Settings, environment: Mapping[str, str], emit: Emit) -> Any:
     """vLLM's AsyncEngineArgs from the settings, and from any other variable that bears an engine argument's name.
 
@@ -466,9 +483,10 @@ def all_arguments(settings: Settings, environment: Mapping[str, str], emit: Emit
         StartError: as `engine_arguments`.
     """
     from vllm.engine.arg_utils import AsyncEngineArgs
-    from vllm.entrypoints.launchers.cli_args import BaseFrontendArgs, LoRAModulePath, make_arg_parser
+    from vllm.entrypoints.openai.models.protocol import LoRAModulePath
     from vllm.platforms import current_platform
 
+    make_arg_parser, BaseFrontendArgs = _command_line()  # noqa: N806 - a class of vLLM's
     on_cpu = current_platform.is_cpu()
     parser = make_arg_parser(engine_options.Parser(prog="worker", add_help=False))
     # Of its application's arguments, those that say how requests are answered; not those of a server: host, TLS, keys.
