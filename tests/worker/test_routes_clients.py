@@ -25,7 +25,7 @@ from safetensors.numpy import save_file
 
 from llmpod.endpoint import LocalEndpoint, Options
 from llmpod.worker.settings import DEMO_MODEL
-from tests.worker.test_runpod import WorkerProcess, spawn
+from tests.worker.processes import WorkerProcess, spawn
 
 pytestmark = pytest.mark.slow
 

@@ -4,90 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import signal
-import sys
 import time
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import aiohttp
-import psutil
 import pytest
 
 from llmpod.endpoint import LocalEndpoint, Options
+from tests.worker.processes import WorkerProcess, gone, spawn
 
 pytestmark = pytest.mark.slow
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 Json = dict[str, Any]
-
-
-class WorkerProcess:
-    """handler.py under the SDK, its log lines as they come, and every process it started."""
-
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self.process = process
-        self.lines: list[str] = []
-        self._reader = asyncio.create_task(self._read())
-
-    async def _read(self) -> None:
-        assert self.process.stdout is not None
-        async for line in self.process.stdout:
-            self.lines.append(line.decode().rstrip("\n"))
-
-    @property
-    def events(self) -> list[Json]:
-        return [json.loads(line) for line in self.lines if line.startswith("{")]
-
-    def of(self, job_id: str) -> list[Json]:
-        return [event for event in self.events if event.get("request_id") == job_id]
-
-    async def event(self, name: str, job_id: str | None = None) -> Json:
-        async with asyncio.timeout(150):
-            while True:
-                for event in self.events:
-                    if event["event"] == name and job_id in (None, event.get("request_id")):
-                        return event
-                assert self.process.returncode is None, self.lines[-20:]
-                await asyncio.sleep(0.02)
-
-    def family(self) -> list[psutil.Process]:
-        return [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]
-
-    async def end(self) -> int:
-        async with asyncio.timeout(60):
-            status = await self.process.wait()
-            await self._reader
-        return status
-
-
-# While it decodes, vLLM keeps two cores so busy that the kernel can leave this process waiting for seconds; a test that
-# acts on a running job needs its turn. `exec` keeps the process id.
-BEHIND_THE_TESTS = ("sh", "-c", '(echo 19 > /proc/self/autogroup) 2>/dev/null; exec nice -n 19 "$@"', "sh")
-
-
-async def spawn(endpoint: LocalEndpoint, worker_id: str, **variables: str) -> WorkerProcess:
-    environment = os.environ | endpoint.worker_env(worker_id) | variables
-    process = await asyncio.create_subprocess_exec(
-        *BEHIND_THE_TESTS,
-        sys.executable,
-        "-u",
-        str(REPOSITORY / "handler.py"),
-        env=environment,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-        limit=1 << 24,
-        start_new_session=True,
-    )
-    return WorkerProcess(process)
-
-
-async def gone(family: list[psutil.Process]) -> None:
-    async with asyncio.timeout(30):
-        while any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in family):
-            await asyncio.sleep(0.05)
 
 
 @pytest.fixture(scope="module")
