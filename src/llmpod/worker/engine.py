@@ -20,7 +20,7 @@ from typing import Any
 
 import orjson
 
-from llmpod.worker import doctor, engine_options, engine_process, generation, route_table, served
+from llmpod.worker import doctor, engine_options, engine_process, fork_server, generation, route_table, served
 from llmpod.worker.asgi import App, Exchange
 from llmpod.worker.errors import Code, JobError, StartError
 from llmpod.worker.events import Emit
@@ -50,6 +50,9 @@ NOT_FROM_CLIENTS = frozenset(
     }
 )
 
+
+ENGINE_MODULES = ("vllm.v1.engine.core", "vllm.v1.executor.multiproc_executor", "vllm.v1.worker.cpu_worker")
+"""What vLLM's own processes import first."""
 
 STORED_RESPONSES = 1000
 """Responses that previous_response_id can go back to; older ones are forgotten."""
@@ -101,6 +104,7 @@ class Engine:
     async def _start(self, last_words: Path) -> None:
         started = time.monotonic()
         engine_process.prepare(self._settings, last_words)
+        fork_server.start(ENGINE_MODULES)
         from vllm.engine.async_llm_engine import AsyncLLMEngine
 
         imported = time.monotonic()

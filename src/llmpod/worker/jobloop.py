@@ -25,6 +25,7 @@ from llmpod.worker.delivery import Delivery
 from llmpod.worker.errors import Code, JobError
 from llmpod.worker.handler import Worker
 from llmpod.worker.jobrun import HURRIED_PATIENCE_S, JobRun
+from llmpod.worker.pace import Pace
 from llmpod.worker.watchdog import Watchdog
 
 LOADING_EXIT_S = 4.0
@@ -128,6 +129,7 @@ class EventJobScaler(EngineJobScaler):
         self._runs: dict[str, JobRun] = {}
         self._stopped_early: dict[str, float] = {}
         self._room = asyncio.Event()
+        self._pace = Pace(self.worker.settings.min_stream_gap_ms / 1000)
 
     async def serve(self) -> None:
         """Take and run jobs until shutdown; then drain."""
@@ -211,7 +213,7 @@ class EventJobScaler(EngineJobScaler):
             return
         if self._stopped_early.pop(job_id, None) is not None:
             return
-        run = JobRun(job, self.worker, self._delivery, stop_pod=bool(self.config.get("refresh_worker")))
+        run = JobRun(job, self.worker, self._delivery, self._pace, stop_pod=bool(self.config.get("refresh_worker")))
         if self.failure is not None:
             run.interrupt(self.failure)
         self._runs[job_id] = run

@@ -77,6 +77,7 @@ class Routes:
         context = contextvars.copy_context()
         context.run(served.current.set, watch)
         exchange = Exchange(self.engine.app, method, path, query=query, headers=headers, body=content, context=context)
+        watch.wanted = exchange.wanted
         try:
             async with contextlib.AsyncExitStack() as stack:
                 if rule.kind in ("generate", "embed"):

@@ -6,6 +6,7 @@ application calls it. Knows vLLM's objects only by the names it reads from them.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from contextvars import ContextVar
@@ -20,6 +21,7 @@ class Watch:
     """What one job may use, and what the engine did for it, over all the requests that its route makes of it."""
 
     max_tokens: int | None = None
+    wanted: asyncio.Event | None = None  # set while somebody waits for more of the answer
     requests: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -42,7 +44,11 @@ class WatchedEngine:
         return getattr(self._engine, name)
 
     async def generate(self, prompt: Any, params: Any, *args: Any, **named: Any) -> AsyncGenerator[Any, None]:
-        """As the engine's, with the watch's limit: whatever a body's field was called, it ends here."""
+        """As the engine's, with the watch's limit: whatever a body's field was called, it ends here.
+
+        The next output is fetched when the answer's reader wants more. Until then the engine merges what it produces
+        into one output, which the application makes one event of: events per token cost more than the tokens.
+        """
         watch = current.get()
         if watch is None:
             watch = Watch()
@@ -65,6 +71,8 @@ class WatchedEngine:
                     if watch.timings is None and output.metrics is not None:
                         watch.timings = timings_of(output.metrics)
                 yield output
+                if not output.finished and watch.wanted is not None:
+                    await watch.wanted.wait()
 
 
 Value = TypeVar("Value")

@@ -8,11 +8,12 @@ docs/configuration.md, .runpod/hub.json and .env.example are generated from this
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -351,6 +352,28 @@ def provide(values: Mapping[str, str]) -> None:
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     if source not in paths:
         os.environ["PYTHONPATH"] = os.pathsep.join([source, *filter(None, paths)])
+
+
+def environment() -> dict[str, str]:
+    """Every variable, as it is now."""
+    return dict(os.environ)
+
+
+def adopt(variables: Mapping[str, str]) -> None:
+    """Make this process's variables those of another."""
+    os.environ.clear()
+    os.environ.update(variables)
+
+
+@contextlib.contextmanager
+def temporarily(values: Mapping[str, str]) -> Iterator[None]:
+    """Variables for what is started meanwhile."""
+    before = environment()
+    try:
+        os.environ.update(values)
+        yield
+    finally:
+        adopt(before)
 
 
 def _correct(environ: MutableMapping[str, str], known: Mapping[str, str]) -> Iterable[Correction]:
