@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ import pytest
 
 from llmpod.worker import fork_server
 from llmpod.worker.engine import Engine
+
+from .processes import REPOSITORY, environment
 
 PROGRAM = """
 import json, multiprocessing, os, sys
@@ -51,19 +55,21 @@ if __name__ == "__main__":
 """
 
 
-def run(program: str, tmp_path: Path, **variables: str) -> Any:
+def start(program: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
     script = tmp_path / "program.py"
     script.write_text(program)
-    source = str(Path(fork_server.__file__).resolve().parents[2])
-    environment = {name: value for name, value in os.environ.items() if name not in fork_server.DECIDED_BY_OTHERS}
-    done = subprocess.run(
+    return subprocess.run(
         [sys.executable, str(script)],
-        env=environment | {"PYTHONPATH": source} | variables,
+        env=environment() | {"PYTHONPATH": str(REPOSITORY / "src")},
         capture_output=True,
         text=True,
         timeout=120,
         check=False,
     )
+
+
+def run(program: str, tmp_path: Path) -> Any:
+    done = start(program, tmp_path)
     assert done.returncode == 0, done.stderr
     assert not done.stderr
     return json.loads(done.stdout)
@@ -108,6 +114,34 @@ def test_a_gpu_s_vllm_forks_by_itself(clean_environment: pytest.MonkeyPatch) -> 
     assert fork_server._on_cpu()
     versions.clear()
     assert not fork_server._on_cpu()
+
+
+ORPHAN = """
+import multiprocessing, os, signal, time
+from llmpod.worker import fork_server
+
+def engine(answers):
+    answers.put(os.getpid())
+    time.sleep(600)
+
+if __name__ == "__main__":
+    fork_server.start([])
+    context = multiprocessing.get_context("spawn")
+    answers = context.Queue()
+    context.Process(target=engine, args=(answers,)).start()
+    print(answers.get(timeout=60), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_the_engine_does_not_outlive_a_worker_that_is_killed(tmp_path: Path) -> None:
+    killed = start(ORPHAN, tmp_path)
+    assert killed.returncode == -signal.SIGKILL
+    engine = int(killed.stdout)
+    give_up = time.monotonic() + 20
+    while psutil.pid_exists(engine):
+        assert time.monotonic() < give_up
+        time.sleep(0.02)
 
 
 @pytest.mark.slow

@@ -11,11 +11,15 @@ when a process loads it. The server is started with the former, and a forked wor
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import importlib.metadata
 import importlib.util
+import multiprocessing
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from multiprocessing import context, forkserver
 from pathlib import Path
@@ -48,9 +52,16 @@ class ServedProcess(context.ForkServerProcess):
         super().start()
 
     def run(self) -> None:
+        threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
         settings.adopt(self._environment)
         _contexts["spawn"] = BoundContext()  # for what this process starts
         super().run()
+
+
+def _end_with(parent: Any) -> None:
+    """Leave when the worker is gone, however it went. vLLM's engine would go on computing for nobody, for ever."""
+    parent.join()
+    os._exit(1)
 
 
 class ServedContext(context.ForkServerContext):
@@ -88,6 +99,15 @@ def start(modules: Sequence[str]) -> None:
         forkserver.set_forkserver_preload(list(modules))
         forkserver.ensure_running()
     _contexts["spawn"] = ServedContext()
+    atexit.register(end)
+
+
+def end() -> None:
+    """End the server. It would notice by itself that nobody needs it, but not before it has imported everything."""
+    pid = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+    if pid is not None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def _on_cpu() -> bool:

@@ -163,7 +163,10 @@ class Settings(BaseSettings):
         120.0, "Worker", "Seconds for which a job's result is sent again when RunPod does not accept it.", gt=0
     )
     min_stream_gap_ms: float = setting(
-        0.0, "Worker", "Least milliseconds between two chunks of a stream. 0: as fast as RunPod accepts them.", ge=0
+        0.0,
+        "Worker",
+        "Least milliseconds between two chunks of a stream. All streams together send 1,000 a second at most.",
+        ge=0,
     )
     drain_seconds: float = setting(
         25.0,
