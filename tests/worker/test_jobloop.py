@@ -194,14 +194,14 @@ async def test_a_stop_that_overtakes_its_job_is_obeyed(monkeypatch: pytest.Monke
 async def test_polls_that_are_refused_are_repeated_with_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     async with serving(monkeypatch, ScriptedEngine()) as served:
         calls = 0
-        take = served.scaler.jobs_fetcher
+        take = served.scaler._takes._fetch
 
         async def counting(*arguments: Any) -> Any:
             nonlocal calls
             calls += 1
             return await take(*arguments)
 
-        served.scaler.jobs_fetcher = counting
+        served.scaler._takes._fetch = counting
         served.endpoint.set_faults(faults=[{"operation": "job-take", "outcome": 503, "probability": 1}])
         job_id = await served.submit()
         await asyncio.sleep(1)
