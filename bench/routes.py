@@ -58,15 +58,17 @@ async def route(worker: Worker, pace: Pace, number: int, *, stream: bool, post_s
     job = {"id": f"route-{time.monotonic_ns()}-{number}", "input": {"openai_route": "/v1/chat/completions"}}
     job["input"]["openai_input"] = body  # type: ignore[index]
     chunks = 0
+    record = worker.record(job)
     with closing(pace.stream()) as turns:
-        async with aclosing(Deltas(worker.handle(job))) as deltas:
+        async with aclosing(Deltas(worker.handle(job, record))) as deltas:
             while (chunk := await deltas.next()) is not None:
                 assert not (isinstance(chunk, dict) and chunk.get("error")), chunk
                 chunks += 1
                 if stream:
                     turns.take()
                     await asyncio.sleep(post_s)
-                    await turns.next()
+                    if not record.generated:
+                        await turns.next()
     return chunks
 
 

@@ -104,7 +104,8 @@ class JobRun:
                     turns.take()
                     if (unsent := await self._send(item)) is not None:
                         deltas.carry(unsent)
-                    await turns.next()
+                    if not self.record.generated:
+                        await turns.next()
         if self.record.stream:
             return {"output": self._whole}
         return {"output": self._whole[0] if len(self._whole) == 1 else self._whole}

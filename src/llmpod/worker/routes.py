@@ -85,7 +85,7 @@ class Routes:
                 record.submitted = time.monotonic()
                 await stack.enter_async_context(exchange)
                 await exchange.started()
-                async with aclosing(self._replies(exchange, rule, record, body)) as replies:
+                async with aclosing(self._replies(exchange, rule, record, body, watch)) as replies:
                     async for reply in replies:
                         yield reply
         except Broken as error:
@@ -167,7 +167,7 @@ class Routes:
             raise JobError(Code.BLOCKED, intent.blocked, field=field, intent=intent.name)
 
     async def _replies(
-        self, exchange: Exchange, rule: Rule, record: JobRecord, body: dict[str, Any]
+        self, exchange: Exchange, rule: Rule, record: JobRecord, body: dict[str, Any], watch: served.Watch
     ) -> AsyncGenerator[Reply, None]:
         if exchange.status >= 300:
             raise self._refusal(exchange.status, await exchange.whole(), rule, body)
@@ -177,6 +177,7 @@ class Routes:
             async with aclosing(self._events(exchange, rule, reported)) as chunks:
                 async for chunk in chunks:
                     record.streaming = True
+                    record.generated = watch.finished == watch.requests
                     yield self.engine.unguard(chunk).decode()
             return
         content = self.engine.unguard(await exchange.whole())

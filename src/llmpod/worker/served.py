@@ -23,6 +23,7 @@ class Watch:
     max_tokens: int | None = None
     wanted: asyncio.Event | None = None  # set while somebody waits for more of the answer
     requests: int = 0
+    finished: int = 0  # of them
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
@@ -65,6 +66,7 @@ class WatchedEngine:
                     tokens[choice.index] = so_far + len(choice.token_ids)
                     watch.finish_reason = watch.finish_reason or choice.finish_reason
                 if output.finished:
+                    watch.finished += 1
                     watch.prompt_tokens += len(output.prompt_token_ids or ())
                     watch.completion_tokens += sum(tokens.values())
                     watch.cached_tokens += output.num_cached_tokens or 0
