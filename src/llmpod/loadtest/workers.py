@@ -136,9 +136,12 @@ def start_classes(everyone: Sequence[Job], measured: Sequence[Job]) -> dict[int,
 
 
 def class_rows(measured: Sequence[Job], classes: dict[int, str]) -> tuple[StartClass, ...]:
+    groups: dict[str | None, list[Job]] = defaultdict(list)
+    for job in measured:
+        groups[classes.get(id(job))].append(job)
     rows = []
     for name in CLASSES:
-        some = [job for job in measured if classes.get(id(job)) == name]
+        some = groups[name]
         delays = sorted(job.delay_ms for job in some if job.delay_ms is not None)
         totals = sorted(job.total_ms for job in some if job.ok and job.total_ms is not None)
         rows.append(
