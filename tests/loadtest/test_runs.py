@@ -158,7 +158,7 @@ async def test_max_cost_stops_a_run(load_test: LoadTest) -> None:
         result = await load_test(server.url, "-c", "1", "--runs", "100", "--gpu-price", "3600", "--max-cost", "0.5")
     assert result.code == 4
     assert 10 <= len(result.recorded.jobs) <= 13
-    assert result.phase["cost"]["exec_usd"] == pytest.approx(0.05 * result.phase["counted"], rel=0.01)
+    assert result.phase["cost"]["busy_usd"] == pytest.approx(0.05 * result.phase["counted"], rel=0.01)
 
 
 async def test_abort_on_fail_does_not_wait_for_the_end(load_test: LoadTest) -> None:

@@ -16,7 +16,7 @@ from rich.table import Table
 from llmpod.loadtest import journal, slo
 from llmpod.loadtest.arrivals import Arrivals, steady
 from llmpod.loadtest.errors import Exit, UsageError
-from llmpod.loadtest.fit import Fit, fit
+from llmpod.loadtest.fit import Fit, fit, on_one_axis
 from llmpod.loadtest.measures import Row, row
 from llmpod.loadtest.records import Job
 from llmpod.loadtest.simulate import Autoscaler, Fixed, Outcome, Simulation
@@ -177,8 +177,7 @@ def parse_scaler(text: str, options: argparse.Namespace, cold_start_s: float) ->
 
 
 def answer(options: argparse.Namespace, console: Console) -> Exit:
-    jobs = [job for directory in options.directories for job in journal.read(Path(directory)).jobs]
-    found = fit(jobs)
+    found = fit(on_one_axis(journal.read(Path(directory)).jobs for directory in options.directories))
     slos = [slo.parse(text) for text in options.slo] + [one for name in options.slo_preset for one in slo.preset(name)]
     if not slos:
         raise UsageError(

@@ -1,8 +1,7 @@
 """RunPod's HTTP API, one call at a time: sends, times, and turns what went wrong into a class.
 
 One aiohttp session serves the whole run, so TCP and TLS handshakes are not part of every latency. (httpx's pool is
-quadratic in the
-number of connections: at 64 clients it reported 353 ms for a 50 ms server; aiohttp 52 ms.)
+quadratic in the number of connections: at 64 clients it reported 353 ms for a 50 ms server; aiohttp 52 ms.)
 """
 
 import json
@@ -69,8 +68,8 @@ class RunPod:
     async def call(
         self, op: str, method: str, path: str, *, body: Any = None, timeout_s: float, quick: bool = False
     ) -> Reply:
-        """One request and its whole reply. `quick`: the service has nothing to wait for, so it may teach the
-        round-trip time."""
+        """One request and its whole reply. `quick`: the service has nothing to wait for, so it may teach the round-trip
+        time."""
         async with self.gates[op].place():
             sent_s = perf_counter()
             try:

@@ -10,7 +10,7 @@ from llmpod.loadtest.errors import Exit
 from llmpod.loadtest.measures import MEANING, Row
 from llmpod.loadtest.report import Report
 from llmpod.loadtest.stats import Quantile
-from llmpod.loadtest.units import show_duration, show_ms, show_rate, show_share, show_usd
+from llmpod.loadtest.units import count, show_duration, show_ms, show_rate, show_share, show_usd
 
 BARS = "▁▂▃▄▅▆▇█"
 _GAP = Text("")
@@ -218,7 +218,8 @@ def _facts(phase: PhaseReport) -> list[RenderableType]:
         top = float(max(max(point.live, point.wanted) for point in health.points))
         line = sparkline([float(point.live) for point in health.points[::step]], top)
         wanted = sparkline([float(point.wanted) for point in health.points[::step]], top)
-        assumed = " (1 job per worker assumed; --scaler-value says otherwise)" if health.scaler_assumed else ""
+        each = health.assumed_per_worker
+        assumed = f" (assuming {count(each, 'job')} per worker; --scaler-value says otherwise)" if each else ""
         say("timeline", f"live {line}  wanted {wanted}{assumed}")
         say(
             "",
@@ -240,14 +241,14 @@ def _facts(phase: PhaseReport) -> list[RenderableType]:
         say("goodput", f"{show_share(phase.goodput_share)} of requests, {show_rate(phase.goodput_per_s)}")
     if phase.cost is not None:
         money = phase.cost
-        whole = f", worker time {show_usd(money.workers_usd)}" if money.workers_usd is not None else ""
+        whole = f", all worker time {show_usd(money.workers_usd)}" if money.workers_usd is not None else ""
         say(
             "cost",
-            f"execution {show_usd(money.exec_usd)}{whole}; per 1k requests {show_usd(money.per_1k_requests)}, "
+            f"busy workers {show_usd(money.busy_usd)}{whole}; per 1k requests {show_usd(money.per_1k_requests)}, "
             f"per 1k output tokens {show_usd(money.per_1k_tokens)} at ${money.usd_per_hour:g}/h",
         )
-    for name, count in phase.warnings.items():
-        lines.append(Text(f"! {count} x {name}: {WARNINGS[name]}", style="yellow"))
+    for name, times in phase.warnings.items():
+        lines.append(Text(f"! {times} x {name}: {WARNINGS[name]}", style="yellow"))
     return lines
 
 

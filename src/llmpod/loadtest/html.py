@@ -16,7 +16,7 @@ from llmpod.loadtest.records import Job
 from llmpod.loadtest.report import METHODS, Report
 from llmpod.loadtest.stats import Quantile, nearest_rank
 from llmpod.loadtest.svg import Series, legend, plot, stack
-from llmpod.loadtest.units import show_duration, show_ms, show_rate, show_share, show_usd
+from llmpod.loadtest.units import count, show_duration, show_ms, show_rate, show_share, show_usd
 
 MOST_DOTS = 3000
 CURVE = (50.0, 60.0, 70.0, 75.0, 80.0, 85.0, 90.0, 92.5, 95.0, 98.0, 99.0, 99.5, 99.9, 99.95, 99.99)
@@ -125,8 +125,8 @@ def _numbers(phase: PhaseReport) -> str:
     if phase.cost is not None:
         pairs += [
             (
-                "cost, execution to worker time",
-                f"{show_usd(phase.cost.exec_usd)} to {show_usd(phase.cost.workers_usd)}",
+                "cost, busy to all worker time",
+                f"{show_usd(phase.cost.busy_usd)} to {show_usd(phase.cost.workers_usd)}",
             ),
             ("per 1k requests", show_usd(phase.cost.per_1k_requests)),
             ("per 1k output tokens", show_usd(phase.cost.per_1k_tokens)),
@@ -304,7 +304,8 @@ def _workers(phase: PhaseReport) -> str:
         shaded = [(x, after) for x, after, point in pairs if point.throttled]
         drawn = plot(series, title="workers", x_text=show_seconds, y_text=lambda y: f"{y:g}", shaded=shaded)
         health = phase.health
-        assumed = "; wanted assumes one job per worker" if health.scaler_assumed else ""
+        each = health.assumed_per_worker
+        assumed = f"; wanted assumes {count(each, 'job')} per worker" if each else ""
         out += (
             f"<h3>Workers and queue, from /health</h3>{drawn}<p class='dim'>short of workers for "
             f"{show_duration(health.short_s)} of "

@@ -1,10 +1,9 @@
 """The run on disk, line by line, before anybody is told about it.
 
 `requests.jsonl` has one line per finished job; `events.jsonl` has what happened around them: sessions, phases, the ids
-of accepted
-jobs (so that a run that was killed can be cleaned up), aborts. A line is handed to the kernel before `append` returns:
-a crash of
-this process loses nothing, and a crash of the machine loses at most what the kernel had not yet written.
+of accepted jobs (so that a run that was killed can be cleaned up), aborts. A line is handed to the kernel before
+`append` returns: a crash of this process loses nothing, and a crash of the machine loses at most what the kernel had
+not yet written.
 """
 
 import json
@@ -26,8 +25,8 @@ REQUESTS, EVENTS, HEALTH, RUN, PLAN = "requests.jsonl", "events.jsonl", "health.
 
 
 class LineFile:
-    """Append-only JSON lines, unbuffered. A torn last line (from a crash) is completed with a line end before the
-    first append."""
+    """Append-only JSON lines, unbuffered. A torn last line (from a crash) is completed with a line end before the first
+    append."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

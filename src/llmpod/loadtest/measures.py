@@ -40,8 +40,7 @@ FAILURE_AWARE = frozenset({"total", "scheduled", "ttft"})
 @dataclass(frozen=True, slots=True)
 class Row:
     """One metric of one phase. `missing`: successful jobs that did not report it. `adjusted`: p -> percentile with
-    every failed
-    job counted as infinitely slow; None where failures say nothing about the metric."""
+    every failed job counted as infinitely slow; None where failures say nothing about the metric."""
 
     metric: str
     n: int
@@ -63,8 +62,8 @@ def row(
 ) -> Row | None:
     """The row of a metric over successful jobs in order of sending; None when no job has it.
 
-    `block_s` asks for block-bootstrap intervals (long runs, whose conditions change); without enough blocks it is
-    order statistics.
+    `block_s` asks for block-bootstrap intervals (long runs, whose conditions change); without enough blocks it is order
+    statistics.
     """
     read = METRICS[metric]
     pairs = [(value, (job.sent_ms or 0.0) / 1000) for job in ok if (value := read(job)) is not None]

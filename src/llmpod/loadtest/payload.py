@@ -95,8 +95,7 @@ class Payloads:
     """`body(mode, phase, index)` is the same for the same seed, so a run can be repeated and resumed.
 
     Every prompt starts with a tag of its own: with equal prompts, a prefix cache would answer from the second request
-    on, and the
-    test would measure the cache. `tag="none"` measures that on purpose.
+    on, and the test would measure the cache. `tag="none"` measures that on purpose.
     """
 
     def __init__(self, options: PayloadOptions) -> None:

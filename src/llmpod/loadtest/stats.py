@@ -1,15 +1,10 @@
 """Percentiles that can be believed, and a clear "n/a" where they cannot.
 
 Percentile: nearest rank (the smallest value that at least p % of the sample do not exceed): always a latency that
-happened.
-Interval: distribution-free, from order statistics: the number of samples below the true quantile is binomial, so two
-ranks bracket it
-with a known probability. When n is too small for any pair of ranks to reach 95 %, there is no interval, and `needed_n`
-says what
-would do.
-Dependence: latencies of one run are not independent. n_eff = n(1-r)/(1+r), r being the lag-1 autocorrelation in order
-of sending,
-is what the interval is computed from.
+happened. Interval: distribution-free, from order statistics: the number of samples below the true quantile is binomial,
+so two ranks bracket it with a known probability. When n is too small for any pair of ranks to reach 95 %, there is no
+interval, and `needed_n` says what would do. Dependence: latencies of one run are not independent. n_eff = n(1-r)/(1+r),
+r being the lag-1 autocorrelation in order of sending, is what the interval is computed from.
 """
 
 import itertools

@@ -18,6 +18,7 @@ class HealthWatch:
     def __init__(self, rig: Rig, interval_s: float) -> None:
         self.samples: list[dict[str, Any]] = []
         self.problem: str | None = None
+        self.worker_s = 0.0  # live and initializing worker time so far
         self._rig = rig
         self._interval_s = interval_s
 
@@ -37,6 +38,10 @@ class HealthWatch:
             self.problem = describe(reply)
             return None
         sample = {"t_ms": round(self._rig.clock.ms(reply.received_s), 1), "at": utc_now(), **counts}
+        if self.samples:
+            before = self.samples[-1]
+            workers = (live_workers(before["workers"]) or 0) + before["workers"].get("initializing", 0)
+            self.worker_s += workers * (sample["t_ms"] - before["t_ms"]) / 1000
         self.samples.append(sample)
         self._rig.journal.health(sample)
         return sample

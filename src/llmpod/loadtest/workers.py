@@ -10,8 +10,8 @@ from llmpod.loadtest.records import Job
 from llmpod.loadtest.stats import jain, nearest_rank
 
 # A delay this much above what the phase's other jobs waited, on a worker's first job, is a start from nothing; the
-# smaller one is a
-# worker that was woken (FlashBoot, an idle flex worker). Measured wakes took 0.7 to 2.6 s, cold starts 48 and 106 s.
+# smaller one is a worker that was woken (FlashBoot, an idle flex worker). Measured wakes took 0.7 to 2.6 s, cold starts
+# 48 and 106 s.
 COLD_MS, WAKE_MS = 10_000.0, 500.0
 SLOW = 1.05
 LASTING = 0.05
@@ -93,6 +93,23 @@ def at_once(jobs: Sequence[Job]) -> int:
 
     The largest number ever would be decided by one late answer, which moves a job's estimated start.
     """
+    lasted = _lasted_ms(jobs)
+    busy = sum(lasted.values())
+    levels = [level for level in lasted if sum(ms for k, ms in lasted.items() if k >= level) >= LASTING * busy]
+    return max([1, *levels]) if jobs else 0
+
+
+def busy_s(jobs: Sequence[Job]) -> float:
+    """Worker seconds with at least one job on the worker. Jobs that name no worker are taken to have had one each."""
+    groups: dict[str | None, list[Job]] = defaultdict(list)
+    for job in jobs:
+        groups[job.worker_id].append(job)
+    unknown_ms = sum(job.exec_ms or 0.0 for job in groups.pop(None, []))
+    return (unknown_ms + sum(sum(_lasted_ms(some).values()) for some in groups.values())) / 1000
+
+
+def _lasted_ms(jobs: Sequence[Job]) -> dict[int, float]:
+    """number of jobs at once, from 1 -> for how long there were so many."""
     edges = []
     for job in jobs:
         span = execution_span(job)
@@ -103,18 +120,17 @@ def at_once(jobs: Sequence[Job]) -> int:
     now = 0
     for (at, step), (after, _) in pairwise(edges):
         now += step
-        lasted[now] += after - at
-    busy = sum(ms for level, ms in lasted.items() if level > 0)
-    levels = [level for level in lasted if sum(ms for k, ms in lasted.items() if k >= level) >= LASTING * busy]
-    return max([1, *levels]) if jobs else 0
+        if now:
+            lasted[now] += after - at
+    return lasted
 
 
 def start_classes(everyone: Sequence[Job], measured: Sequence[Job]) -> dict[int, str]:
     """id(job) -> cold, wake or warm, for the measured jobs that tell their delay.
 
     A job can be other than warm only with a reason: it was the first that its worker was seen with, or it was sent
-    while no worker
-    was live, or before anything had run at all. Among those the delay beyond the median of the rest decides.
+    while no worker was live, or before anything had run at all. Among those the delay beyond the median of the rest
+    decides.
     """
     known = [job for job in measured if job.delay_ms is not None]
     if not known:
