@@ -133,9 +133,11 @@ async def test_the_first_chunk_of_a_runpod_stream_lies_between_its_two_bounds(lo
     for job in result.measured:
         truth = job.sent_ms + 300
         assert job.first_chunk_after_ms - 10 <= truth <= job.first_chunk_ms + 10
-        assert job.first_chunk_ms - job.first_chunk_after_ms < 150
-        assert job.total_ms == pytest.approx(700, abs=110)
+        assert job.total_ms == pytest.approx(job.last_token_ms - job.sent_ms)
         assert (job.output_tokens, job.finish_reason, job.exec_ms) == (5, "stop", 700)
+    # A busy machine may delay a job, but not all three.
+    assert min(job.first_chunk_ms - job.first_chunk_after_ms for job in result.measured) < 150
+    assert min(job.total_ms for job in result.measured) == pytest.approx(700, abs=110)
 
 
 async def test_every_state_is_recorded_with_the_time_it_was_seen(load_test: LoadTest) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from llmpod.loadtest import journal, slo
 from llmpod.loadtest.arrivals import Arrivals, steady
@@ -249,9 +250,9 @@ def _show(found: Fit, answers: Sequence[Answer], slos: Sequence[Slo], console: C
         table.add_row(
             show_rate(one.rate_per_s),
             fleet,
-            "[green]holds[/green]"
+            Text("holds", style="green")
             if one.holds
-            else "[red]fails[/red] " + next(v.slo.text for v in one.verdicts if not v.passed),
+            else Text.assemble(("fails ", "red"), next(v.slo.text for v in one.verdicts if not v.passed)),
             *cells,
             show_ms(late.value) if late else "",
             show_share(one.busy_share),

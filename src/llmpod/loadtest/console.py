@@ -91,7 +91,10 @@ def _title(phase: PhaseReport) -> Text:
 def _validity(phase: PhaseReport) -> Text:
     text = Text()
     fatal = [doubt for doubt in phase.doubts if doubt.fatal]
-    text.append("✓ valid" if not fatal else "✗ not valid", style="green" if not fatal else "bold yellow")
+    if fatal:
+        text.append("✗ not valid", style="bold yellow")
+    else:
+        text.append("✓ valid" if phase.ok else "nothing to judge", style="green" if phase.ok else "dim")
     client = phase.client
     facts = []
     if "loop_lag_p99_ms" in client:
@@ -197,7 +200,8 @@ def _facts(phase: PhaseReport) -> list[RenderableType]:
         say("starts", words)
     if phase.workers:
         words = "; ".join(
-            f"{one.worker_id}: {one.jobs} jobs, exec p50 {show_ms(one.exec_p50_ms)}, p95 {show_ms(one.exec_p95_ms)}"
+            f"{one.worker_id}: {count(one.jobs, 'job')}"
+            + (f", exec p50 {show_ms(one.exec_p50_ms)}, p95 {show_ms(one.exec_p95_ms)}" if one.exec_p50_ms else "")
             + (f", {one.at_once} at once" if one.at_once > 1 else "")
             + (f", {one.failed} failed" if one.failed else "")
             + (" SLOW" if one.slow else "")

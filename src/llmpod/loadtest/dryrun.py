@@ -31,8 +31,6 @@ def describe(phase: Phase) -> str:
     parts.append(f"warm-up {' and '.join(before) or 'none'} (not counted)")
     if phase.cooldown_s:
         parts.append(f"cool-down {show_duration(phase.cooldown_s)} (not counted)")
-    elif phase.kind == "closed" and phase.concurrency > 1:
-        parts.append("clients go on unmeasured until the last measured answer is there")
     return ", ".join(parts)
 
 
@@ -41,6 +39,8 @@ def lines(plan: Plan, view: View, base_url: str, payloads: Payloads, options: ar
     if plan.sweep is not None:
         out.append("a ladder: it stops climbing when an objective fails or throughput stops growing")
     out += [f"  {describe(phase)}" for phase in plan.phases]
+    if any(phase.kind == "closed" and phase.concurrency > 1 for phase in plan.phases):
+        out.append("  at the end of a phase its clients go on, not counted, until the last measured answer is there")
     planned = [phase.planned_requests for phase in plan.phases]
     total = sum(n or 0 for n in planned) + sum(phase.warmup_requests for phase in plan.phases)
     known = all(n is not None for n in planned)

@@ -146,7 +146,9 @@ def _doubts(phase: PhaseReport) -> str:
         facts.append(f"Little's law {phase.little.ratio * phase.little.clients:.2f} of {phase.little.clients} clients")
     if phase.poll_overshoot_ms is not None:
         facts.append(f"polling corrected by {show_ms(phase.poll_overshoot_ms)} on average")
-    mark = '<span class="good">✓ valid</span>' if phase.valid else '<span class="warn">✗ not valid</span>'
+    mark = '<span class="warn">✗ not valid</span>'
+    if phase.valid:
+        mark = '<span class="good">✓ valid</span>' if phase.ok else '<span class="dim">nothing to judge</span>'
     lines = "".join(f'<li class="warn">{escape(doubt.text)}</li>' for doubt in phase.doubts)
     lines += "".join(
         f'<li class="warn">{count} × {escape(name)}: {escape(WARNINGS[name])}</li>'
@@ -280,6 +282,8 @@ def _workers(phase: PhaseReport) -> str:
     if phase.health is not None and len(phase.health.points) > 1:
         points = phase.health.points
         seconds = [(point.t_ms - phase.window_start_ms) / 1000 for point in points]
+        # The last count holds to the end of the window.
+        points, seconds = (*points, points[-1]), [*seconds, max(seconds[-1], phase.window_s)]
         series = [
             Series(
                 "queued jobs",

@@ -149,6 +149,7 @@ def read(directory: Path) -> Recorded:
         raise DirectoryError(f"{directory} has format {found!r}; this version reads format {FORMAT}")
     unreadable = 0
     jobs: dict[tuple[str, str, int], Job] = {}
+    finished: set[str | None] = set()  # also those that a later line about the same job replaces
     for line in read_lines(directory / REQUESTS):
         try:
             job = records.from_dict(line) if line is not None else None
@@ -158,9 +159,9 @@ def read(directory: Path) -> Recorded:
             unreadable += 1
             continue
         jobs[job.phase, job.role, job.index] = job
+        finished.add(job.job_id)
     events = [line for line in read_lines(directory / EVENTS) if line is not None]
     health = [line for line in read_lines(directory / HEALTH) if line is not None and "t_ms" in line]
-    finished = {job.job_id for job in jobs.values()}
     cancelled = {str(line.get("job_id")) for line in events if line.get("event") == "cancelled"}
     accepted = [str(line.get("job_id")) for line in events if line.get("event") == "accepted"]
     orphans = [job_id for job_id in accepted if job_id not in finished and job_id not in cancelled]

@@ -14,6 +14,7 @@ from llmpod.loadtest.guards import HOPELESS
 from llmpod.loadtest.journal import FORMAT, Recorded
 from llmpod.loadtest.plan import Plan
 from llmpod.loadtest.records import Job
+from llmpod.loadtest.units import count
 
 METHODS = {
     "clock": "monotonic (perf_counter); timestamps are UTC",
@@ -68,12 +69,12 @@ def build(recorded: Recorded, view: View, notes: Sequence[str] = ()) -> Report:
     )
     all_notes = [*notes]
     if recorded.unreadable:
-        all_notes.append(
-            f"{recorded.unreadable} unreadable lines were passed over (the end of a run that crashed leaves one)"
-        )
+        lines = count(recorded.unreadable, "unreadable line")
+        were = "was" if recorded.unreadable == 1 else "were"
+        all_notes.append(f"{lines} {were} passed over (the end of a run that crashed leaves one)")
     if recorded.orphans:
         all_notes.append(
-            f"{len(recorded.orphans)} accepted jobs have no end on record; `resume` cancels them and goes on"
+            f"accepted jobs without an end on record: {len(recorded.orphans)}; `resume` cancels them and goes on"
         )
     never = [phase.name for phase in plan.phases if phase.name not in by_phase]
     if never and plan.sweep is None:
