@@ -13,6 +13,7 @@ from llmpod.loadtest.errors import DirectoryError
 from llmpod.loadtest.feed import Feed
 from llmpod.loadtest.plan import Phase
 from llmpod.loadtest.records import Job
+from llmpod.loadtest.workers import start_classes
 from tests.loadtest.conftest import Result, result_of, start_door
 from tests.loadtest.scripted import JobScript, Script, scripted
 
@@ -198,6 +199,16 @@ async def test_cold_starts_and_wakes_are_told_from_warm_jobs(load_test: LoadTest
     assert classes == {"cold": 0, "wake": 2, "warm": 10}
     assert {one["worker_id"]: one["jobs"] for one in result.phase["workers"]} == {"a": 6, "b": 6}
     assert result.phase["jain"] == 1.0
+
+
+def test_where_every_job_starts_a_worker_every_job_is_cold() -> None:
+    jobs = [
+        Job("c=1", n, "measured", "run", sent_ms=n * 60e3, done_ms=n * 60e3 + 13e3, delay_ms=12e3, ok=True)
+        for n in range(6)
+    ]
+    for job in jobs:
+        job.worker_id = f"worker-{job.index}"
+    assert set(start_classes(jobs, jobs).values()) == {"cold"}
 
 
 # -- the disk --

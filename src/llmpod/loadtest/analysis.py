@@ -22,7 +22,6 @@ from llmpod.loadtest.workers import (
     StartClass,
     Stratum,
     WorkerRow,
-    busy_s,
     class_rows,
     start_classes,
     strata,
@@ -106,6 +105,7 @@ class PhaseReport:
     goodput_share: float | None
     goodput_per_s: float | None
     client: dict[str, Any]
+    poll_overshoot_ms: float | None  # the mean that polling would have added to the total, had it not been corrected
     doubts: tuple[Doubt, ...]
     verdicts: tuple[Verdict, ...]
     why: str
@@ -113,11 +113,6 @@ class PhaseReport:
     @property
     def valid(self) -> bool:
         return not any(doubt.fatal for doubt in self.doubts)
-
-    @property
-    def poll_overshoot_ms(self) -> float | None:
-        """The mean that polling would have added to the total, had it not been corrected."""
-        return self.client.get("poll_overshoot_ms")
 
 
 def analyse(
@@ -157,9 +152,6 @@ def analyse(
     overshoot = [
         job.total_upper_ms - job.total_ms for job in ok if job.total_upper_ms is not None and job.total_ms is not None
     ]
-    facts = dict(client)
-    if overshoot:
-        facts["poll_overshoot_ms"] = math.fsum(overshoot) / len(overshoot)
     draft = PhaseReport(
         phase=phase,
         mode=measured[0].mode if measured else (jobs[0].mode if jobs else ""),
@@ -193,7 +185,9 @@ def analyse(
         slices=slices(measured, start_ms, end_ms, timeline, view.slice_s or _slice_s(phase, span_s)),
         health=timeline,
         cost=cost(
-            busy_s(measured),
+            # Jobs that name no worker are taken to have had one each.
+            sum(one.busy_s for one in per_worker)
+            + sum(job.exec_ms or 0.0 for job in measured if not job.worker_id) / 1000,
             timeline,
             view.usd_per_hour,
             measured=(len(ok), tokens),
@@ -202,7 +196,8 @@ def analyse(
         ),
         goodput_share=len(good) / len(measured) if view.goodput and measured else None,
         goodput_per_s=len(good) / span_s if view.goodput and span_s > 0 else None,
-        client=facts,
+        client=dict(client),
+        poll_overshoot_ms=math.fsum(overshoot) / len(overshoot) if overshoot else None,
         doubts=(),
         verdicts=(),
         why="",

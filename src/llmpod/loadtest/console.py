@@ -7,7 +7,7 @@ from rich.text import Text
 from llmpod.loadtest.analysis import PhaseReport
 from llmpod.loadtest.classify import WARNINGS
 from llmpod.loadtest.errors import Exit
-from llmpod.loadtest.measures import MEANING, Row
+from llmpod.loadtest.measures import Row
 from llmpod.loadtest.report import Report
 from llmpod.loadtest.stats import Quantile
 from llmpod.loadtest.units import count, show_duration, show_ms, show_rate, show_share, show_usd
@@ -106,8 +106,8 @@ def _validity(phase: PhaseReport) -> Text:
         facts.append(f"workers {low}" if low == high else f"workers {low} to {high}")
     else:
         facts.append("workers unknown (no /health)")
-    if "poll_overshoot_ms" in client:
-        facts.append(f"polling corrected by {show_ms(client['poll_overshoot_ms'])}")
+    if phase.poll_overshoot_ms:
+        facts.append(f"polling corrected by {show_ms(phase.poll_overshoot_ms)} on average")
     text.append(f"  {', '.join(facts)}", style="dim")
     for doubt in phase.doubts:
         text.append(f"\n  {'✗' if doubt.fatal else '!'} {doubt.text}", style="yellow")
@@ -289,7 +289,3 @@ def _footer(report: Report) -> RenderableType:
         words = "DONE (no objectives were given)"
     lines.append(Text(f"{words}  exit {int(report.exit_code)}", style=style))
     return Group(*lines)
-
-
-def meanings() -> str:
-    return "\n".join(f"{name}: {text}" for name, text in MEANING.items())

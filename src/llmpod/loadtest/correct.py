@@ -21,10 +21,6 @@ class PolledTotal:
     upper_ms: float
     inconsistent: bool
 
-    @property
-    def overshoot_ms(self) -> float:
-        return self.upper_ms - self.corrected_ms
-
 
 def correct_total(
     *,

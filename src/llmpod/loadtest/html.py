@@ -144,7 +144,7 @@ def _doubts(phase: PhaseReport) -> str:
         facts.append(f"client loop lag p99 {show_ms(phase.client['loop_lag_p99_ms'])}")
     if phase.little is not None:
         facts.append(f"Little's law {phase.little.ratio * phase.little.clients:.2f} of {phase.little.clients} clients")
-    if phase.poll_overshoot_ms is not None:
+    if phase.poll_overshoot_ms:
         facts.append(f"polling corrected by {show_ms(phase.poll_overshoot_ms)} on average")
     mark = '<span class="warn">✗ not valid</span>'
     if phase.valid:

@@ -43,13 +43,7 @@ class _Growing:
         self._job.last_token_ms = at_ms
 
     def close(self) -> None:
-        joined = Answer(
-            text="".join(part.text for part in self.parts),
-            prompt_tokens=next((p.prompt_tokens for p in reversed(self.parts) if p.prompt_tokens is not None), None),
-            output_tokens=next((p.output_tokens for p in reversed(self.parts) if p.output_tokens is not None), None),
-            finish_reason=next((p.finish_reason for p in reversed(self.parts) if p.finish_reason), None),
-        )
-        answers.note(self._job, joined)
+        answers.note(self._job, answers.joined(self.parts))
         if self._gaps:
             self._job.gap_p50_ms, self._job.gap_max_ms = median(self._gaps), max(self._gaps)
 
