@@ -106,6 +106,10 @@ def _pickup_idle_s(warm: Sequence[Job], per_worker: dict[str, list[Job]], notes:
         by_phase[job.phase].append(job)
     lone = [job.delay_ms or 0.0 for some in by_phase.values() if _most_open(some) <= 1 for job in some]
     if len(lone) >= 5:
+        notes.append(
+            "no job found a rested worker (a slow --request-rate shows one): the time to an idle worker is taken from "
+            "a lone client's jobs, and may hold the pause between two jobs"
+        )
         return median(lone) / 1000
     notes.append(
         "no phase had one client at a time: the delay on an idle worker is taken from the shortest tenth of all"

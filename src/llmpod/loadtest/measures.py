@@ -126,7 +126,7 @@ def shares(ok: Sequence[Job]) -> tuple[Share, ...]:
 
     def of(label: str, some: Sequence[Job]) -> Share:
         def mean(metric: str) -> float:
-            return math.fsum(value or 0.0 for value in map(METRICS[metric], some)) / len(some)
+            return math.fsum(filter(None, map(METRICS[metric], some))) / len(some)
 
         return Share(label, mean("schedule_delay"), mean("delay"), mean("exec"), mean("overhead"))
 

@@ -94,10 +94,10 @@ def lag1(values: Sequence[float]) -> float:
         return 0.0
     mean = math.fsum(values) / n
     deviations = [value - mean for value in values]
-    variance = math.fsum(d * d for d in deviations)
+    variance = sum(map(mul, deviations, deviations))
     if variance <= 0:
         return 0.0
-    r = math.fsum(a * b for a, b in itertools.pairwise(deviations)) / variance
+    r = sum(map(mul, deviations, itertools.islice(deviations, 1, None))) / variance
     return r if abs(r) > 2 / math.sqrt(n) else 0.0
 
 
