@@ -125,6 +125,7 @@ async def test_the_door_prints_the_corrected_story(tmp_path: Path) -> None:
     again = command("report", str(out), "--slo", "total.p95<8s", "--format", "json")
     assert again.code == 3
     verdicts = {phase["phase"]["name"]: phase["verdicts"][0]["passed"] for phase in json.loads(again.out)["phases"]}
+    assert any("17.4 jobs/min per worker" in note for note in json.loads(again.out)["notes"])
     assert verdicts == {"c=1": True, "c=4": False}
 
 

@@ -47,13 +47,9 @@ def show(report: Report, console: Console, metric: str | None = None) -> None:
 
 
 def _header(report: Report) -> RenderableType:
-    meta = report.meta
     text = Text()
     text.append("load test ", style="bold")
-    text.append(
-        f"{meta.get('endpoint', '')}  mode {report.plan.mode}  seed {report.plan.seed}  {meta.get('started_at', '')}",
-        style="dim",
-    )
+    text.append("  ".join(report.header), style="dim")
     return text
 
 

@@ -93,7 +93,7 @@ def _where(report: "PhaseReport") -> str:
             )
         if report.mode == "openai":
             return "Queue and execution are not measurable on this route; an answer in one piece has no first token."
-        return "The endpoint reports neither queue nor execution time, so where the time went is not known."
+        return "Neither queue nor execution time is on record, so where the time went is not known."
     mean, p95 = report.shares[0], report.shares[-1]
     biggest = _biggest(mean)
     text = (

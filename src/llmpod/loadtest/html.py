@@ -39,13 +39,9 @@ def page(report: Report, jobs: Sequence[Job]) -> str:
     body += [_phase(phase, by_phase[phase.phase.name]) for phase in report.phases]
     body.append(_methods(report))
     template = Template(Path(__file__).with_name("report_template.html").read_text(encoding="utf-8"))
-    meta = report.meta
     return template.substitute(
         title="Load test report",
-        subtitle=escape(
-            f"{meta.get('endpoint', '')} · mode {report.plan.mode} · seed {report.plan.seed} · "
-            f"{meta.get('started_at', '')}"
-        ),
+        subtitle=escape(" · ".join(report.header)),
         body="\n".join(body),
     )
 
@@ -306,7 +302,7 @@ def _workers(phase: PhaseReport) -> str:
         ]
         pairs = zip(seconds, [*seconds[1:], phase.window_s], points, strict=True)
         shaded = [(x, after) for x, after, point in pairs if point.throttled]
-        drawn = plot(series, title="workers", x_text=show_seconds, y_text=lambda y: f"{y:g}", shaded=shaded)
+        drawn = plot(series, title="workers", x_text=show_seconds, y_text=axis_count, shaded=shaded)
         health = phase.health
         each = health.assumed_per_worker
         assumed = f"; wanted assumes {count(each, 'job')} per worker" if each else ""
@@ -377,6 +373,10 @@ def _methods(report: Report) -> str:
 
 def show_seconds(seconds: float) -> str:
     return show_duration(seconds) if seconds >= 0 else f"-{show_duration(-seconds)}"
+
+
+def axis_count(number: float) -> str:
+    return f"{number:g}" if number == int(number) else ""  # there is no half a worker
 
 
 def axis_ms(ms: float) -> str:

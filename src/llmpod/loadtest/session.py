@@ -213,7 +213,7 @@ async def _execute(setup: Setup, payloads: Payloads, publish: Publish, before: R
         log.event("session_ended", clock.now_ms(), at=utc_now(), notes=notes)
         log.close()
     recorded = journal.read(setup.directory)
-    return publish(build(recorded, setup.view, notes), recorded, setup.directory, options, setup.environment)
+    return publish(build(recorded, setup.view), recorded, setup.directory, options, setup.environment)
 
 
 async def _run(runner: Runner, notes: list[str]) -> None:
