@@ -62,6 +62,7 @@ class ScriptedRunPod:
         self.script = script
         self.submitted: list[dict[str, Any]] = []
         self.calls: list[tuple[str, float]] = []
+        self.taken_s: list[float] = []  # when each job was taken, in order
         self.cancelled: list[str] = []
         self.authorization: set[str | None] = set()
         self.purged = 0
@@ -108,6 +109,7 @@ class ScriptedRunPod:
         self.submitted.append(body)
         plan = self.script.job(number)
         now = self.now
+        self.taken_s.append(now)
         if self.script.workers is None:
             start = now + plan.delay_s
             worker = plan.worker

@@ -245,7 +245,7 @@ async def test_capacity_fitted_to_one_and_four_clients_forecasts_poisson_arrival
     assert found.service.pickup_busy_s == pytest.approx(0.055, abs=0.015)
     async with scripted(endpoint(2)) as server:
         real = await load_test(server.url, "--rate", "2.5", "--duration", "12s", "--seed", "3")
-        arrived = sorted(at for op, at in server.calls if op == "runsync")[1:]  # without the warm-up
+        arrived = server.taken_s[1:]  # without the warm-up
     # Arrivals, queue and execution as the server had them: a busy machine delays what is between it and the client.
     times = [at - arrived[0] for at in arrived]
     outcome = Simulation(found.service, Fixed((0.0, 0.0))).open(times)

@@ -133,7 +133,7 @@ async def test_the_first_chunk_of_a_runpod_stream_lies_between_its_two_bounds(lo
     for job in result.measured:
         truth = job.sent_ms + 300
         assert job.first_chunk_after_ms - 10 <= truth <= job.first_chunk_ms + 10
-        assert job.total_ms == pytest.approx(job.last_token_ms - job.sent_ms)
+        assert job.total_ms == pytest.approx(job.last_token_ms - job.sent_ms, abs=0.01)  # it ends with the last chunk
         assert (job.output_tokens, job.finish_reason, job.exec_ms) == (5, "stop", 700)
     # A busy machine may delay a job, but not all three.
     assert min(job.first_chunk_ms - job.first_chunk_after_ms for job in result.measured) < 150
