@@ -12,7 +12,7 @@ from llmpod.loadtest import legacy
 from llmpod.loadtest.arrivals import Arrivals, steady
 from llmpod.loadtest.capacity import simulate_rate, smallest_fleet, to_jobs
 from llmpod.loadtest.compare import compare
-from llmpod.loadtest.fit import fit
+from llmpod.loadtest.fit import fit, on_one_axis
 from llmpod.loadtest.simulate import Autoscaler, Fixed, Outcome, Service, Simulation, Withheld
 from llmpod.loadtest.slo import parse as parse_slo
 from llmpod.loadtest.stats import block_bootstrap, effective_n, lag1, nearest_rank
@@ -254,6 +254,18 @@ async def test_capacity_fitted_to_one_and_four_clients_forecasts_poisson_arrival
         forecast = nearest_rank(sorted((job.delay_ms or 0) + (job.exec_ms or 0) for job in simulated), p)
         measured = nearest_rank(sorted(job.delay_ms + job.exec_ms for job in real.measured), p)
         assert forecast == pytest.approx(measured, rel=0.1), p
+
+
+def test_two_runs_of_one_worker_did_not_happen_at_once() -> None:
+    run = to_jobs(Simulation(measured_worker(), Fixed((0.0,)), 1).closed(1, 20))
+    found = fit(on_one_axis([run, run, run]))
+    assert (found.service.slots, found.jobs) == (1, 60)
+
+
+def test_a_job_goes_to_the_worker_that_can_start_it_first() -> None:
+    """Two workers that need 0.5 s between jobs: the second job does not wait for the first worker's pause."""
+    outcome = Simulation(Service((0.4,), pickup_busy_s=0.5), Fixed((0.0, 0.0))).open([0.0, 0.45])
+    assert [job.total_s for job in outcome.jobs] == pytest.approx([0.4, 0.4])
 
 
 def test_the_smallest_fleet_that_holds_is_found_and_one_less_does_not_hold() -> None:
