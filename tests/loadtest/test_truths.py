@@ -29,7 +29,9 @@ async def test_long_polling_needs_no_correction_and_two_requests_per_job(load_te
     async with scripted(Script(job=lambda _: JobScript(delay_s=0.2, exec_s=0.8))) as server:
         result = await load_test(server.url, "--mode", "run", "-c", "4", "--runs", "8", "--warmup-requests", "0")
         polls = sum(1 for op, _ in server.calls if op in ("status", "status-sync"))
-    assert result.p("total", 50) == pytest.approx(1000, abs=50)
+    # The quickest: a busy machine delays some, and none can be answered sooner than it is done.
+    assert min(job.total_ms for job in result.measured) == pytest.approx(1000, abs=50)
+    assert {job.total_ms == job.total_upper_ms for job in result.measured} == {True}
     assert polls <= 8 + 4 + 4  # one per job, fillers included
 
 
