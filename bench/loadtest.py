@@ -7,9 +7,8 @@ adds.
 3. The report of 100,000 recorded jobs: seconds.
 
 The machine's load stands beside the figures. The report is judged by its CPU time, which is what an idle core would
-take; a latency
-that bare aiohttp misses in the same run says that the machine is busy, and is not judged. Exits 1 when a figure misses
-its limit.
+take; a latency that bare aiohttp misses in the same run says that the machine is busy, and is not judged. Exits 1 when
+a figure misses its limit.
 """
 
 import asyncio
@@ -152,8 +151,8 @@ def record_100k(folder: Path) -> None:
 
 
 def show(name: str, value: float, unit: str, more: str = "", *, base: float = 0.0) -> bool:
-    """Prints a figure; False when it misses a limit that the base (the same without the load tester) keeps with a
-    fifth to spare."""
+    """Prints a figure; False when it misses a limit that the base (the same without the load tester) keeps with a fifth
+    to spare."""
     limit = LIMITS[name]
     word = "ok" if value < limit else "MISS" if base < 0.8 * limit else "BUSY"
     print(f"{word:4}  {name:10} {value:8.1f} {unit:4} (limit {limit:g}){more}", flush=True)

@@ -1,8 +1,7 @@
 """A RunPod server that does exactly what a test wrote down, with times known in advance.
 
-It is no emulator: nothing is decided here. Every job has its script (how long it waits, how long it runs, how it
-ends), so that a test
-can compare what the load tester says with what is true.
+It is no emulator: nothing is decided here. Every job has its script (how long it waits, how long it runs, how it ends),
+so that a test can compare what the load tester says with what is true.
 """
 
 import asyncio
@@ -38,9 +37,9 @@ class JobScript:
 class Script:
     """The server. `refuse(op, number)` answers a submit with a status (and headers, body) instead of taking it.
 
-    `workers`: jobs wait for one of so many workers, each with `dispatch_s` before and `after_s` behind every
-    execution; None: no
-    queue, each job just takes its script's time. `stall`: (from, to) seconds since start in which nothing is answered.
+    `workers`: jobs wait for one of so many workers, each with `dispatch_s` before and `after_s` behind every execution;
+    None: no queue, each job just takes its script's time. `stall`: (from, to) seconds since start in which nothing is
+    answered.
     """
 
     job: Callable[[int], JobScript] = lambda _: JobScript()
@@ -63,6 +62,7 @@ class ScriptedRunPod:
         self.script = script
         self.submitted: list[dict[str, Any]] = []
         self.calls: list[tuple[str, float]] = []
+        self.taken_s: list[float] = []  # when each job was taken, in order
         self.cancelled: list[str] = []
         self.authorization: set[str | None] = set()
         self.purged = 0
@@ -109,6 +109,7 @@ class ScriptedRunPod:
         self.submitted.append(body)
         plan = self.script.job(number)
         now = self.now
+        self.taken_s.append(now)
         if self.script.workers is None:
             start = now + plan.delay_s
             worker = plan.worker

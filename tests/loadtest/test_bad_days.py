@@ -1,5 +1,5 @@
-"""Endpoints that fail, keys that must stay secret, command lines and files that are wrong: one line, the right code,
-no traceback."""
+"""Endpoints that fail, keys that must stay secret, command lines and files that are wrong: one line, the right code, no
+traceback."""
 
 import asyncio
 import json

@@ -11,16 +11,11 @@ from typing import Any
 import pytest
 
 from llmpod.endpoint import Fault, Faults, LocalEndpoint, Options
-from llmpod.loadtest.capacity import to_jobs
 from llmpod.loadtest.classify import ERROR_CLASSES
-from llmpod.loadtest.fit import fit
-from llmpod.loadtest.records import Job
-from llmpod.loadtest.simulate import Fixed, Simulation
-from llmpod.loadtest.stats import nearest_rank
 from tests.loadtest.conftest import Result
 
 LoadTest = Callable[..., Awaitable[Result]]
-SLEEPER, PUNCTUAL = (Path(__file__).parent / name for name in ("sleeper.py", "punctual.py"))
+SLEEPER = Path(__file__).parent / "sleeper.py"
 
 
 @asynccontextmanager
@@ -136,34 +131,26 @@ async def test_the_limits_kept_on_this_side_keep_the_endpoints_own_from_tripping
     assert "poll_failed" not in classes
 
 
-async def test_capacity_agrees_with_the_local_endpoint_on_work_it_was_not_fitted_to(
+async def test_a_start_from_nothing_is_cold_whether_first_or_after_idling_and_the_rest_is_warm(
     load_test: LoadTest, tmp_path: Path
 ) -> None:
-    """Fitted: one worker, one and three clients, 400 ms jobs. Forecast: Poisson arrivals, and five clients, on two
-    workers."""
-    slept = ["--payload-template", template(tmp_path, sleep_ms=400), "--allow-worker-change"]
-    punctual = [sys.executable, "-u", str(PUNCTUAL)]
-    async with endpoint(workers=1, command=punctual) as one:
-        fitted = await load_test(one.url, "-c", "1", "3", "--runs", "10", *slept)
-    found = fit(fitted.recorded.jobs)
-    assert found.service.slots == 1
-    async with endpoint(workers=2, command=punctual) as one:
-        poisson = await load_test(one.url, "--rate", "2.5", "--duration", "14s", "--seed", "2", *slept)
-        closed = await load_test(one.url, "-c", "5", "--runs", "16", *slept)
-    sent = sorted(job.sent_ms for job in poisson.measured)
-    times = [(at - sent[0]) / 1000 for at in sent]
-    opened = to_jobs(Simulation(found.service, Fixed((0.0, 0.0)), 1).open(times))
-    looped = to_jobs(Simulation(found.service, Fixed((0.0, 0.0)), 1).closed(5, 60), skip_s=1.0)
-
-    def at(jobs: list[Job], p: float) -> float:
-        """Of queue and execution, as the endpoint has them: a busy machine delays what is between it and the client."""
-        return nearest_rank(sorted((job.delay_ms or 0.0) + (job.exec_ms or 0.0) for job in jobs), p)
-
-    said = {
-        "poisson p50": (at(opened, 50), at(poisson.measured, 50)),
-        "poisson p90": (at(opened, 90), at(poisson.measured, 90)),
-        "closed p50": (at(looped, 50), at(closed.measured, 50)),
-    }
-    assert at(poisson.measured, 90) > 1.3 * at(poisson.measured, 50)  # there was a queue to forecast
-    for name, (simulated, measured) in said.items():
-        assert simulated == pytest.approx(measured, rel=0.10), (name, said, found.service)
+    """No worker to begin with, 10 s and more until one has started, and none kept for longer than 7 s without a job."""
+    due = tmp_path / "due.txt"
+    due.write_text("0\n17\n17.7\n18.4\n30\n")
+    async with endpoint(
+        workers=0, workers_max=1, faults=Faults(cold_start_s=10), idle_timeout_s=7, scale_period_s=0.2
+    ) as one:
+        result = await load_test(
+            one.url, "--replay", str(due), "--warmup-requests", "0", "--slo", "total.p95<30s",
+            "--payload-template", template(tmp_path, sleep_ms=100), "--allow-worker-change",
+        )  # fmt: skip
+    delays = [job.delay_ms for job in result.measured]
+    assert [delay >= 10_000 for delay in delays] == [True, False, False, False, True], delays
+    assert {job.worker_id for job in result.measured[:4]} != {result.measured[4].worker_id}
+    classes = {one["name"]: one for one in result.phase["classes"]}
+    assert {name: one["n"] for name, one in classes.items()} == {"cold": 2, "wake": 0, "warm": 3}
+    assert classes["cold"]["delay_p50_ms"] >= 10_000
+    assert result.phase["without_cold"]["n"] == 3
+    assert result.p("total", 95) >= 10_000 > result.phase["without_cold"]["max_ms"]
+    assert "2 cold starts" in result.phase["why"]
+    assert result.code == 0

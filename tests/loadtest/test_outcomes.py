@@ -153,6 +153,14 @@ async def test_an_openai_error_behind_http_200_is_a_failure_and_a_whole_answer_h
     assert (job.ok, job.ttft_ms, job.output_tokens, job.warnings) == (True, None, 2, ["truncated"])
 
 
+async def test_a_worker_that_does_not_stream_has_no_first_token_and_has_not_failed(load_test: LoadTest) -> None:
+    async with scripted(Script(job=lambda _: JobScript(exec_s=0.05))) as server:
+        result = await load_test(server.url, "--mode", "stream", "-c", "1", "--runs", "3")
+    assert (result.phase["ok"], result.phase["failed"]) == (3, 0)
+    assert result.phase["warnings"] == {"not_streamed": 3}
+    assert [(job.ttft_ms, job.output_tokens) for job in result.measured] == [(None, 50)] * 3
+
+
 async def test_failures_make_the_failure_aware_percentiles_infinite(load_test: LoadTest) -> None:
     script = Script(job=lambda n: JobScript(status="FAILED", output=None, error="boom") if n % 10 == 9 else JobScript())
     async with scripted(script) as server:

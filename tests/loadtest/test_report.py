@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -132,10 +133,10 @@ async def test_the_door_prints_plain_lines_where_there_is_no_terminal(tmp_path: 
         "✓ exec.p50<1s",
         "why  ",
         "not counted: 2 warm-up",
-        "cost  execution",
+        "cost  busy workers",
     ):
         assert said in ended.out, said
-    assert "job_failed" in ended.out
+    assert re.search(r"job_failed +2 .*\[job-\d+\]", ended.out)  # a bracket is no style
     assert "2 clients, 30 requests, warm-up 2 requests (not counted)" in ended.err
     rows = list(csv.DictReader((tmp_path / "copy.csv").open()))
     assert len(rows) == len(journal.read(tmp_path / "r").jobs)
@@ -274,3 +275,28 @@ def test_a_late_client_and_a_late_schedule_withhold_the_verdict(monkeypatch: pyt
     ((fatal, text),) = said(5, 100, 40)
     assert fatal
     assert "after they were due" in text
+
+
+def in_step(clients: int, rounds: int) -> list[Job]:
+    """Clients that all send and all are answered at the same moments, a second apart, on one worker."""
+    return [
+        Job(
+            "c", number * clients + client, "measured", "run", sent_ms=number * 1000.0, done_ms=number * 1000.0 + 999,
+            total_ms=999.0, delay_ms=0.0, exec_ms=999.0, ok=True, worker_id="w", output_tokens=10,
+        )
+        for number in range(rounds)
+        for client in range(clients)
+    ]  # fmt: skip
+
+
+def test_clients_in_step_do_as_much_per_second_as_they_do_and_cost_one_worker() -> None:
+    jobs = in_step(4, 10)
+    jobs[0:4] = [replace(job, role="warmup", done_ms=1000.5) for job in jobs[0:4]]  # ends just inside the window
+    phase = Phase("c", "closed", "closed", concurrency=4, requests=36)
+    report = analyse(phase, jobs, jobs, [], {}, View(usd_per_hour=3600.0))
+    assert report.throughput_per_s == pytest.approx(4, rel=0.01)
+    assert report.tokens_per_s == pytest.approx(40, rel=0.01)
+    assert report.cost is not None
+    assert report.cost.busy_usd == pytest.approx(9, rel=0.01)  # nine seconds of one worker, four jobs at a time
+    assert report.little is not None
+    assert report.little.ratio == pytest.approx(1, rel=0.01)

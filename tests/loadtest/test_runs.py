@@ -13,6 +13,7 @@ from llmpod.loadtest.errors import DirectoryError
 from llmpod.loadtest.feed import Feed
 from llmpod.loadtest.plan import Phase
 from llmpod.loadtest.records import Job
+from llmpod.loadtest.workers import start_classes
 from tests.loadtest.conftest import Result, result_of, start_door
 from tests.loadtest.scripted import JobScript, Script, scripted
 
@@ -158,7 +159,7 @@ async def test_max_cost_stops_a_run(load_test: LoadTest) -> None:
         result = await load_test(server.url, "-c", "1", "--runs", "100", "--gpu-price", "3600", "--max-cost", "0.5")
     assert result.code == 4
     assert 10 <= len(result.recorded.jobs) <= 13
-    assert result.phase["cost"]["exec_usd"] == pytest.approx(0.05 * result.phase["counted"], rel=0.01)
+    assert result.phase["cost"]["busy_usd"] == pytest.approx(0.05 * result.phase["counted"], rel=0.01)
 
 
 async def test_abort_on_fail_does_not_wait_for_the_end(load_test: LoadTest) -> None:
@@ -198,6 +199,16 @@ async def test_cold_starts_and_wakes_are_told_from_warm_jobs(load_test: LoadTest
     assert classes == {"cold": 0, "wake": 2, "warm": 10}
     assert {one["worker_id"]: one["jobs"] for one in result.phase["workers"]} == {"a": 6, "b": 6}
     assert result.phase["jain"] == 1.0
+
+
+def test_where_every_job_starts_a_worker_every_job_is_cold() -> None:
+    jobs = [
+        Job("c=1", n, "measured", "run", sent_ms=n * 60e3, done_ms=n * 60e3 + 13e3, delay_ms=12e3, ok=True)
+        for n in range(6)
+    ]
+    for job in jobs:
+        job.worker_id = f"worker-{job.index}"
+    assert set(start_classes(jobs, jobs).values()) == {"cold"}
 
 
 # -- the disk --
@@ -283,8 +294,6 @@ async def test_a_killed_run_loses_no_finished_job_and_resume_cancels_its_orphans
             "2",
             "--runs",
             "12",
-            "--warmup-requests",
-            "0",
             "--out",
             str(out),
         )
@@ -305,7 +314,8 @@ async def test_a_killed_run_loses_no_finished_job_and_resume_cancels_its_orphans
     assert [job.index for job in result.measured] == list(range(12))
     notes = " ".join(result.report["notes"])
     assert "2 of 2 jobs that the earlier session left behind were cancelled" in notes
-    assert "1 unreadable lines" in notes
+    assert result.recorded.orphans == []  # the warm-up that was sent again has not made orphans of the first one's jobs
+    assert "1 unreadable line was passed over" in notes
 
 
 @pytest.mark.parametrize(

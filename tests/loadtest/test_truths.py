@@ -22,14 +22,16 @@ async def test_a_job_of_3450_ms_polled_at_a_fixed_gap_is_reported_within_50_ms(l
         assert job.total_ms == pytest.approx(3450, abs=50)
         assert job.total_lower_ms <= job.total_ms <= job.total_upper_ms
     seen_late_ms = {"250ms": 50, "1s": 550, "5s": 1550}[gap]
-    assert result.report["phases"][0]["client"]["poll_overshoot_ms"] >= seen_late_ms - 45
+    assert result.report["phases"][0]["poll_overshoot_ms"] >= seen_late_ms - 45
 
 
 async def test_long_polling_needs_no_correction_and_two_requests_per_job(load_test: LoadTest) -> None:
     async with scripted(Script(job=lambda _: JobScript(delay_s=0.2, exec_s=0.8))) as server:
         result = await load_test(server.url, "--mode", "run", "-c", "4", "--runs", "8", "--warmup-requests", "0")
         polls = sum(1 for op, _ in server.calls if op in ("status", "status-sync"))
-    assert result.p("total", 50) == pytest.approx(1000, abs=50)
+    # The quickest: a busy machine delays some, and none can be answered sooner than it is done.
+    assert min(job.total_ms for job in result.measured) == pytest.approx(1000, abs=50)
+    assert {job.total_ms == job.total_upper_ms for job in result.measured} == {True}
     assert polls <= 8 + 4 + 4  # one per job, fillers included
 
 
@@ -133,9 +135,11 @@ async def test_the_first_chunk_of_a_runpod_stream_lies_between_its_two_bounds(lo
     for job in result.measured:
         truth = job.sent_ms + 300
         assert job.first_chunk_after_ms - 10 <= truth <= job.first_chunk_ms + 10
-        assert job.first_chunk_ms - job.first_chunk_after_ms < 150
-        assert job.total_ms == pytest.approx(700, abs=110)
+        assert job.total_ms == pytest.approx(job.last_token_ms - job.sent_ms, abs=0.01)  # it ends with the last chunk
         assert (job.output_tokens, job.finish_reason, job.exec_ms) == (5, "stop", 700)
+    # A busy machine may delay a job, but not all three.
+    assert min(job.first_chunk_ms - job.first_chunk_after_ms for job in result.measured) < 150
+    assert min(job.total_ms for job in result.measured) == pytest.approx(700, abs=110)
 
 
 async def test_every_state_is_recorded_with_the_time_it_was_seen(load_test: LoadTest) -> None:

@@ -105,6 +105,7 @@ class PhaseReport:
     goodput_share: float | None
     goodput_per_s: float | None
     client: dict[str, Any]
+    poll_overshoot_ms: float | None  # the mean that polling would have added to the total, had it not been corrected
     doubts: tuple[Doubt, ...]
     verdicts: tuple[Verdict, ...]
     why: str
@@ -112,11 +113,6 @@ class PhaseReport:
     @property
     def valid(self) -> bool:
         return not any(doubt.fatal for doubt in self.doubts)
-
-    @property
-    def poll_overshoot_ms(self) -> float | None:
-        """The mean that polling would have added to the total, had it not been corrected."""
-        return self.client.get("poll_overshoot_ms")
 
 
 def analyse(
@@ -145,17 +141,17 @@ def analyse(
     classes = start_classes(everyone, measured)
     warm = [job for job in ok if classes.get(id(job)) in ("warm", None)]
     per_worker, fairness = worker_rows(measured)
-    timeline = health_report(samples, view.scaler, start_ms, end_ms)
+    scaler = view.scaler
+    if scaler.assumed:
+        scaler = replace(scaler, value=max((one.at_once for one in per_worker), default=1))
+    timeline = health_report(samples, scaler, start_ms, end_ms)
     good = [job for job in ok if _is_good(job, view.goodput)] if view.goodput else []
     tokens = sum(job.output_tokens or 0 for job in ok)
-    ended = sum(1 for job in jobs if job.ok and job.done_ms is not None and start_ms < job.done_ms <= end_ms)
+    answered, tokens_then = served(jobs, start_ms, end_ms)
     requested, achieved = rates(phase, measured)
     overshoot = [
         job.total_upper_ms - job.total_ms for job in ok if job.total_upper_ms is not None and job.total_ms is not None
     ]
-    facts = dict(client)
-    if overshoot:
-        facts["poll_overshoot_ms"] = math.fsum(overshoot) / len(overshoot)
     draft = PhaseReport(
         phase=phase,
         mode=measured[0].mode if measured else (jobs[0].mode if jobs else ""),
@@ -171,8 +167,8 @@ def analyse(
         window_start_ms=start_ms,
         requested_per_s=requested,
         achieved_per_s=achieved,
-        throughput_per_s=ended / span_s if span_s > 0 else None,
-        tokens_per_s=tokens / span_s if span_s > 0 and tokens else None,
+        throughput_per_s=answered / span_s if span_s > 0 else None,
+        tokens_per_s=tokens_then / span_s if span_s > 0 and tokens else None,
         output_tokens=tokens,
         tokens_estimated=sum(1 for job in ok if job.tokens_estimated),
         finish_reasons=dict(Counter(job.finish_reason for job in ok if job.finish_reason).most_common()),
@@ -188,10 +184,20 @@ def analyse(
         little=little(jobs, phase.concurrency, start_ms, end_ms) if phase.kind == "closed" else None,
         slices=slices(measured, start_ms, end_ms, timeline, view.slice_s or _slice_s(phase, span_s)),
         health=timeline,
-        cost=cost(measured, timeline, view.usd_per_hour, len(good)),
+        cost=cost(
+            # Jobs that name no worker are taken to have had one each.
+            sum(one.busy_s for one in per_worker)
+            + sum(job.exec_ms or 0.0 for job in measured if not job.worker_id) / 1000,
+            timeline,
+            view.usd_per_hour,
+            measured=(len(ok), tokens),
+            window=(answered, tokens_then),
+            good_share=len(good) / len(ok) if ok and view.goodput else None,
+        ),
         goodput_share=len(good) / len(measured) if view.goodput and measured else None,
         goodput_per_s=len(good) / span_s if view.goodput and span_s > 0 else None,
-        client=facts,
+        client=dict(client),
+        poll_overshoot_ms=math.fsum(overshoot) / len(overshoot) if overshoot else None,
         doubts=(),
         verdicts=(),
         why="",
@@ -207,6 +213,22 @@ def window(measured: Sequence[Job]) -> tuple[float, float]:
     sent = [job.sent_ms for job in measured if job.sent_ms is not None]
     done = [job.done_ms for job in measured if job.done_ms is not None]
     return (min(sent), max(done)) if sent and done else (0.0, 0.0)
+
+
+def served(jobs: Sequence[Job], start_ms: float, end_ms: float) -> tuple[float, float]:
+    """(answers, tokens) of the window. A job of any role counts with the share of its time that lies inside: whole jobs
+    would count those that clients in step finished just inside an edge, and miss those that they finished just outside.
+    """
+    answered = tokens = 0.0
+    for job in jobs:
+        if not job.ok or job.sent_ms is None or job.done_ms is None:
+            continue
+        inside = min(job.done_ms, end_ms) - max(job.sent_ms, start_ms)
+        if inside > 0:
+            share = inside / (job.done_ms - job.sent_ms)
+            answered += share
+            tokens += share * (job.output_tokens or 0)
+    return answered, tokens
 
 
 def rates(phase: Phase, measured: Sequence[Job]) -> tuple[float | None, float | None]:

@@ -22,7 +22,7 @@ def read_output(output: Any) -> Answer:
     if isinstance(output, str):
         return Answer(text=output)
     if isinstance(output, list):
-        return _joined([read_output(item) for item in output])
+        return joined([read_output(item) for item in output])
     if not isinstance(output, dict):
         return Answer()
     prompt, tokens = _usage(output.get("usage"))
@@ -38,7 +38,8 @@ def read_output(output: Any) -> Answer:
     return Answer(text, prompt, tokens, reason if isinstance(reason, str) else None)
 
 
-def _joined(parts: list[Answer]) -> Answer:
+def joined(parts: list[Answer]) -> Answer:
+    """The chunks of one answer as a whole; what is told more than once holds as it was told last."""
     text = "".join(part.text for part in parts)
     prompt = next((part.prompt_tokens for part in reversed(parts) if part.prompt_tokens is not None), None)
     tokens = next((part.output_tokens for part in reversed(parts) if part.output_tokens is not None), None)

@@ -1,10 +1,8 @@
 """When requests are due: schedules, made from a seed before the first request leaves.
 
 Every open shape is the same two things: a rate that changes with time (a chain of straight lines), and a stream of
-"units of work
-due" that is mapped through the rate's integral. Constant arrivals take the units 0, 1, 2, …; Poisson and gamma
-arrivals take random
-gaps of mean 1. So a Poisson ramp, or gamma stages, need no code of their own.
+"units of work due" that is mapped through the rate's integral. Constant arrivals take the units 0, 1, 2, …; Poisson and
+gamma arrivals take random gaps of mean 1. So a Poisson ramp, or gamma stages, need no code of their own.
 """
 
 import math

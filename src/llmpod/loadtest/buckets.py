@@ -1,8 +1,8 @@
 """RunPod's limits, kept on the client's side, so that a load test measures the endpoint and not its own 429s.
 
-RunPod counts requests per operation in any 10 s, and how many run at once. A token bucket whose burst is a tenth of
-the allowance
-and whose refill is the other nine tenths spread over 10 s can, in no 10 s, let more than the allowance through.
+RunPod counts requests per operation in any 10 s, and how many run at once. A token bucket whose burst is a tenth of the
+allowance and whose refill is the other nine tenths spread over 10 s can, in no 10 s, let more than the allowance
+through.
 """
 
 import asyncio

@@ -12,11 +12,12 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from llmpod.loadtest import journal, slo
 from llmpod.loadtest.arrivals import Arrivals, steady
 from llmpod.loadtest.errors import Exit, UsageError
-from llmpod.loadtest.fit import Fit, fit
+from llmpod.loadtest.fit import Fit, fit, on_one_axis
 from llmpod.loadtest.measures import Row, row
 from llmpod.loadtest.records import Job
 from llmpod.loadtest.simulate import Autoscaler, Fixed, Outcome, Simulation
@@ -177,8 +178,7 @@ def parse_scaler(text: str, options: argparse.Namespace, cold_start_s: float) ->
 
 
 def answer(options: argparse.Namespace, console: Console) -> Exit:
-    jobs = [job for directory in options.directories for job in journal.read(Path(directory)).jobs]
-    found = fit(jobs)
+    found = fit(on_one_axis(journal.read(Path(directory)).jobs for directory in options.directories))
     slos = [slo.parse(text) for text in options.slo] + [one for name in options.slo_preset for one in slo.preset(name)]
     if not slos:
         raise UsageError(
@@ -250,9 +250,9 @@ def _show(found: Fit, answers: Sequence[Answer], slos: Sequence[Slo], console: C
         table.add_row(
             show_rate(one.rate_per_s),
             fleet,
-            "[green]holds[/green]"
+            Text("holds", style="green")
             if one.holds
-            else "[red]fails[/red] " + next(v.slo.text for v in one.verdicts if not v.passed),
+            else Text.assemble(("fails ", "red"), next(v.slo.text for v in one.verdicts if not v.passed)),
             *cells,
             show_ms(late.value) if late else "",
             show_share(one.busy_share),

@@ -35,6 +35,7 @@ NOT_THE_ENDPOINTS_FAULT = frozenset({"client_cancelled"})
 
 WARNINGS: dict[str, str] = {
     "wait_expired": "/runsync answered HTTP 200 before the job was done; it was followed to its end",
+    "not_streamed": "the worker answered in one piece: /stream had no chunks, so there is no first token",
     "truncated": "stopped at max tokens (finish_reason=length)",
     "timing_inconsistent": "delayTime + executionTime does not fit what the client saw",
     "retried": "the platform ran the job more than once",
@@ -98,9 +99,8 @@ def is_empty(output: Any) -> bool:
 def error_text(error: Any) -> str | None:
     """One line, at most 300 characters, of whatever stands in an `error` field.
 
-    RunPod sends a string that is often JSON (`error_type`, `error_message`, a long traceback); the type and the
-    message are
-    what a report groups by.
+    RunPod sends a string that is often JSON (`error_type`, `error_message`, a long traceback); the type and the message
+    are what a report groups by.
     """
     if error is None or error == "":
         return None

@@ -99,7 +99,8 @@ def _capacity(chosen: argparse.Namespace, environment: settings.Environment) -> 
 def make_console(environment: settings.Environment, *, stderr: bool = False) -> Console:
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() else max(NO_TERMINAL, shutil.get_terminal_size().columns)
-    return Console(file=stream, highlight=False, no_color=environment.plain or None, width=width)
+    # No markup: error texts and paths may hold brackets, and must not be read as styles.
+    return Console(file=stream, markup=False, highlight=False, no_color=environment.plain or None, width=width)
 
 
 def publish(
@@ -129,7 +130,7 @@ def publish(
     elif chosen.format == "table":
         console = make_console(environment)
         show(built, console, chosen.metric)
-        console.print(f"[dim]files  {directory}/  report.html  run.json  requests.jsonl  requests.csv[/dim]")
+        console.print(f"files  {directory}/  report.html  run.json  requests.jsonl  requests.csv", style="dim")
     for problem in problems:
         _fail(problem, Exit.ERROR)
     return Exit.ERROR if problems and built.exit_code is Exit.PASS else built.exit_code

@@ -1,11 +1,11 @@
 """RunPod's HTTP API, one call at a time: sends, times, and turns what went wrong into a class.
 
 One aiohttp session serves the whole run, so TCP and TLS handshakes are not part of every latency. (httpx's pool is
-quadratic in the
-number of connections: at 64 clients it reported 353 ms for a 50 ms server; aiohttp 52 ms.)
+quadratic in the number of connections: at 64 clients it reported 353 ms for a 50 ms server; aiohttp 52 ms.)
 """
 
 import json
+import os
 import socket
 import ssl
 from collections.abc import AsyncIterator
@@ -69,8 +69,8 @@ class RunPod:
     async def call(
         self, op: str, method: str, path: str, *, body: Any = None, timeout_s: float, quick: bool = False
     ) -> Reply:
-        """One request and its whole reply. `quick`: the service has nothing to wait for, so it may teach the
-        round-trip time."""
+        """One request and its whole reply. `quick`: the service has nothing to wait for, so it may teach the round-trip
+        time."""
         async with self.gates[op].place():
             sent_s = perf_counter()
             try:
@@ -146,13 +146,14 @@ def _explain(error: Exception) -> tuple[str, str]:
     """(error class, one line) of what aiohttp raised."""
     name = type(error).__name__
     if isinstance(error, aiohttp.ClientConnectorDNSError) or isinstance(error.__cause__, socket.gaierror):
-        return "dns", f"cannot resolve the host: {error}"
+        host = getattr(error, "host", "the host")
+        return "dns", f"cannot resolve {host}: {getattr(error.__cause__ or error, 'strerror', None) or name}"
     if isinstance(error, aiohttp.ClientSSLError | ssl.SSLError | ssl.CertificateError):
         return "tls", f"TLS failed: {error}"
     if isinstance(error, TimeoutError):
         return "client_timeout", "no answer in time"
     if isinstance(error, aiohttp.ClientConnectorError):
-        return "connect", f"cannot connect: {error.os_error.strerror or error}"
+        return "connect", f"cannot connect: {os.strerror(error.os_error.errno) if error.os_error.errno else error}"
     if isinstance(error, aiohttp.ClientPayloadError):
         return "stream_broken", "the reply broke off"
     if isinstance(error, aiohttp.InvalidURL | ValueError):

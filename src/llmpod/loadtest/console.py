@@ -7,10 +7,10 @@ from rich.text import Text
 from llmpod.loadtest.analysis import PhaseReport
 from llmpod.loadtest.classify import WARNINGS
 from llmpod.loadtest.errors import Exit
-from llmpod.loadtest.measures import MEANING, Row
+from llmpod.loadtest.measures import Row
 from llmpod.loadtest.report import Report
 from llmpod.loadtest.stats import Quantile
-from llmpod.loadtest.units import show_duration, show_ms, show_rate, show_share, show_usd
+from llmpod.loadtest.units import count, show_duration, show_ms, show_rate, show_share, show_usd
 
 BARS = "▁▂▃▄▅▆▇█"
 _GAP = Text("")
@@ -47,13 +47,9 @@ def show(report: Report, console: Console, metric: str | None = None) -> None:
 
 
 def _header(report: Report) -> RenderableType:
-    meta = report.meta
     text = Text()
     text.append("load test ", style="bold")
-    text.append(
-        f"{meta.get('endpoint', '')}  mode {report.plan.mode}  seed {report.plan.seed}  {meta.get('started_at', '')}",
-        style="dim",
-    )
+    text.append("  ".join(report.header), style="dim")
     return text
 
 
@@ -91,7 +87,10 @@ def _title(phase: PhaseReport) -> Text:
 def _validity(phase: PhaseReport) -> Text:
     text = Text()
     fatal = [doubt for doubt in phase.doubts if doubt.fatal]
-    text.append("✓ valid" if not fatal else "✗ not valid", style="green" if not fatal else "bold yellow")
+    if fatal:
+        text.append("✗ not valid", style="bold yellow")
+    else:
+        text.append("✓ valid" if phase.ok else "nothing to judge", style="green" if phase.ok else "dim")
     client = phase.client
     facts = []
     if "loop_lag_p99_ms" in client:
@@ -103,8 +102,8 @@ def _validity(phase: PhaseReport) -> Text:
         facts.append(f"workers {low}" if low == high else f"workers {low} to {high}")
     else:
         facts.append("workers unknown (no /health)")
-    if "poll_overshoot_ms" in client:
-        facts.append(f"polling corrected by {show_ms(client['poll_overshoot_ms'])}")
+    if phase.poll_overshoot_ms:
+        facts.append(f"polling corrected by {show_ms(phase.poll_overshoot_ms)} on average")
     text.append(f"  {', '.join(facts)}", style="dim")
     for doubt in phase.doubts:
         text.append(f"\n  {'✗' if doubt.fatal else '!'} {doubt.text}", style="yellow")
@@ -197,7 +196,8 @@ def _facts(phase: PhaseReport) -> list[RenderableType]:
         say("starts", words)
     if phase.workers:
         words = "; ".join(
-            f"{one.worker_id}: {one.jobs} jobs, exec p50 {show_ms(one.exec_p50_ms)}, p95 {show_ms(one.exec_p95_ms)}"
+            f"{one.worker_id}: {count(one.jobs, 'job')}"
+            + (f", exec p50 {show_ms(one.exec_p50_ms)}, p95 {show_ms(one.exec_p95_ms)}" if one.exec_p50_ms else "")
             + (f", {one.at_once} at once" if one.at_once > 1 else "")
             + (f", {one.failed} failed" if one.failed else "")
             + (" SLOW" if one.slow else "")
@@ -218,7 +218,8 @@ def _facts(phase: PhaseReport) -> list[RenderableType]:
         top = float(max(max(point.live, point.wanted) for point in health.points))
         line = sparkline([float(point.live) for point in health.points[::step]], top)
         wanted = sparkline([float(point.wanted) for point in health.points[::step]], top)
-        assumed = " (1 job per worker assumed; --scaler-value says otherwise)" if health.scaler_assumed else ""
+        each = health.assumed_per_worker
+        assumed = f" (assuming {count(each, 'job')} per worker; --scaler-value says otherwise)" if each else ""
         say("timeline", f"live {line}  wanted {wanted}{assumed}")
         say(
             "",
@@ -240,14 +241,14 @@ def _facts(phase: PhaseReport) -> list[RenderableType]:
         say("goodput", f"{show_share(phase.goodput_share)} of requests, {show_rate(phase.goodput_per_s)}")
     if phase.cost is not None:
         money = phase.cost
-        whole = f", worker time {show_usd(money.workers_usd)}" if money.workers_usd is not None else ""
+        whole = f", all worker time {show_usd(money.workers_usd)}" if money.workers_usd is not None else ""
         say(
             "cost",
-            f"execution {show_usd(money.exec_usd)}{whole}; per 1k requests {show_usd(money.per_1k_requests)}, "
+            f"busy workers {show_usd(money.busy_usd)}{whole}; per 1k requests {show_usd(money.per_1k_requests)}, "
             f"per 1k output tokens {show_usd(money.per_1k_tokens)} at ${money.usd_per_hour:g}/h",
         )
-    for name, count in phase.warnings.items():
-        lines.append(Text(f"! {count} x {name}: {WARNINGS[name]}", style="yellow"))
+    for name, times in phase.warnings.items():
+        lines.append(Text(f"! {times} x {name}: {WARNINGS[name]}", style="yellow"))
     return lines
 
 
@@ -284,7 +285,3 @@ def _footer(report: Report) -> RenderableType:
         words = "DONE (no objectives were given)"
     lines.append(Text(f"{words}  exit {int(report.exit_code)}", style=style))
     return Group(*lines)
-
-
-def meanings() -> str:
-    return "\n".join(f"{name}: {text}" for name, text in MEANING.items())

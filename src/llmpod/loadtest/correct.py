@@ -1,11 +1,9 @@
 """When did a polled job end? What polling saw, and what follows from RunPod's own times.
 
 A poll sees a job's end late, by anything up to the gap between two polls. What is certain are two bounds: the job was
-not done when
-the last poll that said so was sent, and it was done when the poll that said so came back. RunPod's own `delayTime +
-executionTime`,
-plus one round trip to carry the request and the answer, says where between the two it was; outside of them it is not
-believed.
+not done when the last poll that said so was sent, and it was done when the poll that said so came back. RunPod's own
+`delayTime + executionTime`, plus one round trip to carry the request and the answer, says where between the two it was;
+outside of them it is not believed.
 """
 
 from dataclasses import dataclass
@@ -23,10 +21,6 @@ class PolledTotal:
     upper_ms: float
     inconsistent: bool
 
-    @property
-    def overshoot_ms(self) -> float:
-        return self.upper_ms - self.corrected_ms
-
 
 def correct_total(
     *,
@@ -40,10 +34,8 @@ def correct_total(
     """The total of a polled job.
 
     `lower_ms`: send time of the last poll that found it unfinished (or when it was accepted). `upper_ms`: when the
-    final reply was
-    received. `held`: that reply came out of a long poll that was already waiting when the job ended, so `upper_ms` is
-    itself the
-    moment; nothing is to be corrected.
+    final reply was received. `held`: that reply came out of a long poll that was already waiting when the job ended, so
+    `upper_ms` is itself the moment; nothing is to be corrected.
     """
     lower_ms = min(lower_ms, upper_ms)
     if delay_ms is None or exec_ms is None:

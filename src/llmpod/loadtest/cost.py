@@ -1,46 +1,49 @@
 """What it cost, as far as a client can tell: an estimate from below and one from above, never one number that
 pretends."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llmpod.loadtest.health import HealthReport
-from llmpod.loadtest.records import Job
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """US dollars. `exec_usd`: execution time at the GPU's price. `workers_usd`: all live (and initializing) worker
-    time of the
-    window, which is nearer to the bill; None without /health. `per_1k_*` are from `workers_usd` where there is one."""
+    """US dollars. `busy_usd`: worker time with a measured job on the worker, the least it can be. `workers_usd`: all
+    live and initializing worker time of the window, nearer to the bill; None without /health. `per_1k_*` are from
+    `workers_usd` where there is one."""
 
     usd_per_hour: float
-    exec_usd: float
+    busy_usd: float
     workers_usd: float | None
     per_1k_requests: float | None
     per_1k_tokens: float | None
     per_good_request: float | None
-    idle_share: float | None
 
 
-def cost(jobs: Sequence[Job], health: HealthReport | None, usd_per_hour: float | None, good: int) -> Cost | None:
-    """None without a price."""
+def cost(
+    busy_s: float,
+    health: HealthReport | None,
+    usd_per_hour: float | None,
+    *,
+    measured: tuple[float, float],
+    window: tuple[float, float],
+    good_share: float | None,
+) -> Cost | None:
+    """None without a price. `measured` and `window`: (answers, tokens) of the measured jobs, and of the window with
+    whatever else was answered in it."""
     if usd_per_hour is None:
         return None
     per_s = usd_per_hour / 3600
-    exec_s = sum(job.exec_ms or 0.0 for job in jobs) / 1000
     worker_s = _worker_seconds(health)
-    basis = per_s * (worker_s if worker_s is not None else exec_s)
-    requests = sum(1 for job in jobs if job.ok)
-    tokens = sum(job.output_tokens or 0 for job in jobs if job.ok)
+    spent, (answers, tokens) = (busy_s, measured) if worker_s is None else (worker_s, window)
+    good = answers * good_share if good_share is not None else 0.0
     return Cost(
         usd_per_hour=usd_per_hour,
-        exec_usd=exec_s * per_s,
+        busy_usd=busy_s * per_s,
         workers_usd=worker_s * per_s if worker_s is not None else None,
-        per_1k_requests=basis / requests * 1000 if requests else None,
-        per_1k_tokens=basis / tokens * 1000 if tokens else None,
-        per_good_request=basis / good if good else None,
-        idle_share=max(0.0, 1 - exec_s / worker_s) if worker_s else None,
+        per_1k_requests=spent * per_s / answers * 1000 if answers else None,
+        per_1k_tokens=spent * per_s / tokens * 1000 if tokens else None,
+        per_good_request=spent * per_s / good if good else None,
     )
 
 

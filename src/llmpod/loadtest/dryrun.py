@@ -9,7 +9,7 @@ from llmpod.loadtest.buckets import RUNPOD_LIMITS
 from llmpod.loadtest.cost import preflight_usd
 from llmpod.loadtest.payload import Payloads
 from llmpod.loadtest.plan import Phase, Plan
-from llmpod.loadtest.units import show_duration, show_rate, show_usd
+from llmpod.loadtest.units import count, show_duration, show_rate, show_usd
 
 # What a job of the one endpoint with published measurements took; only the order of magnitude matters here.
 TYPICAL_EXEC_S = 2.8
@@ -18,21 +18,19 @@ TYPICAL_EXEC_S = 2.8
 def describe(phase: Phase) -> str:
     parts = [f"{phase.name}: {phase.shape}"]
     if phase.kind == "closed":
-        parts.append(f"{phase.concurrency} clients")
+        parts.append(count(phase.concurrency, "client"))
     elif phase.requested_rate_per_s is not None:
         parts.append(f"{show_rate(phase.requested_rate_per_s)} on average")
     planned = phase.planned_requests
-    parts.append(f"{planned} requests" if planned is not None else "as many requests as fit")
+    parts.append(count(planned, "request") if planned is not None else "as many requests as fit")
     length = phase.duration_s or (phase.arrivals.duration_s if phase.arrivals and phase.requests is None else None)
     if length:
         parts.append(f"for {show_duration(length)}")
-    before = [f"{phase.warmup_requests} requests"] if phase.warmup_requests else []
+    before = [count(phase.warmup_requests, "request")] if phase.warmup_requests else []
     before += [show_duration(phase.warmup_s)] if phase.warmup_s else []
     parts.append(f"warm-up {' and '.join(before) or 'none'} (not counted)")
     if phase.cooldown_s:
         parts.append(f"cool-down {show_duration(phase.cooldown_s)} (not counted)")
-    elif phase.kind == "closed" and phase.concurrency > 1:
-        parts.append("clients go on unmeasured until the last measured answer is there")
     return ", ".join(parts)
 
 
@@ -41,6 +39,8 @@ def lines(plan: Plan, view: View, base_url: str, payloads: Payloads, options: ar
     if plan.sweep is not None:
         out.append("a ladder: it stops climbing when an objective fails or throughput stops growing")
     out += [f"  {describe(phase)}" for phase in plan.phases]
+    if any(phase.kind == "closed" and phase.concurrency > 1 for phase in plan.phases):
+        out.append("  at the end of a phase its clients go on, not counted, until the last measured answer is there")
     planned = [phase.planned_requests for phase in plan.phases]
     total = sum(n or 0 for n in planned) + sum(phase.warmup_requests for phase in plan.phases)
     known = all(n is not None for n in planned)

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from llmpod.loadtest.units import show_duration, show_ms
+from llmpod.loadtest.units import count, show_duration, show_ms
 
 if TYPE_CHECKING:
     from llmpod.loadtest.analysis import PhaseReport
@@ -91,7 +91,9 @@ def _where(report: "PhaseReport") -> str:
                 f"{ttft.mean_ms / total:.0%} of the mean "
                 f"total (p50 {show_ms(found.value)}), the queue included."
             )
-        return "The endpoint reports neither queue nor execution time, so where the time went is not known."
+        if report.mode == "openai":
+            return "Queue and execution are not measurable on this route; an answer in one piece has no first token."
+        return "Neither queue nor execution time is on record, so where the time went is not known."
     mean, p95 = report.shares[0], report.shares[-1]
     biggest = _biggest(mean)
     text = (
@@ -103,11 +105,14 @@ def _where(report: "PhaseReport") -> str:
         text += f"; at p95 it is {tail[0].lower()} ({show_ms(tail[1])} of {show_ms(p95.total_ms)})"
     workers = len(report.workers)
     slots = sum(max(1, one.at_once) for one in report.workers)
-    if biggest[0] == "Queue" and report.phase.kind == "closed" and workers and report.phase.concurrency > slots:
-        each = "one job at a time" if slots == workers else f"{slots} jobs at a time together"
-        text += (
-            f": {report.phase.concurrency} clients share {workers} worker{'s' if workers > 1 else ''} that run {each}"
-        )
+    if biggest[0] == "Queue" and report.phase.kind == "closed" and workers:
+        clients = count(report.phase.concurrency, "client")
+        if report.phase.concurrency > slots:
+            each = "one job at a time" if slots == workers else f"{count(slots, 'job')} at a time together"
+            text += f": {clients} on {count(workers, 'worker')}, {each}"
+        else:
+            ran = f"{count(workers, 'worker')} ran {slots} at once"
+            text += f", although {ran} for {clients}: a wait to be picked up"
     return text + "."
 
 

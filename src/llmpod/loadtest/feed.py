@@ -10,11 +10,9 @@ from llmpod.loadtest.records import Role
 class Feed:
     """Hands out (role, index) pairs; pure bookkeeping on the times it is told.
 
-    Warm-up and measured jobs follow each other without a pause, so the first measured job meets the load that the
-    phase is about.
-    At the end the clients go on with fillers until the last measured answer is there: otherwise the last measured jobs
-    would run
-    under less and less load, and flatter the result.
+    Warm-up and measured jobs follow each other without a pause, so the first measured job meets the load that the phase
+    is about. At the end the clients go on with fillers until the last measured answer is there: otherwise the last
+    measured jobs would run under less and less load, and flatter the result.
     """
 
     phase: Phase

@@ -2,8 +2,8 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from statistics import median
 
 from llmpod.loadtest.errors import UsageError
@@ -15,6 +15,7 @@ from llmpod.loadtest.workers import at_once, execution_span, start_classes
 ENOUGH = 10
 # A worker that has done nothing for so long is not between two jobs any more.
 RESTED_MS = 1500.0
+BETWEEN_RUNS_MS = 60_000.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,21 @@ class Fit:
     cold_start_s: float | None
     jobs: int
     notes: tuple[str, ...]
+
+
+def on_one_axis(runs: Iterable[Sequence[Job]]) -> list[Job]:
+    """The jobs of several runs, one run after the other: each run's own clock starts at 0, and two jobs of one worker
+    must not seem to have run together."""
+    out: list[Job] = []
+    start_ms = 0.0
+    for jobs in runs:
+        out += [
+            replace(job, sent_ms=start_ms + job.sent_ms, done_ms=start_ms + job.done_ms)
+            for job in jobs
+            if job.sent_ms is not None and job.done_ms is not None
+        ]
+        start_ms = max((job.done_ms or 0.0 for job in out), default=0.0) + BETWEEN_RUNS_MS
+    return out
 
 
 def fit(jobs: Sequence[Job]) -> Fit:
@@ -90,6 +106,10 @@ def _pickup_idle_s(warm: Sequence[Job], per_worker: dict[str, list[Job]], notes:
         by_phase[job.phase].append(job)
     lone = [job.delay_ms or 0.0 for some in by_phase.values() if _most_open(some) <= 1 for job in some]
     if len(lone) >= 5:
+        notes.append(
+            "no job found a rested worker (a slow --request-rate shows one): the time to an idle worker is taken from "
+            "a lone client's jobs, and may hold the pause between two jobs"
+        )
         return median(lone) / 1000
     notes.append(
         "no phase had one client at a time: the delay on an idle worker is taken from the shortest tenth of all"
@@ -111,9 +131,8 @@ def _most_open(jobs: Sequence[Job]) -> int:
 
 
 def _pickup_busy_s(per_worker: dict[str, list[Job]], slots: int) -> float | None:
-    """The gap between a job's end and the start of one that was already waiting. For several slots: what is left of
-    the delay when a
-    slot came free, which the overlap hides; then the shortest waits tell."""
+    """The gap between a job's end and the start of one that was already waiting. For several slots: what is left of the
+    delay when a slot came free, which the overlap hides; then the shortest waits tell."""
     gaps = []
     for some in per_worker.values():
         spans = sorted((span, job) for job in some if (span := execution_span(job)) is not None)

@@ -1,6 +1,7 @@
 """When to stop before the plan is done: too expensive, too many failures, nobody there, or an SLO that cannot be met
 any more."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from llmpod.loadtest.errors import Exit
@@ -21,15 +22,15 @@ class Stop:
 class Guards:
     """Fed with every finished job; `check` answers with a Stop, once there is a reason.
 
-    The cost is an estimate that grows while the run goes on: execution time seen so far, at the GPU's price. RunPod
-    bills workers,
-    idle time included, so the bill is higher.
+    The cost is an estimate that grows while the run goes on: the worker time that /health showed so far (`worker_s`),
+    or execution time where /health shows none, at the GPU's price.
     """
 
     max_cost_usd: float | None = None
     usd_per_s: float | None = None
     max_error_rate: float | None = None
     min_samples: int = 20
+    worker_s: Callable[[], float] = lambda: 0.0
     done: int = 0
     failed: int = 0
     hopeless: int = 0
@@ -38,7 +39,7 @@ class Guards:
 
     @property
     def cost_usd(self) -> float | None:
-        return None if self.usd_per_s is None else self.exec_s * self.usd_per_s
+        return None if self.usd_per_s is None else (self.worker_s() or self.exec_s) * self.usd_per_s
 
     def take(self, job: Job) -> None:
         if job.error_class == "client_cancelled":
@@ -60,7 +61,7 @@ class Guards:
         cost = self.cost_usd
         if self.max_cost_usd is not None and cost is not None and cost > self.max_cost_usd:
             return Stop(
-                f"--max-cost ${self.max_cost_usd:g} is spent (estimated ${cost:.4f} of execution)", Exit.ABORTED
+                f"--max-cost ${self.max_cost_usd:g} is spent (an estimated ${cost:.4f} of worker time)", Exit.ABORTED
             )
         if self.max_error_rate is not None and self.done >= self.min_samples:
             rate = self.failed / self.done

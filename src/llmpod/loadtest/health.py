@@ -3,18 +3,39 @@
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from llmpod.loadtest.stats import nearest_rank
-from llmpod.loadtest.watch import live_workers
+
+JOB_COUNTS = ("inQueue", "inProgress", "completed", "failed", "retried")
+WORKER_COUNTS = ("idle", "ready", "running", "initializing", "throttled", "unhealthy")
+
+
+def health_sample(body: Any) -> dict[str, dict[str, int]] | None:
+    """The counts of a /health reply, or None when it is none. A count that is missing stays missing: it is not zero."""
+    if not isinstance(body, dict) or not isinstance(body.get("workers"), dict):
+        return None
+    given = body.get("jobs")
+    jobs: dict[str, Any] = given if isinstance(given, dict) else {}
+    return {
+        "jobs": {key: jobs[key] for key in JOB_COUNTS if isinstance(jobs.get(key), int)},
+        "workers": {key: body["workers"][key] for key in WORKER_COUNTS if isinstance(body["workers"].get(key), int)},
+    }
+
+
+def live_workers(workers: dict[str, int]) -> int | None:
+    """Workers that can take a job now: those running one and those idle. (`ready` overlaps with them.)"""
+    if "running" in workers or "idle" in workers:
+        return workers.get("running", 0) + workers.get("idle", 0)
+    return workers.get("ready")
 
 
 @dataclass(frozen=True, slots=True)
 class Scaler:
     """RunPod's REQUEST_COUNT rule: workers = ceil((queued + running) / value), within [min, max].
 
-    `assumed`: nobody said how the endpoint is set; then one job per worker is what it takes for nothing to wait.
+    `assumed`: nobody said how the endpoint is set; then one is wanted for as many jobs as one was seen to run at once.
     """
 
     value: float = 1.0
@@ -52,7 +73,7 @@ class HealthReport:
     initializing_s: float
     span_s: float
     queued_max: int
-    scaler_assumed: bool
+    assumed_per_worker: int | None
 
 
 def points(samples: Sequence[dict[str, Any]], scaler: Scaler) -> list[Point]:
@@ -80,13 +101,16 @@ def points(samples: Sequence[dict[str, Any]], scaler: Scaler) -> list[Point]:
 
 
 def report(samples: Sequence[dict[str, Any]], scaler: Scaler, start_ms: float, end_ms: float) -> HealthReport | None:
-    """The timeline between two moments; None when /health said nothing in between.
+    """The timeline between two moments; None when /health said nothing until its end.
 
     A worker count counts as changed only when a new value holds for two samples in a row: the counts of idle and
-    running are not
-    taken at one instant on the other side.
+    running are not taken at one instant on the other side.
     """
-    inside = [point for point in points(samples, scaler) if start_ms <= point.t_ms <= end_ms]
+    known = points(samples, scaler)
+    inside = [point for point in known if start_ms <= point.t_ms <= end_ms]
+    before = [point for point in known if point.t_ms < start_ms]
+    if before:
+        inside.insert(0, replace(before[-1], t_ms=start_ms))  # what was so stays so until something else is seen
     if not inside:
         return None
     lasting = {a.live for a, b in itertools.pairwise(inside) if a.live == b.live} or {p.live for p in inside}
@@ -108,5 +132,5 @@ def report(samples: Sequence[dict[str, Any]], scaler: Scaler, start_ms: float, e
         initializing_s=initializing,
         span_s=(end_ms - start_ms) / 1000,
         queued_max=max(point.queued for point in inside),
-        scaler_assumed=scaler.assumed,
+        assumed_per_worker=round(scaler.value) if scaler.assumed else None,
     )

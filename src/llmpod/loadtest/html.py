@@ -16,7 +16,7 @@ from llmpod.loadtest.records import Job
 from llmpod.loadtest.report import METHODS, Report
 from llmpod.loadtest.stats import Quantile, nearest_rank
 from llmpod.loadtest.svg import Series, legend, plot, stack
-from llmpod.loadtest.units import show_duration, show_ms, show_rate, show_share, show_usd
+from llmpod.loadtest.units import count, show_duration, show_ms, show_rate, show_share, show_usd
 
 MOST_DOTS = 3000
 CURVE = (50.0, 60.0, 70.0, 75.0, 80.0, 85.0, 90.0, 92.5, 95.0, 98.0, 99.0, 99.5, 99.9, 99.95, 99.99)
@@ -39,13 +39,9 @@ def page(report: Report, jobs: Sequence[Job]) -> str:
     body += [_phase(phase, by_phase[phase.phase.name]) for phase in report.phases]
     body.append(_methods(report))
     template = Template(Path(__file__).with_name("report_template.html").read_text(encoding="utf-8"))
-    meta = report.meta
     return template.substitute(
         title="Load test report",
-        subtitle=escape(
-            f"{meta.get('endpoint', '')} · mode {report.plan.mode} · seed {report.plan.seed} · "
-            f"{meta.get('started_at', '')}"
-        ),
+        subtitle=escape(" · ".join(report.header)),
         body="\n".join(body),
     )
 
@@ -125,8 +121,8 @@ def _numbers(phase: PhaseReport) -> str:
     if phase.cost is not None:
         pairs += [
             (
-                "cost, execution to worker time",
-                f"{show_usd(phase.cost.exec_usd)} to {show_usd(phase.cost.workers_usd)}",
+                "cost, busy to all worker time",
+                f"{show_usd(phase.cost.busy_usd)} to {show_usd(phase.cost.workers_usd)}",
             ),
             ("per 1k requests", show_usd(phase.cost.per_1k_requests)),
             ("per 1k output tokens", show_usd(phase.cost.per_1k_tokens)),
@@ -144,9 +140,11 @@ def _doubts(phase: PhaseReport) -> str:
         facts.append(f"client loop lag p99 {show_ms(phase.client['loop_lag_p99_ms'])}")
     if phase.little is not None:
         facts.append(f"Little's law {phase.little.ratio * phase.little.clients:.2f} of {phase.little.clients} clients")
-    if phase.poll_overshoot_ms is not None:
+    if phase.poll_overshoot_ms:
         facts.append(f"polling corrected by {show_ms(phase.poll_overshoot_ms)} on average")
-    mark = '<span class="good">✓ valid</span>' if phase.valid else '<span class="warn">✗ not valid</span>'
+    mark = '<span class="warn">✗ not valid</span>'
+    if phase.valid:
+        mark = '<span class="good">✓ valid</span>' if phase.ok else '<span class="dim">nothing to judge</span>'
     lines = "".join(f'<li class="warn">{escape(doubt.text)}</li>' for doubt in phase.doubts)
     lines += "".join(
         f'<li class="warn">{count} × {escape(name)}: {escape(WARNINGS[name])}</li>'
@@ -280,6 +278,8 @@ def _workers(phase: PhaseReport) -> str:
     if phase.health is not None and len(phase.health.points) > 1:
         points = phase.health.points
         seconds = [(point.t_ms - phase.window_start_ms) / 1000 for point in points]
+        # The last count holds to the end of the window.
+        points, seconds = (*points, points[-1]), [*seconds, max(seconds[-1], phase.window_s)]
         series = [
             Series(
                 "queued jobs",
@@ -302,9 +302,10 @@ def _workers(phase: PhaseReport) -> str:
         ]
         pairs = zip(seconds, [*seconds[1:], phase.window_s], points, strict=True)
         shaded = [(x, after) for x, after, point in pairs if point.throttled]
-        drawn = plot(series, title="workers", x_text=show_seconds, y_text=lambda y: f"{y:g}", shaded=shaded)
+        drawn = plot(series, title="workers", x_text=show_seconds, y_text=axis_count, shaded=shaded)
         health = phase.health
-        assumed = "; wanted assumes one job per worker" if health.scaler_assumed else ""
+        each = health.assumed_per_worker
+        assumed = f"; wanted assumes {count(each, 'job')} per worker" if each else ""
         out += (
             f"<h3>Workers and queue, from /health</h3>{drawn}<p class='dim'>short of workers for "
             f"{show_duration(health.short_s)} of "
@@ -372,6 +373,10 @@ def _methods(report: Report) -> str:
 
 def show_seconds(seconds: float) -> str:
     return show_duration(seconds) if seconds >= 0 else f"-{show_duration(-seconds)}"
+
+
+def axis_count(number: float) -> str:
+    return f"{number:g}" if number == int(number) else ""  # there is no half a worker
 
 
 def axis_ms(ms: float) -> str:

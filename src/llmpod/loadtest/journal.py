@@ -1,10 +1,9 @@
 """The run on disk, line by line, before anybody is told about it.
 
 `requests.jsonl` has one line per finished job; `events.jsonl` has what happened around them: sessions, phases, the ids
-of accepted
-jobs (so that a run that was killed can be cleaned up), aborts. A line is handed to the kernel before `append` returns:
-a crash of
-this process loses nothing, and a crash of the machine loses at most what the kernel had not yet written.
+of accepted jobs (so that a run that was killed can be cleaned up), aborts. A line is handed to the kernel before
+`append` returns: a crash of this process loses nothing, and a crash of the machine loses at most what the kernel had
+not yet written.
 """
 
 import json
@@ -19,15 +18,15 @@ from llmpod.loadtest.errors import DirectoryError
 from llmpod.loadtest.records import Job
 
 FORMAT = 1
-# Made once: json.dumps with options builds an encoder per call, which a run of thousands of requests per second would
-# feel.
+# Made once: json.dumps and json.loads look at their options in every call, and there are thousands of lines per second.
+_decode = json.JSONDecoder().decode
 _encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False, default=str).encode
 REQUESTS, EVENTS, HEALTH, RUN, PLAN = "requests.jsonl", "events.jsonl", "health.jsonl", "run.json", "plan.json"
 
 
 class LineFile:
-    """Append-only JSON lines, unbuffered. A torn last line (from a crash) is completed with a line end before the
-    first append."""
+    """Append-only JSON lines, unbuffered. A torn last line (from a crash) is completed with a line end before the first
+    append."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -90,7 +89,6 @@ class Recorded:
     events: list[dict[str, Any]]
     health: list[dict[str, Any]]
     unreadable: int = 0
-    replaced: int = 0
     orphans: list[str] = field(default_factory=list)
 
 
@@ -125,12 +123,12 @@ def read_json(path: Path) -> Any:
 def read_lines(path: Path) -> Iterator[dict[str, Any] | None]:
     """Each line's object, or None for a line that is none."""
     try:
-        with path.open("rb") as file:
+        with path.open(encoding="utf-8", errors="replace") as file:
             for line in file:
                 if not line.strip():
                     continue
                 try:
-                    value = json.loads(line)
+                    value = _decode(line)
                 except ValueError:
                     yield None
                     continue
@@ -149,8 +147,9 @@ def read(directory: Path) -> Recorded:
     if not isinstance(plan, dict) or plan.get("format") != FORMAT:
         found = plan.get("format") if isinstance(plan, dict) else None
         raise DirectoryError(f"{directory} has format {found!r}; this version reads format {FORMAT}")
-    unreadable = replaced = 0
+    unreadable = 0
     jobs: dict[tuple[str, str, int], Job] = {}
+    finished: set[str | None] = set()  # also those that a later line about the same job replaces
     for line in read_lines(directory / REQUESTS):
         try:
             job = records.from_dict(line) if line is not None else None
@@ -159,13 +158,11 @@ def read(directory: Path) -> Recorded:
         if job is None:
             unreadable += 1
             continue
-        key = (job.phase, job.role, job.index)
-        replaced += key in jobs
-        jobs[key] = job
+        jobs[job.phase, job.role, job.index] = job
+        finished.add(job.job_id)
     events = [line for line in read_lines(directory / EVENTS) if line is not None]
     health = [line for line in read_lines(directory / HEALTH) if line is not None and "t_ms" in line]
-    finished = {job.job_id for job in jobs.values()}
     cancelled = {str(line.get("job_id")) for line in events if line.get("event") == "cancelled"}
     accepted = [str(line.get("job_id")) for line in events if line.get("event") == "accepted"]
     orphans = [job_id for job_id in accepted if job_id not in finished and job_id not in cancelled]
-    return Recorded(plan, list(jobs.values()), events, health, unreadable, replaced, orphans)
+    return Recorded(plan, list(jobs.values()), events, health, unreadable, orphans)

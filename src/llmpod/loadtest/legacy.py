@@ -230,12 +230,12 @@ def report_legacy(
     directory = Path(chosen.out) if chosen.out else Path("runs") / f"legacy-{paths[0].stem.removeprefix('rp_results_')}"
     if (directory / journal.PLAN).exists() and not journal.read(directory).plan.get("imported"):
         raise UsageError(f"{directory} already holds a run; pass another --out")
-    made = write_run(directory, phases, paths)
     cycle = chosen.cycle * 1000 if chosen.cycle else cycle_ms(phases)
-    return publish(build(made, make_view(chosen), story(phases, cycle)), made, directory, chosen, environment)
+    made = write_run(directory, phases, paths, story(phases, cycle))
+    return publish(build(made, make_view(chosen)), made, directory, chosen, environment)
 
 
-def write_run(directory: Path, phases: Sequence[OldPhase], paths: Sequence[Path]) -> Recorded:
+def write_run(directory: Path, phases: Sequence[OldPhase], paths: Sequence[Path], notes: Sequence[str]) -> Recorded:
     """A results directory like any other, so that report and compare read it later."""
     journal.make_directory(directory)
     for name in (journal.REQUESTS, journal.EVENTS, journal.HEALTH):
@@ -266,5 +266,6 @@ def write_run(directory: Path, phases: Sequence[OldPhase], paths: Sequence[Path]
     for phase in phases:
         for job in phase.jobs:
             log.request(job)
+    log.event("imported", 0.0, notes=notes)
     log.close()
     return journal.read(directory)

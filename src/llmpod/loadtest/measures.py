@@ -2,21 +2,23 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from operator import attrgetter
 
 from llmpod.loadtest.records import Job
 from llmpod.loadtest.stats import Quantile, block_bootstrap, effective_n, nearest_rank, quantile
 
+# As attrgetters: a report of a hundred thousand jobs calls them millions of times.
 METRICS: dict[str, Callable[[Job], float | None]] = {
-    "total": lambda job: job.total_ms,
-    "delay": lambda job: job.delay_ms,
-    "exec": lambda job: job.exec_ms,
-    "overhead": lambda job: job.overhead_ms,
-    "scheduled": lambda job: job.scheduled_total_ms,
-    "schedule_delay": lambda job: job.schedule_delay_ms,
-    "ttft": lambda job: job.ttft_ms,
-    "tpot": lambda job: job.tpot_ms,
-    "chunk_gap": lambda job: job.gap_p50_ms,
+    "total": attrgetter("total_ms"),
+    "delay": attrgetter("delay_ms"),
+    "exec": attrgetter("exec_ms"),
+    "overhead": attrgetter("overhead_ms"),
+    "scheduled": attrgetter("scheduled_total_ms"),
+    "schedule_delay": attrgetter("schedule_delay_ms"),
+    "ttft": attrgetter("ttft_ms"),
+    "tpot": attrgetter("tpot_ms"),
+    "chunk_gap": attrgetter("gap_p50_ms"),
 }
 
 MEANING = {
@@ -38,8 +40,7 @@ FAILURE_AWARE = frozenset({"total", "scheduled", "ttft"})
 @dataclass(frozen=True, slots=True)
 class Row:
     """One metric of one phase. `missing`: successful jobs that did not report it. `adjusted`: p -> percentile with
-    every failed
-    job counted as infinitely slow; None where failures say nothing about the metric."""
+    every failed job counted as infinitely slow; None where failures say nothing about the metric."""
 
     metric: str
     n: int
@@ -61,8 +62,8 @@ def row(
 ) -> Row | None:
     """The row of a metric over successful jobs in order of sending; None when no job has it.
 
-    `block_s` asks for block-bootstrap intervals (long runs, whose conditions change); without enough blocks it is
-    order statistics.
+    `block_s` asks for block-bootstrap intervals (long runs, whose conditions change); without enough blocks it is order
+    statistics.
     """
     read = METRICS[metric]
     pairs = [(value, (job.sent_ms or 0.0) / 1000) for job in ok if (value := read(job)) is not None]
@@ -72,15 +73,16 @@ def row(
     ordered = sorted(values)
     n_eff = effective_n(values)
     method = "order statistics"
-    quantiles = []
-    for p in percentiles:
-        found = quantile(ordered, p, n_eff)
-        if block_s is not None and found.n >= found.needed_n:
-            around = block_bootstrap(values, [at for _, at in pairs], p, block_s)
-            if around is not None:
-                found = Quantile(p, found.value, found.n, n_eff, around[0], around[1], found.needed_n)
-                method = f"block bootstrap, blocks of {block_s:g} s"
-        quantiles.append(found)
+    quantiles = [quantile(ordered, p, n_eff) for p in percentiles]
+    if block_s is not None:
+        sure = [found.p for found in quantiles if found.n >= found.needed_n]
+        around = block_bootstrap(values, [at for _, at in pairs], sure, block_s)
+        if around:
+            method = f"block bootstrap, blocks of {block_s:g} s"
+            quantiles = [
+                replace(found, low=around[found.p][0], high=around[found.p][1]) if found.p in around else found
+                for found in quantiles
+            ]
     adjusted = None
     if metric in FAILURE_AWARE:
         with_failures = ordered + [math.inf] * failed
@@ -123,14 +125,10 @@ def shares(ok: Sequence[Job]) -> tuple[Share, ...]:
     ranked = sorted(whole, key=lambda job: job.scheduled_total_ms or job.total_ms or 0.0)
 
     def of(label: str, some: Sequence[Job]) -> Share:
-        count = len(some)
-        return Share(
-            label,
-            math.fsum(job.schedule_delay_ms or 0.0 for job in some) / count,
-            math.fsum(job.delay_ms or 0.0 for job in some) / count,
-            math.fsum(job.exec_ms or 0.0 for job in some) / count,
-            math.fsum(job.overhead_ms or 0.0 for job in some) / count,
-        )
+        def mean(metric: str) -> float:
+            return math.fsum(filter(None, map(METRICS[metric], some))) / len(some)
+
+        return Share(label, mean("schedule_delay"), mean("delay"), mean("exec"), mean("overhead"))
 
     at = {p: ranked[max(0, math.ceil(p / 100 * len(ranked)) - 1)] for p in (50, 95)}
     places = [("mean", ranked), *((f"at p{p}", [job]) for p, job in at.items())]

@@ -10,70 +10,16 @@ from llmpod.loadtest.errors import UsageError
 from llmpod.loadtest.plan import Mode
 
 DEFAULT_PROMPT = "Give concise career advice for switching from SDE to PM."
+# fmt: off
 _WORDS = [
-    "time",
-    "year",
-    "people",
-    "way",
-    "day",
-    "man",
-    "thing",
-    "woman",
-    "life",
-    "child",
-    "world",
-    "school",
-    "state",
-    "family",
-    "student",
-    "group",
-    "country",
-    "problem",
-    "hand",
-    "part",
-    "place",
-    "case",
-    "week",
-    "company",
-    "system",
-    "program",
-    "question",
-    "work",
-    "government",
-    "number",
-    "night",
-    "point",
-    "home",
-    "water",
-    "room",
-    "mother",
-    "area",
-    "money",
-    "story",
-    "fact",
-    "month",
-    "lot",
-    "right",
-    "study",
-    "book",
-    "eye",
-    "job",
-    "word",
-    "business",
-    "issue",
-    "side",
-    "kind",
-    "head",
-    "house",
-    "service",
-    "friend",
-    "father",
-    "power",
-    "hour",
-    "game",
-    "line",
-    "end",
+    "time", "year", "people", "way", "day", "man", "thing", "woman", "life", "child", "world", "school", "state",
+    "family", "student", "group", "country", "problem", "hand", "part", "place", "case", "week", "company",
+    "system", "program", "question", "work", "government", "number", "night", "point", "home", "water", "room",
+    "mother", "area", "money", "story", "fact", "month", "lot", "right", "study", "book", "eye", "job", "word",
+    "business", "issue", "side", "kind", "head", "house", "service", "friend", "father", "power", "hour", "game",
+    "line", "end",
 ]
+# fmt: on
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +41,7 @@ class Payloads:
     """`body(mode, phase, index)` is the same for the same seed, so a run can be repeated and resumed.
 
     Every prompt starts with a tag of its own: with equal prompts, a prefix cache would answer from the second request
-    on, and the
-    test would measure the cache. `tag="none"` measures that on purpose.
+    on, and the test would measure the cache. `tag="none"` measures that on purpose.
     """
 
     def __init__(self, options: PayloadOptions) -> None:

@@ -1,11 +1,11 @@
 """One job, as it is measured and as it stands in requests.jsonl.
 
 Times are milliseconds on the run's monotonic clock, 0 being the start of the run; `sent_at` is the one wall-clock
-stamp. A record is
-filled in while its job runs and is not changed once it is written.
+stamp. A record is filled in while its job runs and is not changed once it is written.
 """
 
 from dataclasses import dataclass, field, fields
+from operator import attrgetter
 from typing import Any, Literal
 
 from llmpod.loadtest.classify import NOT_THE_ENDPOINTS_FAULT
@@ -117,6 +117,12 @@ _KNOWN = frozenset(_FIELDS)
 _ALWAYS = frozenset({"phase", "index", "role", "mode", "ok", "scheduled_ms", "delay_ms", "exec_ms", "total_ms"})
 
 
+_NUMERIC = frozenset({int, float, type(None)})
+_measured = attrgetter(
+    *(name for name in _FIELDS if name.endswith(("_ms", "_tokens"))), "polls", "empty_polls", "chunks", "attempts"
+)
+
+
 def to_dict(job: Job) -> dict[str, Any]:
     """Only what is known: a missing key reads as "not seen"; the few that people look for are always there."""
     out: dict[str, Any] = {}
@@ -128,16 +134,16 @@ def to_dict(job: Job) -> dict[str, Any]:
 
 
 def from_dict(data: dict[str, Any]) -> Job:
-    """Raises KeyError, TypeError or ValueError when `data` is no record."""
-    job = Job(str(data["phase"]), int(data["index"]), data["role"], str(data["mode"]))
+    """Raises KeyError, TypeError or ValueError when `data` is no record. Fields of a later version are passed over."""
+    job = Job(data["phase"], data["index"], data["role"], data["mode"])
     for name, value in data.items():
         if name in _KNOWN:
             setattr(job, name, value)
     if job.role not in ("warmup", "measured", "cooldown"):
         raise ValueError(f"unknown role {job.role!r}")
-    for name in ("sent_ms", "total_ms", "delay_ms", "exec_ms", "done_ms"):
-        value = getattr(job, name)
-        if value is not None and not isinstance(value, int | float):
-            raise TypeError(f"{name} is no number")
+    if type(job.index) is not int or type(job.phase) is not str:
+        raise TypeError("a record has the name of its phase and a number in it")
+    if not _NUMERIC.issuperset(map(type, _measured(job))):
+        raise TypeError("a time or a count is no number")
     job.states = [(str(state), float(at)) for state, at in job.states]
     return job

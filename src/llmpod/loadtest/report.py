@@ -14,6 +14,7 @@ from llmpod.loadtest.guards import HOPELESS
 from llmpod.loadtest.journal import FORMAT, Recorded
 from llmpod.loadtest.plan import Plan
 from llmpod.loadtest.records import Job
+from llmpod.loadtest.units import count
 
 METHODS = {
     "clock": "monotonic (perf_counter); timestamps are UTC",
@@ -22,6 +23,8 @@ METHODS = {
     "intervals": "95 %, distribution-free, from order statistics at n_eff; block bootstrap for soaks and "
     "runs of 10 min and more",
     "n_eff": "n(1-r)/(1+r), r = lag-1 autocorrelation in order of sending",
+    "starts": "a worker's first job, or one sent while no worker was live, is cold if it waited 10 s longer than the "
+    "median of the other jobs, a wake if 0.5 s; all others are warm",
     "polled totals": "clamp(rtt_min + delayTime + executionTime) between the last unfinished poll sent and "
     "the final one received",
     "closed loop": "its numbers hold for that many clients; they are not those of an arrival rate",
@@ -38,15 +41,19 @@ class Report:
     exit_code: Exit
 
     @property
+    def header(self) -> list[str]:
+        """What was tested, how and when; an import knows neither seed nor time."""
+        known = [str(self.meta.get("endpoint", "")), f"mode {self.plan.mode}"]
+        if "started_at" in self.meta:
+            known += [f"seed {self.plan.seed}", str(self.meta["started_at"])]
+        return known
+
+    @property
     def valid(self) -> bool:
         return all(phase.valid for phase in self.phases)
 
-    @property
-    def slos_passed(self) -> bool:
-        return all(verdict.passed for phase in self.phases for verdict in phase.verdicts)
 
-
-def build(recorded: Recorded, view: View, notes: Sequence[str] = ()) -> Report:
+def build(recorded: Recorded, view: View) -> Report:
     """Reads no clock and no network: the same directory and the same view give the same report."""
     plan = plans.from_dict(recorded.plan["plan"])
     by_phase: dict[str, list[Job]] = defaultdict(list)
@@ -54,7 +61,9 @@ def build(recorded: Recorded, view: View, notes: Sequence[str] = ()) -> Report:
         by_phase[job.phase].append(job)
     client: dict[str, dict[str, Any]] = {}
     stop: dict[str, Any] | None = None
+    notes: list[str] = []
     for event in recorded.events:
+        notes += map(str, event.get("notes", ()))
         if event.get("event") == "phase_ended" and isinstance(event.get("client"), dict):
             client[str(event.get("phase"))] = event["client"]
         elif event.get("event") == "stopped":
@@ -66,25 +75,24 @@ def build(recorded: Recorded, view: View, notes: Sequence[str] = ()) -> Report:
         for phase in plan.phases
         if phase.name in by_phase
     )
-    all_notes = [*notes]
     if recorded.unreadable:
-        all_notes.append(
-            f"{recorded.unreadable} unreadable lines were passed over (the end of a run that crashed leaves one)"
-        )
+        lines = count(recorded.unreadable, "unreadable line")
+        were = "was" if recorded.unreadable == 1 else "were"
+        notes.append(f"{lines} {were} passed over (the end of a run that crashed leaves one)")
     if recorded.orphans:
-        all_notes.append(
-            f"{len(recorded.orphans)} accepted jobs have no end on record; `resume` cancels them and goes on"
+        notes.append(
+            f"accepted jobs without an end on record: {len(recorded.orphans)}; `resume` cancels them and goes on"
         )
     never = [phase.name for phase in plan.phases if phase.name not in by_phase]
     if never and plan.sweep is None:
-        all_notes.append(f"phases that did not run: {', '.join(never)}")
+        notes.append(f"phases that did not run: {', '.join(never)}")
     reason = str(stop["reason"]) if stop else None
     forced = _exit(stop.get("exit_code")) if stop else None
     return Report(
         meta=dict(recorded.plan.get("meta", {})),
         plan=plan,
         phases=phases,
-        notes=tuple(all_notes),
+        notes=tuple(notes),
         stopped=reason,
         exit_code=exit_code(phases, forced),
     )

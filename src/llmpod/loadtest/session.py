@@ -180,12 +180,13 @@ async def _execute(setup: Setup, payloads: Payloads, publish: Publish, before: R
                 notes.append(
                     f"{sum(done)} of {len(before.orphans)} jobs that the earlier session left behind were cancelled"
                 )
+            health = HealthWatch(rig, options.health_interval)
             guards = Guards(
+                worker_s=lambda: health.worker_s,
                 max_cost_usd=options.max_cost,
                 usd_per_s=options.gpu_price / 3600 if options.gpu_price else None,
                 max_error_rate=options.max_error_rate,
             )
-            health = HealthWatch(rig, options.health_interval)
             judge = _Judge(setup, rig, health)
             runner = Runner(
                 rig,
@@ -212,7 +213,7 @@ async def _execute(setup: Setup, payloads: Payloads, publish: Publish, before: R
         log.event("session_ended", clock.now_ms(), at=utc_now(), notes=notes)
         log.close()
     recorded = journal.read(setup.directory)
-    return publish(build(recorded, setup.view, notes), recorded, setup.directory, options, setup.environment)
+    return publish(build(recorded, setup.view), recorded, setup.directory, options, setup.environment)
 
 
 async def _run(runner: Runner, notes: list[str]) -> None:

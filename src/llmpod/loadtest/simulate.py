@@ -2,10 +2,9 @@
 idle timeout.
 
 The model of a worker, from measurements of a real endpoint (3.45 s between jobs that run 2.80 s): a job starts
-`pickup_idle_s` after it
-was sent to a free slot, and never sooner than `pickup_busy_s` after the slot's last job ended; `reply_s` after its end
-the client has
-the answer. Jobs that run together on one worker slow each other down by `slowdown` per neighbour.
+`pickup_idle_s` after it was sent to a free slot, and never sooner than `pickup_busy_s` after the slot's last job ended;
+`reply_s` after its end the client has the answer. Jobs that run together on one worker slow each other down by
+`slowdown` per neighbour.
 """
 
 import heapq
@@ -55,9 +54,8 @@ class Fixed:
 @dataclass(frozen=True, slots=True)
 class Autoscaler:
     """RunPod's two rules. REQUEST_COUNT wants ceil((queued + running) / value) workers. QUEUE_DELAY adds one at each
-    check while
-    the oldest queued job waits longer than `value` seconds. Step and check period of the latter are not published:
-    these are guesses.
+    check while the oldest queued job waits longer than `value` seconds. Step and check period of the latter are not
+    published: these are guesses.
     """
 
     kind: Literal["REQUEST_COUNT", "QUEUE_DELAY"]
@@ -106,7 +104,7 @@ class _Worker:
     picked: int = 0  # slots that are taken, running or about to
     at_s: float = 0.0
     version: int = 0
-    slot_free_s: list[float] = field(default_factory=list)
+    free_s: list[float] = field(default_factory=list)  # a heap: when each slot that nobody has picked can start a job
     idle_since_s: float = 0.0
     held: bool = False
 
@@ -179,7 +177,7 @@ class Simulation:
     def _on_ready(self, number: int) -> None:
         worker = self._workers[number]
         if worker.state == "starting":
-            worker.state, worker.since_s, worker.idle_since_s = "up", self._now, self._now
+            self._come_up(worker)
             self._watch_idle(worker)
 
     def _on_begin(self, what: int) -> None:
@@ -201,7 +199,7 @@ class Simulation:
             job = self._jobs[what]
             job.end_s, job.done_s = self._now, self._now + self._service.reply_s
             worker.picked -= 1
-            worker.slot_free_s.append(self._now + self._service.pickup_busy_s)
+            heapq.heappush(worker.free_s, self._now + self._service.pickup_busy_s)
             worker.idle_since_s = self._now
             self._at(job.done_s, "done", what)
         self._next_end(worker)
@@ -241,24 +239,18 @@ class Simulation:
     # -- the parts --
 
     def _assign(self) -> None:
-        """The oldest job goes to the worker with the fewest."""
+        """The oldest job goes to the slot that can start it first; among equals, to the worker with the fewest jobs."""
         while self._queue:
-            free = [
-                one for one in self._workers if one.state == "up" and not one.held and one.picked < self._service.slots
-            ]
+            free = [one for one in self._workers if one.state == "up" and not one.held and one.free_s]
             if not free:
                 return
-            worker = min(free, key=lambda one: (one.picked, one.number))
             what = self._queue.popleft()
             job = self._jobs[what]
+            soonest_s = max(job.sent_s + self._service.pickup_idle_s, self._now)
+            worker = min(free, key=lambda one: (max(soonest_s, one.free_s[0]), one.picked, one.number))
             job.worker = worker.number
             worker.picked += 1
-            worker.slot_free_s.sort()
-            # A slot that was never used: the hand-over takes its time on a worker that has just come up, too.
-            earliest_s = (
-                worker.slot_free_s.pop(0) if worker.slot_free_s else worker.since_s + self._service.pickup_idle_s
-            )
-            self._at(max(job.sent_s + self._service.pickup_idle_s, earliest_s, self._now), "begin", what)
+            self._at(max(soonest_s, heapq.heappop(worker.free_s)), "begin", what)
 
     def _progress(self, worker: _Worker) -> None:
         """Takes off the work that was done since the last look."""
@@ -282,9 +274,14 @@ class Simulation:
             self._cold += 1
             self._starting_s += ready_s - self._now
         if ready_s <= self._now:
-            worker.state, worker.since_s = "up", ready_s
+            self._come_up(worker)
         else:
             self._at(ready_s, "ready", worker.number)
+
+    def _come_up(self, worker: _Worker) -> None:
+        """The hand-over takes its time on a worker that has just come up, too."""
+        worker.state, worker.since_s, worker.idle_since_s = "up", self._now, self._now
+        worker.free_s = [self._now + self._service.pickup_idle_s] * self._service.slots
 
     def _alive(self) -> int:
         return sum(1 for one in self._workers if one.state != "stopped")

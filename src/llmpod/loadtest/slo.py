@@ -1,8 +1,7 @@
 """Service-level objectives: read from the command line, judged on a phase.
 
 Unknown names are errors when they are read: an objective on a misspelt metric must never pass in silence. An objective
-on something
-that was not measured fails, for the same reason.
+on something that was not measured fails, for the same reason.
 """
 
 import math

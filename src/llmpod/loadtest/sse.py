@@ -1,8 +1,7 @@
 """Server-sent events, parsed on bytes as they arrive.
 
 On bytes, because a read may end in the middle of a UTF-8 character, of a CRLF or of a field name; decoding is done per
-whole
-line only. Rules: WHATWG HTML, section 9.2.6 (event stream interpretation).
+whole line only. Rules: WHATWG HTML, section 9.2.6 (event stream interpretation).
 """
 
 from collections.abc import Iterator
@@ -13,9 +12,8 @@ from dataclasses import dataclass, field
 class SseParser:
     """`for data in parser.feed(chunk)` gives the data of each event that `chunk` completed.
 
-    Lines end in LF, CRLF or CR. Comments (`:` keep-alives) and fields other than `data` are passed over. Text after
-    the last blank
-    line is no event: `pending` says whether a stream ended in the middle of one.
+    Lines end in LF, CRLF or CR. Comments (`:` keep-alives) and fields other than `data` are passed over. Text after the
+    last blank line is no event: `pending` says whether a stream ended in the middle of one.
     """
 
     _line: bytearray = field(default_factory=bytearray)

@@ -1,15 +1,10 @@
 """Percentiles that can be believed, and a clear "n/a" where they cannot.
 
 Percentile: nearest rank (the smallest value that at least p % of the sample do not exceed): always a latency that
-happened.
-Interval: distribution-free, from order statistics: the number of samples below the true quantile is binomial, so two
-ranks bracket it
-with a known probability. When n is too small for any pair of ranks to reach 95 %, there is no interval, and `needed_n`
-says what
-would do.
-Dependence: latencies of one run are not independent. n_eff = n(1-r)/(1+r), r being the lag-1 autocorrelation in order
-of sending,
-is what the interval is computed from.
+happened. Interval: distribution-free, from order statistics: the number of samples below the true quantile is binomial,
+so two ranks bracket it with a known probability. When n is too small for any pair of ranks to reach 95 %, there is no
+interval, and `needed_n` says what would do. Dependence: latencies of one run are not independent. n_eff = n(1-r)/(1+r),
+r being the lag-1 autocorrelation in order of sending, is what the interval is computed from.
 """
 
 import itertools
@@ -18,6 +13,8 @@ import random
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from operator import mul
 
 CONFIDENCE = 0.95
 
@@ -97,10 +94,10 @@ def lag1(values: Sequence[float]) -> float:
         return 0.0
     mean = math.fsum(values) / n
     deviations = [value - mean for value in values]
-    variance = math.fsum(d * d for d in deviations)
+    variance = sum(map(mul, deviations, deviations))
     if variance <= 0:
         return 0.0
-    r = math.fsum(a * b for a, b in itertools.pairwise(deviations)) / variance
+    r = sum(map(mul, deviations, itertools.islice(deviations, 1, None))) / variance
     return r if abs(r) > 2 / math.sqrt(n) else 0.0
 
 
@@ -128,42 +125,51 @@ def quantile(ordered: Sequence[float], p: float, n_eff: float | None = None) -> 
 def block_bootstrap(
     values: Sequence[float],
     times_s: Sequence[float],
-    p: float,
+    percentiles: Sequence[float],
     block_s: float,
     *,
     rounds: int = 400,
     seed: int = 1,
-) -> tuple[float, float] | None:
-    """A 95 % interval of the percentile that survives dependence within blocks of `block_s` seconds; None below 6
+) -> dict[float, tuple[float, float]]:
+    """A 95 % interval of each percentile that survives dependence within blocks of `block_s` seconds; {} below 6
     blocks.
 
-    Whole blocks are drawn with replacement. The percentile of a draw is found by bisection on the sorted values of its
-    blocks, so
-    the cost grows with the number of blocks and not with the number of samples.
+    Whole blocks are drawn with replacement. A percentile of a draw is found by bisection on the sorted sample, and how
+    many values of each block lie below a point of it is counted once for all draws: the cost grows with the number of
+    blocks and not with the number of samples.
     """
     start = min(times_s, default=0.0)
     blocks: dict[int, list[float]] = {}
     for value, at in zip(values, times_s, strict=True):
         blocks.setdefault(int((at - start) // block_s), []).append(value)
     if len(blocks) < 6:
-        return None
+        return {}
     pool = [sorted(block) for block in blocks.values()]
+    sizes = [len(block) for block in pool]
     grid = sorted(values)
+
+    @cache
+    def up_to(middle: int) -> list[int]:
+        return [bisect_right(block, grid[middle]) for block in pool]
+
     draw = random.Random(seed)  # noqa: S311 - resampling
-    found = []
+    found: dict[float, list[float]] = {p: [] for p in percentiles}
     for _ in range(rounds):
-        chosen = [pool[draw.randrange(len(pool))] for _ in pool]
-        wanted = math.ceil(p / 100 * sum(len(block) for block in chosen))
-        low, high = 0, len(grid) - 1
-        while low < high:
-            middle = (low + high) // 2
-            if sum(bisect_right(block, grid[middle]) for block in chosen) >= wanted:
-                high = middle
-            else:
-                low = middle + 1
-        found.append(grid[low])
-    found.sort()
-    return nearest_rank(found, 2.5), nearest_rank(found, 97.5)
+        times = [0] * len(pool)
+        for _ in pool:
+            times[draw.randrange(len(pool))] += 1
+        whole = sum(map(mul, times, sizes))
+        for p, so_far in found.items():
+            wanted = math.ceil(p / 100 * whole)
+            low, high = 0, len(grid) - 1
+            while low < high:
+                middle = (low + high) // 2
+                if sum(map(mul, times, up_to(middle))) >= wanted:
+                    high = middle
+                else:
+                    low = middle + 1
+            so_far.append(grid[low])
+    return {p: (nearest_rank(sorted(some), 2.5), nearest_rank(sorted(some), 97.5)) for p, some in found.items()}
 
 
 def difference_interval(

@@ -43,13 +43,7 @@ class _Growing:
         self._job.last_token_ms = at_ms
 
     def close(self) -> None:
-        joined = Answer(
-            text="".join(part.text for part in self.parts),
-            prompt_tokens=next((p.prompt_tokens for p in reversed(self.parts) if p.prompt_tokens is not None), None),
-            output_tokens=next((p.output_tokens for p in reversed(self.parts) if p.output_tokens is not None), None),
-            finish_reason=next((p.finish_reason for p in reversed(self.parts) if p.finish_reason), None),
-        )
-        answers.note(self._job, joined)
+        answers.note(self._job, answers.joined(self.parts))
         if self._gaps:
             self._job.gap_p50_ms, self._job.gap_max_ms = median(self._gaps), max(self._gaps)
 
@@ -128,7 +122,11 @@ async def _close(rig: Rig, job: Job, growing: _Growing, last: Reply) -> None:
     if reply is not None and reply.status < 300 and isinstance(reply.body, dict):
         take_timings(job, reply.body)
         error = error or reply.body.get("error")
-    kind, detail = terminal_class(status, growing.error or (job.chunks or None), error)
+    whole = reply.body.get("output") if reply is not None and isinstance(reply.body, dict) else None
+    if not job.chunks and not is_empty(whole):
+        job.warn("not_streamed")
+        answers.note(job, read_output(whole))
+    kind, detail = terminal_class(status, job.chunks or whole, error)
     if status == "COMPLETED" and growing.error:
         kind, detail = "output_error", growing.error
     job.ok, job.error_class, job.error = kind is None, kind, detail
@@ -139,8 +137,7 @@ async def openai(rig: Rig, job: Job, body: dict[str, Any]) -> None:
     """POST /openai/v1/…: SSE when the service streams, one JSON object when it does not.
 
     The route tells neither queue nor execution time, and no job id: the queue is inside TTFT, and closing the
-    connection is the only
-    way to cancel.
+    connection is the only way to cancel.
     """
     growing = _Growing(rig, job)
     try:

@@ -39,7 +39,7 @@ def show_ms(ms: float | None) -> str:
         return f"{sign}{size / 1000:.1f} s"
     if size >= 1000:
         return f"{sign}{size / 1000:.2f} s"
-    if size >= 10:
+    if size >= 10 or size == 0:
         return f"{sign}{size:.0f} ms"
     return f"{sign}{size:.1f} ms"
 
@@ -69,4 +69,9 @@ def show_rate(per_s: float | None) -> str:
     """Requests per second; slow endpoints read better per minute."""
     if per_s is None:
         return "n/a"
-    return f"{per_s:.2f}/s" if per_s >= 1 else f"{per_s * 60:.1f}/min"
+    return f"{per_s:.2f}/s" if per_s >= 1 or per_s == 0 else f"{per_s * 60:.1f}/min"
+
+
+def count(number: int, thing: str) -> str:
+    """(1, "request") -> `1 request`; (2, "request") -> `2 requests`."""
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"

@@ -25,12 +25,11 @@ class Doubt:
 def doubts(report: "PhaseReport", *, allow_worker_change: bool) -> tuple[Doubt, ...]:
     found = [*_client(report.client, _p50(report, "total")), *_schedule(report), *_workers(report, allow_worker_change)]
     law = report.little
-    if law is not None and not law.holds:
+    if law is not None and not law.holds and not report.failed:  # a client pauses after a failure
         found.append(
             Doubt(
-                f"Little's law is off: {law.throughput_per_s:.2f}/s x {law.latency_s:.2f} s = "
-                f"{law.ratio * law.clients:.1f}, "
-                f"but there were {law.clients} clients: not a steady state; run longer",
+                f"Little's law: {law.throughput_per_s:.2f}/s x {law.latency_s:.2f} s = {law.ratio * law.clients:.1f}, "
+                f"but there were {law.clients} clients: some of them were idle (ramping up, or unable to keep up)",
                 fatal=False,
             )
         )

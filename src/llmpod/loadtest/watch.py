@@ -7,30 +7,9 @@ from typing import Any
 
 from llmpod.loadtest.client import CallError
 from llmpod.loadtest.clock import utc_now
+from llmpod.loadtest.health import health_sample, live_workers
 from llmpod.loadtest.rig import Rig, describe
 from llmpod.loadtest.stats import nearest_rank
-
-JOB_COUNTS = ("inQueue", "inProgress", "completed", "failed", "retried")
-WORKER_COUNTS = ("idle", "ready", "running", "initializing", "throttled", "unhealthy")
-
-
-def health_sample(body: Any) -> dict[str, dict[str, int]] | None:
-    """The counts of a /health reply, or None when it is none. A count that is missing stays missing: it is not zero."""
-    if not isinstance(body, dict) or not isinstance(body.get("workers"), dict):
-        return None
-    given = body.get("jobs")
-    jobs: dict[str, Any] = given if isinstance(given, dict) else {}
-    return {
-        "jobs": {key: jobs[key] for key in JOB_COUNTS if isinstance(jobs.get(key), int)},
-        "workers": {key: body["workers"][key] for key in WORKER_COUNTS if isinstance(body["workers"].get(key), int)},
-    }
-
-
-def live_workers(workers: dict[str, int]) -> int | None:
-    """Workers that can take a job now: those running one and those idle. (`ready` overlaps with them.)"""
-    if "running" in workers or "idle" in workers:
-        return workers.get("running", 0) + workers.get("idle", 0)
-    return workers.get("ready")
 
 
 class HealthWatch:
@@ -39,6 +18,7 @@ class HealthWatch:
     def __init__(self, rig: Rig, interval_s: float) -> None:
         self.samples: list[dict[str, Any]] = []
         self.problem: str | None = None
+        self.worker_s = 0.0  # live and initializing worker time so far
         self._rig = rig
         self._interval_s = interval_s
 
@@ -58,6 +38,10 @@ class HealthWatch:
             self.problem = describe(reply)
             return None
         sample = {"t_ms": round(self._rig.clock.ms(reply.received_s), 1), "at": utc_now(), **counts}
+        if self.samples:
+            before = self.samples[-1]
+            workers = (live_workers(before["workers"]) or 0) + before["workers"].get("initializing", 0)
+            self.worker_s += workers * (sample["t_ms"] - before["t_ms"]) / 1000
         self.samples.append(sample)
         self._rig.journal.health(sample)
         return sample

@@ -1,7 +1,7 @@
 """Jobs by the worker that ran them, by how warm it was, and by how many workers there were."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
@@ -10,8 +10,8 @@ from llmpod.loadtest.records import Job
 from llmpod.loadtest.stats import jain, nearest_rank
 
 # A delay this much above what the phase's other jobs waited, on a worker's first job, is a start from nothing; the
-# smaller one is a
-# worker that was woken (FlashBoot, an idle flex worker). Measured wakes took 0.7 to 2.6 s, cold starts 48 and 106 s.
+# smaller one is a worker that was woken (FlashBoot, an idle flex worker). Measured wakes took 0.7 to 2.6 s, cold starts
+# 48 and 106 s.
 COLD_MS, WAKE_MS = 10_000.0, 500.0
 SLOW = 1.05
 LASTING = 0.05
@@ -20,13 +20,15 @@ CLASSES = ("cold", "wake", "warm")
 
 @dataclass(frozen=True, slots=True)
 class WorkerRow:
-    """`at_once`: the most jobs it ran at the same time, inferred from the jobs' own times."""
+    """`busy_s`: seconds with at least one job; `at_once`: the most jobs it ran at the same time. Both are inferred from
+    the jobs' own times."""
 
     worker_id: str
     jobs: int
     failed: int
     exec_p50_ms: float | None
     exec_p95_ms: float | None
+    busy_s: float
     at_once: int
     slow: bool
 
@@ -64,6 +66,7 @@ def worker_rows(jobs: Sequence[Job]) -> tuple[tuple[WorkerRow, ...], float | Non
     for name, some in groups.items():
         values = times[name]
         p50 = nearest_rank(values, 50) if values else None
+        lasted = _lasted_ms(some)
         rows.append(
             WorkerRow(
                 worker_id=name,
@@ -71,7 +74,8 @@ def worker_rows(jobs: Sequence[Job]) -> tuple[tuple[WorkerRow, ...], float | Non
                 failed=sum(1 for job in some if not job.ok),
                 exec_p50_ms=p50,
                 exec_p95_ms=nearest_rank(values, 95) if values else None,
-                at_once=at_once(some),
+                busy_s=sum(lasted.values()) / 1000,
+                at_once=_most_at_once(lasted),
                 slow=p50 is not None and len(middles) > 1 and len(values) >= 5 and p50 > usual * SLOW,
             )
         )
@@ -93,6 +97,17 @@ def at_once(jobs: Sequence[Job]) -> int:
 
     The largest number ever would be decided by one late answer, which moves a job's estimated start.
     """
+    return _most_at_once(_lasted_ms(jobs)) if jobs else 0
+
+
+def _most_at_once(lasted: Mapping[int, float]) -> int:
+    busy = sum(lasted.values())
+    levels = [level for level in lasted if sum(ms for k, ms in lasted.items() if k >= level) >= LASTING * busy]
+    return max([1, *levels])
+
+
+def _lasted_ms(jobs: Sequence[Job]) -> dict[int, float]:
+    """number of jobs at once, from 1 -> for how long there were so many."""
     edges = []
     for job in jobs:
         span = execution_span(job)
@@ -103,23 +118,21 @@ def at_once(jobs: Sequence[Job]) -> int:
     now = 0
     for (at, step), (after, _) in pairwise(edges):
         now += step
-        lasted[now] += after - at
-    busy = sum(ms for level, ms in lasted.items() if level > 0)
-    levels = [level for level in lasted if sum(ms for k, ms in lasted.items() if k >= level) >= LASTING * busy]
-    return max([1, *levels]) if jobs else 0
+        if now:
+            lasted[now] += after - at
+    return lasted
 
 
 def start_classes(everyone: Sequence[Job], measured: Sequence[Job]) -> dict[int, str]:
     """id(job) -> cold, wake or warm, for the measured jobs that tell their delay.
 
     A job can be other than warm only with a reason: it was the first that its worker was seen with, or it was sent
-    while no worker
-    was live, or before anything had run at all. Among those the delay beyond the median of the rest decides.
+    while no worker was live, or before anything had run at all. Among those the delay beyond the median of the others
+    decides; where there are no others, the whole delay.
     """
     known = [job for job in measured if job.delay_ms is not None]
     if not known:
         return {}
-    expected = median(job.delay_ms or 0.0 for job in known)
     first_on_worker: set[int] = set()
     seen: set[str] = set()
     for job in sorted(everyone, key=lambda one: one.done_ms or 0.0):
@@ -127,18 +140,27 @@ def start_classes(everyone: Sequence[Job], measured: Sequence[Job]) -> dict[int,
             seen.add(job.worker_id)
             first_on_worker.add(id(job))
     first_done = min((job.done_ms for job in everyone if job.done_ms is not None and job.ok), default=0.0)
+    reasons = {
+        id(job): id(job) in first_on_worker or job.workers_at_submit == 0 or (job.sent_ms or 0.0) < first_done
+        for job in known
+    }
+    others = [job.delay_ms or 0.0 for job in known if not reasons[id(job)]]
+    expected = median(others) if others else 0.0
     out = {}
     for job in known:
-        reason = id(job) in first_on_worker or job.workers_at_submit == 0 or (job.sent_ms or 0.0) < first_done
-        beyond = (job.delay_ms or 0.0) - (expected if len(known) >= 5 else 0.0)
-        out[id(job)] = "warm" if not reason or beyond < WAKE_MS else "cold" if beyond >= COLD_MS else "wake"
+        beyond = (job.delay_ms or 0.0) - expected
+        cold = "cold" if beyond >= COLD_MS else "wake"
+        out[id(job)] = cold if reasons[id(job)] and beyond >= WAKE_MS else "warm"
     return out
 
 
 def class_rows(measured: Sequence[Job], classes: dict[int, str]) -> tuple[StartClass, ...]:
+    groups: dict[str | None, list[Job]] = defaultdict(list)
+    for job in measured:
+        groups[classes.get(id(job))].append(job)
     rows = []
     for name in CLASSES:
-        some = [job for job in measured if classes.get(id(job)) == name]
+        some = groups[name]
         delays = sorted(job.delay_ms for job in some if job.delay_ms is not None)
         totals = sorted(job.total_ms for job in some if job.ok and job.total_ms is not None)
         rows.append(
