@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from .broker import Broker
-from .errors import ApiError
-from .http import json_response, next_change, read_body, wait_for_end
-from .jobs import Job, JobState
-from .limits import parse_request, parse_wait_ms
-from .options import Options
-from .store import JobStore
+from llmpod.endpoint.broker import Broker
+from llmpod.endpoint.errors import ApiError
+from llmpod.endpoint.http import json_response, next_change, read_body, wait_for_end
+from llmpod.endpoint.jobs import Job, JobState
+from llmpod.endpoint.limits import parse_request, parse_wait_ms
+from llmpod.endpoint.options import Options
+from llmpod.endpoint.store import JobStore
 
 REQUESTS_LISTED = 100
 

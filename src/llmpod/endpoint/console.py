@@ -8,8 +8,8 @@ import sys
 from rich.console import Console as RichConsole
 from rich.text import Text
 
-from .options import Options
-from .workers import Worker
+from llmpod.endpoint.options import Options
+from llmpod.endpoint.workers import Worker
 
 FLUSH_S = 0.1
 LINES_PER_FLUSH = 100

@@ -8,8 +8,8 @@ from typing import Any
 import orjson
 from aiohttp import web
 
-from .errors import ApiError
-from .jobs import Job
+from llmpod.endpoint.errors import ApiError
+from llmpod.endpoint.jobs import Job
 
 
 def json_response(value: Any, status: int = 200) -> web.Response:

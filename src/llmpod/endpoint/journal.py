@@ -9,9 +9,9 @@ from typing import IO
 
 import orjson
 
-from .jobs import Job, JobState
-from .options import Options
-from .store import JobStore
+from llmpod.endpoint.jobs import Job, JobState
+from llmpod.endpoint.options import Options
+from llmpod.endpoint.store import JobStore
 
 FLUSH_S = 0.05
 

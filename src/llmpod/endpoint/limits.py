@@ -9,8 +9,8 @@ from typing import Any
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from .errors import ApiError
-from .jobs import JobRequest
+from llmpod.endpoint.errors import ApiError
+from llmpod.endpoint.jobs import JobRequest
 
 WINDOW_S = 10.0
 MIN_EXECUTION_TIMEOUT_MS = 5_000

@@ -11,12 +11,12 @@ import asyncio
 import orjson
 from aiohttp import web
 
-from .errors import ApiError
-from .http import json_response, next_change, read_body
-from .jobs import Job, JobRequest, JobState
-from .limits import dump, parse_json
-from .options import Options
-from .store import JobStore
+from llmpod.endpoint.errors import ApiError
+from llmpod.endpoint.http import json_response, next_change, read_body
+from llmpod.endpoint.jobs import Job, JobRequest, JobState
+from llmpod.endpoint.limits import dump, parse_json
+from llmpod.endpoint.options import Options
+from llmpod.endpoint.store import JobStore
 
 
 class OpenAiApi:

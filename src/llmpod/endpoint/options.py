@@ -18,8 +18,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from .errors import StartError
-from .faults import Faults
+from llmpod.endpoint.errors import StartError
+from llmpod.endpoint.faults import Faults
 
 API_KEY_VARIABLE = "LLMPOD_ENDPOINT_API_KEY"
 

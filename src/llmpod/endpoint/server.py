@@ -12,16 +12,16 @@ from urllib.parse import urlsplit
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
-from .broker import Broker
-from .client_api import ClientApi
-from .errors import ApiError
-from .faults import DROP, DROP_AFTER, delay_s, draw
-from .http import json_response
-from .limits import RATES, RateWindow
-from .openai_api import OpenAiApi
-from .options import Options, is_loopback
-from .store import JobStore
-from .worker_api import WorkerApi
+from llmpod.endpoint.broker import Broker
+from llmpod.endpoint.client_api import ClientApi
+from llmpod.endpoint.errors import ApiError
+from llmpod.endpoint.faults import DROP, DROP_AFTER, delay_s, draw
+from llmpod.endpoint.http import json_response
+from llmpod.endpoint.limits import RATES, RateWindow
+from llmpod.endpoint.openai_api import OpenAiApi
+from llmpod.endpoint.options import Options, is_loopback
+from llmpod.endpoint.store import JobStore
+from llmpod.endpoint.worker_api import WorkerApi
 
 Handler = Callable[..., Awaitable[web.StreamResponse]]
 

@@ -11,8 +11,8 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 
-from .jobs import RETRYABLE, TERMINAL, Job, JobRequest, JobState, new_id
-from .options import Options
+from llmpod.endpoint.jobs import RETRYABLE, TERMINAL, Job, JobRequest, JobState, new_id
+from llmpod.endpoint.options import Options
 
 Listener = Callable[[Job, JobState | None, str], None]
 """Called with the job, the state it left (None: it is new) and the reason in a few words."""

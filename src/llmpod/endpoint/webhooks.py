@@ -7,9 +7,9 @@ import asyncio
 import orjson
 from aiohttp import ClientError, ClientSession, ClientTimeout
 
-from .jobs import Job, JobState
-from .options import Options
-from .store import JobStore
+from llmpod.endpoint.jobs import Job, JobState
+from llmpod.endpoint.options import Options
+from llmpod.endpoint.store import JobStore
 
 TIMEOUT_S = 30
 

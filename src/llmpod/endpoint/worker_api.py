@@ -12,14 +12,14 @@ import asyncio
 import orjson
 from aiohttp import web
 
-from .broker import Broker
-from .errors import ApiError
-from .http import json_response, read_body
-from .jobs import Job, JobState
-from .limits import dump, parse_json, split_chunk
-from .options import Options
-from .store import JobStore
-from .workers import Worker
+from llmpod.endpoint.broker import Broker
+from llmpod.endpoint.errors import ApiError
+from llmpod.endpoint.http import json_response, read_body
+from llmpod.endpoint.jobs import Job, JobState
+from llmpod.endpoint.limits import dump, parse_json, split_chunk
+from llmpod.endpoint.options import Options
+from llmpod.endpoint.store import JobStore
+from llmpod.endpoint.workers import Worker
 
 DRAINING_HOLD_S = 0.5
 """How long a stopping worker's polls are held: it must not wait for them, and must not spin on them either."""
