@@ -97,7 +97,7 @@ class Fleet:
         starting = sum(1 for worker in live if not worker.polled)
         return queue_delay_target(
             self.store.waits_s(), len(live), starting, options.scaler_value, options.scale_step,
-            self.workers_min, self.workers_max,
+            self.workers_min, self.workers_max, first_at_once=options.first_worker_at_once,
         )  # fmt: skip
 
     def _surplus(self, live: list[Worker], target: int) -> list[Worker]:

@@ -19,7 +19,7 @@ from typing import Self
 from aiohttp import web
 
 from llmpod.endpoint.broker import Broker
-from llmpod.endpoint.console import Console
+from llmpod.endpoint.console import Console, http_log
 from llmpod.endpoint.control_api import ControlApi
 from llmpod.endpoint.errors import ApiError, StartError
 from llmpod.endpoint.faults import Faults
@@ -121,6 +121,7 @@ class LocalEndpoint:
             app,
             handler_cancellation=True,
             access_log=None,
+            logger=http_log(self.console.report),
             keepalive_timeout=KEEPALIVE_S,
             max_line_size=MAX_LINE_BYTES,
             shutdown_timeout=SHUTDOWN_S,
