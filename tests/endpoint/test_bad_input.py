@@ -1,6 +1,8 @@
 """What a caller gets wrong: the documented code, a JSON error, and nothing changed."""
 
+import asyncio
 import json
+import zlib
 
 import pytest
 
@@ -22,6 +24,7 @@ RUN_ERRORS = [
     (b'{"input": [1]}', "input"),
     (b'{"input": {}, "webhook": 5}', "webhook"),
     (b'{"input": {}, "webhook": "file:///etc/passwd"}', "webhook"),
+    (b'{"input": {}, "webhookV2": "x"}', "webhookV2"),
     (b'{"input": {}, "policy": []}', "policy"),
     (b'{"input": {}, "policy": {"ttl": "1h"}}', "policy.ttl"),
     (b'{"input": {}, "policy": {"ttl": -1}}', "policy.ttl"),
@@ -118,13 +121,46 @@ async def test_an_unknown_endpoint_is_404(bare):
     assert "other" in answer["error"]
 
 
-@pytest.mark.parametrize("query", ["wait=soon", "wait="])
-async def test_a_wait_that_is_no_number_is_400(bare, query):
-    assert (await bare.post(f"/runsync?{query}", {"input": {}}))[0] == 400
+NO_NUMBERS = ["", "soon", "1.5", "1e3", "²", "٣", "9" * 400, "9" * 5000]
+
+
+@pytest.mark.parametrize("text", NO_NUMBERS)
+async def test_a_wait_or_ttl_that_is_no_number_is_400(bare, text):
+    assert (await bare.post("/runsync", {"input": {}}, params={"wait": text}))[0] == 400
+    assert not bare.endpoint.store.jobs
+    job_id = await bare.run({})
+    for ttl in (text, "-1"):
+        assert (await bare.get(f"/status/{job_id}", params={"ttl": ttl}))[0] == 400
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "zstd"])
+async def test_a_body_that_is_not_what_its_encoding_says_is_400(bare, encoding):
+    status, answer = await bare.call("POST", "/run", data=b"not so", headers={"Content-Encoding": encoding})
+    assert status == 400
+    assert encoding in answer["error"]
     assert not bare.endpoint.store.jobs
 
 
-@pytest.mark.parametrize("size", ["0", "-1", "many", "999999999"])
+async def test_a_small_body_that_unpacks_to_a_huge_one_is_400(bare):
+    bomb = zlib.compress(b'{"input":{"x":"' + b"x" * 50_000_000 + b'"}}')
+    status, answer = await bare.call("POST", "/run", data=bomb, headers={"Content-Encoding": "deflate"})
+    assert status == 400
+    assert "limit" in answer["error"]
+
+
+async def test_what_is_no_http_is_one_line_for_the_person_and_no_traceback(bare, monkeypatch):
+    said = []
+    monkeypatch.setattr(bare.endpoint.console, "_add", lambda source, line, style: said.append(line))
+    reader, writer = await asyncio.open_connection("127.0.0.1", bare.endpoint.port)
+    writer.write(b"GET / HTTP/1.1\r\nContent-Length: -3\r\n\r\n")
+    assert b" 400 " in await reader.readline()
+    writer.close()
+    assert len(said) == 1
+    assert "Content-Length" in said[0]
+    assert "\n" not in said[0]
+
+
+@pytest.mark.parametrize("size", ["0", "-1", "many", "999999999", "²"])
 async def test_a_senseless_batch_size_is_400(bare, size):
     assert (await bare.get(f"/job-take-batch/w1?gpu=x&batch_size={size}"))[0] == 400
 

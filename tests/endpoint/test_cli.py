@@ -47,6 +47,7 @@ def test_flags_become_options():
         (["--host", "0.0.0.0"], "set --api-key"),
         (["--command", "no-such-program --x"], "no program 'no-such-program'"),
         (["--cwd", "/no/such/place"], "no such directory"),
+        (["--journal", "/no/such/place"], "--journal /no/such/place: No such file"),
     ],
 )
 def test_a_mistake_is_one_line_on_stderr_and_exit_code_2(argv, told, capsys):

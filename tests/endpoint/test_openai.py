@@ -145,3 +145,16 @@ async def test_a_worker_lost_in_mid_stream_does_not_repeat_what_was_sent(bare):
     rest = (await answer.content.read()).decode()
     assert rest.startswith('data: {"error":')
     assert bare.endpoint.job(job["id"]).state == "FAILED"
+
+
+async def test_a_slow_reader_holds_up_neither_the_worker_nor_others_and_loses_nothing(bare):
+    body = {"prompt": "x", "stream": True}
+    call = asyncio.create_task(bare.session.post(bare.endpoint.openai_url + "/completions", json=body))
+    _, job = await bare.get("/job-take/w1?gpu=x")
+    event = "data: " + "x" * 900_000 + "\n\n"
+    for _ in range(20):
+        # Far more than the socket's buffers hold, and nobody reads yet.
+        assert (await bare.post(f"/job-stream/w1/{job['id']}?gpu=x", {"output": event}))[0] == 200
+    assert (await bare.get("/health"))[0] == 200
+    await bare.post(f"/job-done/w1/{job['id']}?gpu=x", {"output": []})
+    assert await (await call).text() == event * 20

@@ -54,6 +54,11 @@ def test_queue_delay_adds_workers_while_a_job_waits_too_long(waits, live, starti
     assert queue_delay_target(waits, live, starting, 4, step, least, most) == expected, why
 
 
+@pytest.mark.parametrize(("wait", "expected"), [(3.9, 0), (4.1, 1)])
+def test_the_first_worker_can_be_made_to_wait_for_the_delay(wait, expected):
+    assert queue_delay_target([wait], 0, 0, 4, 1, 0, 3, first_at_once=False) == expected
+
+
 @given(
     waits=st.lists(st.floats(0, 100), max_size=20).map(lambda waits: sorted(waits, reverse=True)),
     live=st.integers(0, 10),

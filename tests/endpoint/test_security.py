@@ -1,5 +1,7 @@
 """Who may come in: keys, other web sites, rebound names; and what must never be seen."""
 
+import asyncio
+
 import pytest
 
 from .conftest import serve
@@ -49,6 +51,14 @@ async def test_the_key_is_accepted_as_bearer_and_bare(locked, header):
     assert (await locked.get("/health", headers={"Authorization": header}))[0] == 200
 
 
+async def test_a_key_of_any_bytes_is_401(locked):
+    """The client library would not send these; a socket does."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", locked.endpoint.port)
+    writer.write(b"GET /v2/local/health HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer \xff\xfe\r\n\r\n")
+    assert (await reader.readline()).startswith(b"HTTP/1.1 401 ")
+    writer.close()
+
+
 async def test_a_worker_has_a_key_of_its_own_that_opens_no_client_route(locked):
     key = locked.endpoint.worker_env("w9")["RUNPOD_AI_API_KEY"]
     headers = {"Authorization": key}
@@ -87,11 +97,25 @@ async def test_an_image_on_another_web_site_cannot_take_a_job(bare, site):
     assert bare.endpoint.job(job_id).state == "IN_QUEUE"
 
 
-@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example:8000", "10.1.2.3"])
+REBOUND = ["evil.example", "127.0.0.1.evil.example:8000", "10.1.2.3"]
+MISLEADING = ["evil.example@127.0.0.1", "127.0.0.1@evil.example", "[::1", "127.0.0.1:x", "\xff"]
+
+
+@pytest.mark.parametrize("host", REBOUND + MISLEADING)
 async def test_a_name_rebound_to_loopback_is_refused(bare, host):
     for path in ("/health", "{root}/control/state", "{root}/metrics"):
         assert (await bare.get(at(bare, path), headers={"Host": host}))[0] == 403
     assert (await bare.get("/health", headers={"Host": f"localhost:{bare.endpoint.port}"}))[0] == 200
+
+
+@pytest.mark.parametrize("host", ["LOCALHOST", "[::1]:80", "127.0.0.1:"])
+async def test_loopback_has_many_names(bare, host):
+    assert (await bare.get("/health", headers={"Host": host}))[0] == 200
+
+
+@pytest.mark.parametrize("origin", ["null", "http://[::1", "http://127.0.0.1@evil.example", ""])
+async def test_an_origin_that_is_none_is_refused(bare, origin):
+    assert (await bare.get("/health", headers={"Origin": origin}))[0] == 403
 
 
 async def test_the_page_s_own_origin_is_welcome(bare):

@@ -80,15 +80,59 @@ def test_ttl_ends_a_queued_job(clock, outcome, kept):
     assert (job.id in store.jobs) is kept
 
 
-def test_ttl_ends_a_running_job_and_deletes_it(clock):
-    store = JobStore(make_options(), clock)
+@pytest.mark.parametrize(("outcome", "stopped", "kept"), [("DELETE", 1, 0), ("TIMED_OUT", 1, 1), ("IGNORE", 0, 1)])
+def test_ttl_ends_a_running_job(clock, outcome, stopped, kept):
+    store = JobStore(make_options(ttl_running_outcome=outcome), clock)
     job = submit(store, ttl_ms=10_000)
     store.take(1, "w")
     clock.now += 10.1
     store.sweep_running()
-    assert job.state is JobState.TIMED_OUT
+    assert job.state is (JobState.TIMED_OUT if stopped else JobState.IN_PROGRESS)
+    assert (job.id in store.jobs) is bool(kept)
+    assert len(store.running) == 1 - stopped
+
+
+def test_a_job_that_may_outlive_its_ttl_keeps_its_result_for_the_retention(clock):
+    store = JobStore(make_options(ttl_running_outcome="IGNORE"), clock)
+    job = submit(store, ttl_ms=10_000)
+    store.take(1, "w")
+    clock.now += 20
+    store.finish(job, JobState.COMPLETED, "done")
+    clock.now += 1799
+    store.sweep_waiting()
+    assert job.id in store.jobs
+
+
+def test_the_ttl_of_a_finished_job_ends_its_retention(clock):
+    store = JobStore(make_options(), clock)
+    job = submit(store, ttl_ms=10_000)
+    store.take(1, "w")
+    store.finish(job, JobState.COMPLETED, "done")
+    clock.now += 9
+    store.sweep_waiting()
+    assert job.id in store.jobs
+    clock.now += 2
+    store.sweep_waiting()
     assert job.id not in store.jobs
-    assert not store.running
+
+
+def test_a_job_whose_ttl_is_over_is_not_retried(clock):
+    store = JobStore(make_options(ttl_outcome="TIMED_OUT"), clock)
+    job = submit(store, ttl_ms=10_000)
+    clock.now += 11
+    store.sweep_waiting()
+    assert not store.retry(job)
+    assert job.state is JobState.TIMED_OUT
+
+
+def test_asking_for_the_same_retention_again_costs_nothing(clock):
+    store = JobStore(make_options(), clock)
+    job = submit(store)
+    store.take(1, "w")
+    store.finish(job, JobState.COMPLETED, "done")
+    for _ in range(100):
+        store.keep_result(job, 60_000)
+    assert len(store._expiries) <= 2
 
 
 def test_execution_time_counts_from_the_hand_out_and_not_from_submission(clock):

@@ -250,6 +250,28 @@ async def test_a_late_progress_update_changes_nothing_unless_asked_to(bare):
         assert (body["status"], body["output"]) == ("IN_PROGRESS", "late")
 
 
+async def test_a_purge_among_takes_hands_out_or_cancels_each_job_and_never_both(bare):
+    ids = [await bare.run({"n": n}) for n in range(60)]
+    takes = [bare.get(f"/job-take-batch/w{n}?gpu=x&batch_size=3") for n in range(10)]
+    answers = await asyncio.gather(*takes[:5], bare.post("/purge-queue"), *takes[5:])
+    taken = {job["id"] for _, body in answers if isinstance(body, list) for job in body}
+    (removed,) = [body["removed"] for _, body in answers if isinstance(body, dict)]
+    assert len(taken) + removed == len(ids)
+    for job_id in ids:
+        assert bare.endpoint.job(job_id).state == ("IN_PROGRESS" if job_id in taken else "CANCELLED")
+
+
+async def test_of_many_retries_at_once_one_counts_and_the_old_run_cannot_answer(bare):
+    job_id = await bare.run({})
+    await take(bare)
+    await done(bare, job_id, {"error": "no"})
+    codes = [status for status, _ in await asyncio.gather(*[bare.post(f"/retry/{job_id}") for _ in range(3)])]
+    assert sorted(codes) == [200, 400, 400]
+    assert (await done(bare, job_id, {"output": "late"}))[0] == 400
+    status = (await bare.get(f"/status/{job_id}"))[1]
+    assert (status["status"], status["retries"]) == ("IN_QUEUE", 1)
+
+
 async def test_a_ping_with_hundreds_of_jobs_in_its_address_is_read(bare):
     ids = ",".join(f"{n:036d}-u1" for n in range(1500))
     await bare.run({})

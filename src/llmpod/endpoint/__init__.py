@@ -26,12 +26,12 @@ A worker process of your own instead of the fleet's:
 Time-related options are short in tests for a reason: a held job-take delays a worker's reaction to SIGTERM.
 """
 
-from .cli import serve
-from .errors import StartError
-from .faults import Fault, Faults
-from .jobs import Job, JobState
-from .local import LocalEndpoint
-from .options import Options
-from .workers import WorkerState
+from llmpod.endpoint.cli import serve
+from llmpod.endpoint.errors import StartError
+from llmpod.endpoint.faults import Fault, Faults
+from llmpod.endpoint.jobs import Job, JobState
+from llmpod.endpoint.local import LocalEndpoint
+from llmpod.endpoint.options import Options
+from llmpod.endpoint.workers import WorkerState
 
 __all__ = ["Fault", "Faults", "Job", "JobState", "LocalEndpoint", "Options", "StartError", "WorkerState", "serve"]

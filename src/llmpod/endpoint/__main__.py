@@ -2,7 +2,7 @@
 
 import sys
 
-from .cli import serve
+from llmpod.endpoint.cli import serve
 
 if __name__ == "__main__":
     sys.exit(serve(sys.argv[1:]))

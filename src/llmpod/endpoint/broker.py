@@ -10,12 +10,12 @@ from collections import OrderedDict
 from collections.abc import Callable
 from random import Random
 
-from .errors import ApiError
-from .faults import Faults, batch_size
-from .jobs import Job, JobState
-from .options import Options
-from .store import JobStore
-from .workers import Worker, WorkerState, absent, missing, silent
+from llmpod.endpoint.errors import ApiError
+from llmpod.endpoint.faults import Faults, batch_size
+from llmpod.endpoint.jobs import Job, JobState
+from llmpod.endpoint.options import Options
+from llmpod.endpoint.store import JobStore
+from llmpod.endpoint.workers import Worker, WorkerState, absent, missing, silent
 
 DEAD_KEPT = 20
 """Dead workers that are remembered, so that their logs can be read and their late calls recognised."""

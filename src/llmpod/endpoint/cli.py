@@ -13,10 +13,10 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from .errors import StartError
-from .faults import Fault, Faults
-from .local import LocalEndpoint
-from .options import Options
+from llmpod.endpoint.errors import StartError
+from llmpod.endpoint.faults import Fault, Faults
+from llmpod.endpoint.local import LocalEndpoint
+from llmpod.endpoint.options import Options
 
 NOT_FLAGS = frozenset({"env", "faults"})
 """Fields without a flag of their own: the environment is inherited, faults have --fault."""

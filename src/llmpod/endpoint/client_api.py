@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from .broker import Broker
-from .errors import ApiError
-from .http import json_response, next_change, read_body, wait_for_end
-from .jobs import Job, JobState
-from .limits import parse_request, parse_wait_ms
-from .options import Options
-from .store import JobStore
+from llmpod.endpoint.broker import Broker
+from llmpod.endpoint.errors import ApiError
+from llmpod.endpoint.http import json_response, next_change, read_body, wait_for_end
+from llmpod.endpoint.jobs import Job, JobState
+from llmpod.endpoint.limits import parse_number, parse_request, parse_wait_ms
+from llmpod.endpoint.options import Options
+from llmpod.endpoint.store import JobStore
 
 REQUESTS_LISTED = 100
 
@@ -24,28 +24,29 @@ class ClientApi:
     async def run(self, request: web.Request) -> web.StreamResponse:
         body = await read_body(request, self.options.run_limit_bytes)
         job = self._submit(body, sync=False)
-        return json_response({"id": job.id, "status": JobState.IN_QUEUE.value})
+        return self._queued(job)
 
     async def runsync(self, request: web.Request) -> web.StreamResponse:
         wait_ms = parse_wait_ms(request.query.get("wait"), self.options.sync_wait_ms)
         job = self._submit(await read_body(request, self.options.runsync_limit_bytes), sync=True)
         await wait_for_end(job, wait_ms / 1000)
         failed = job.state is JobState.FAILED
-        return json_response(job.status(), self.options.failed_runsync_status if failed else 200)
+        return json_response(self._shown(job), self.options.failed_runsync_status if failed else 200)
 
     async def status(self, request: web.Request, job_id: str) -> web.StreamResponse:
         job = self._job(job_id)
         if (ttl := request.query.get("ttl")) is not None:
-            if not ttl.isdigit():
-                raise ApiError(400, "ttl: must be a number of milliseconds")
-            self.store.keep_result(job, int(ttl))
-        return json_response(job.status())
+            ttl_ms = parse_number("ttl", ttl)
+            if ttl_ms < 0:
+                raise ApiError(400, "ttl: must not be negative")
+            self.store.keep_result(job, ttl_ms)
+        return json_response(self._shown(job))
 
     async def status_sync(self, request: web.Request, job_id: str) -> web.StreamResponse:
         wait_ms = parse_wait_ms(request.query.get("wait"), self.options.sync_wait_ms)
         job = self._job(job_id)
         await wait_for_end(job, wait_ms / 1000)
-        return json_response(job.status())
+        return json_response(self._shown(job))
 
     async def stream(self, request: web.Request, job_id: str) -> web.StreamResponse:
         """Everything yielded since the last call; waits for news. The final state comes with the last chunks."""
@@ -57,7 +58,7 @@ class ClientApi:
         job.chunks_read += len(chunks)
         # Chunks are JSON text already: joining them is all the encoding there is.
         items = b",".join(b'{"output":' + chunk + b"}" for chunk in chunks)
-        body = b'{"status":"' + job.state.value.encode() + b'","stream":[' + items + b"]}"
+        body = b'{"status":"' + self._name(job.state.value).encode() + b'","stream":[' + items + b"]}"
         return web.Response(body=body, content_type="application/json")
 
     async def cancel(self, request: web.Request, job_id: str) -> web.StreamResponse:
@@ -65,13 +66,15 @@ class ClientApi:
         job = self._job(job_id)
         if not job.ended:
             self.store.finish(job, JobState.CANCELLED, "cancelled")
-        return json_response({key: value for key, value in job.status().items() if key not in ("output", "error")})
+        return json_response({key: value for key, value in self._shown(job).items() if key not in ("output", "error")})
 
     async def retry(self, request: web.Request, job_id: str) -> web.StreamResponse:
         job = self._job(job_id)
         if not self.store.retry(job):
-            raise ApiError(400, f"job {job_id} is {job.state}: only FAILED and TIMED_OUT jobs can be retried")
-        return json_response({"id": job.id, "status": JobState.IN_QUEUE.value})
+            raise ApiError(
+                400, f"job {job_id} is {job.state}: only FAILED and TIMED_OUT jobs run again, within their ttl"
+            )
+        return self._queued(job)
 
     async def purge_queue(self, request: web.Request) -> web.StreamResponse:
         queued = list(self.store.queue.values())
@@ -92,7 +95,18 @@ class ClientApi:
 
     async def requests(self, request: web.Request) -> web.StreamResponse:
         """The latest jobs, newest first. RunPod documents the route's rate limit only; the shape is ours."""
-        return json_response({"requests": [summary(job) for job in self.store.recent(REQUESTS_LISTED)]})
+        listed = [summary(job) | {"status": self._name(job.state.value)} for job in self.store.recent(REQUESTS_LISTED)]
+        return json_response(listed if self.options.requests_shape == "list" else {"requests": listed})
+
+    def _name(self, status: str) -> str:
+        return self.options.running_name if status == JobState.IN_PROGRESS.value else status
+
+    def _shown(self, job: Job) -> dict[str, object]:
+        status = job.status()
+        return status | {"status": self._name(status["status"])}
+
+    def _queued(self, job: Job) -> web.Response:
+        return json_response({"id": job.id, "status": JobState.IN_QUEUE.value})
 
     def _submit(self, body: bytes, *, sync: bool) -> Job:
         options = self.options

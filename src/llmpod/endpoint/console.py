@@ -3,18 +3,40 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
+from collections.abc import Callable
 
 from rich.console import Console as RichConsole
 from rich.text import Text
 
-from .options import Options
-from .workers import Worker
+from llmpod.endpoint.options import Options
+from llmpod.endpoint.workers import Worker
 
 FLUSH_S = 0.1
 LINES_PER_FLUSH = 100
 """A worker that prints thousands of lines a second would make the terminal the bottleneck; the page has them."""
 COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "red")
+
+
+class OneLine(logging.Handler):
+    """What the HTTP server logs (garbage on the port, mostly) as one line each; its tracebacks are about the caller."""
+
+    def __init__(self, report: Callable[[str], None]) -> None:
+        super().__init__(logging.WARNING)
+        self._report = report
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info[1] if record.exc_info else None
+        said = " ".join(str(error or "").split())
+        self._report(f"{record.getMessage()}: {said}" if said else record.getMessage())
+
+
+def http_log(report: Callable[[str], None]) -> logging.Logger:
+    """A logger of our own: the framework's is shared by every aiohttp server of the process."""
+    logger = logging.Logger("llmpod.endpoint.http")
+    logger.addHandler(OneLine(report))
+    return logger
 
 
 class Console:

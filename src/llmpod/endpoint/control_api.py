@@ -8,16 +8,16 @@ from collections.abc import Callable
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from .broker import Broker
-from .client_api import summary
-from .errors import ApiError
-from .faults import Faults
-from .fleet import Fleet
-from .http import json_response, read_body
-from .limits import parse_json
-from .options import Options
-from .store import JobStore
-from .workers import Worker
+from llmpod.endpoint.broker import Broker
+from llmpod.endpoint.client_api import summary
+from llmpod.endpoint.errors import ApiError
+from llmpod.endpoint.faults import Faults
+from llmpod.endpoint.fleet import Fleet
+from llmpod.endpoint.http import json_response, read_body
+from llmpod.endpoint.limits import parse_json
+from llmpod.endpoint.options import Options
+from llmpod.endpoint.store import JobStore
+from llmpod.endpoint.workers import Worker
 
 BODY_LIMIT_BYTES = 64 * 1024
 JOBS_SHOWN = 50

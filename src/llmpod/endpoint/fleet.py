@@ -8,12 +8,12 @@ import secrets
 from collections.abc import Callable, Mapping
 from random import Random
 
-from .broker import Broker
-from .options import Options
-from .scaler import backoff_s, queue_delay_target, request_count_target, surplus
-from .store import JobStore
-from .worker_process import WorkerProcess
-from .workers import LIVE, Worker, WorkerState
+from llmpod.endpoint.broker import Broker
+from llmpod.endpoint.options import Options
+from llmpod.endpoint.scaler import backoff_s, queue_delay_target, request_count_target, surplus
+from llmpod.endpoint.store import JobStore
+from llmpod.endpoint.worker_process import WorkerProcess
+from llmpod.endpoint.workers import LIVE, Worker, WorkerState
 
 THROTTLE_PERIOD_S = 0.1
 
@@ -97,7 +97,7 @@ class Fleet:
         starting = sum(1 for worker in live if not worker.polled)
         return queue_delay_target(
             self.store.waits_s(), len(live), starting, options.scaler_value, options.scale_step,
-            self.workers_min, self.workers_max,
+            self.workers_min, self.workers_max, first_at_once=options.first_worker_at_once,
         )  # fmt: skip
 
     def _surplus(self, live: list[Worker], target: int) -> list[Worker]:

@@ -132,9 +132,18 @@ class Job:
             answer |= {"status": JobState.IN_PROGRESS.value, "output": orjson.Fragment(self.late_progress)}
         return answer
 
-    def for_worker(self) -> bytes:
-        """The object that job-take hands out; the SDK passes it to the handler unchanged, extra keys included."""
-        return orjson.dumps({"id": self.id, "input": orjson.Fragment(self.request.input), **self.request.extras})
+    def for_worker(self, fields: str) -> bytes:
+        """The object that job-take hands out; the SDK passes it to the handler unchanged, extra keys included.
+
+        `fields` is the option worker_fields. `full` adds what the server of RunPod's hub tests sends.
+        """
+        given: dict[str, Any] = {"id": self.id, "input": orjson.Fragment(self.request.input)}
+        if fields != "input":
+            given |= self.request.extras
+        if fields == "full":
+            given |= {"delayTime": self.delay_ms, "executionTime": 0, "error": ""}
+            given |= {"retries": self.retries, "status": self.state.value}
+        return orjson.dumps(given)
 
 
 def new_id(*, sync: bool) -> str:

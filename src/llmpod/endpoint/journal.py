@@ -9,9 +9,10 @@ from typing import IO
 
 import orjson
 
-from .jobs import Job, JobState
-from .options import Options
-from .store import JobStore
+from llmpod.endpoint.errors import StartError
+from llmpod.endpoint.jobs import Job, JobState
+from llmpod.endpoint.options import Options
+from llmpod.endpoint.store import JobStore
 
 FLUSH_S = 0.05
 
@@ -34,7 +35,7 @@ def record(job: Job, was: JobState | None, reason: str) -> dict[str, object]:
 
 
 class Journal:
-    """Follows a store. `destination` is a path, '-' for standard output, '' for nowhere."""
+    """Follows a store. Raises StartError where the file cannot be opened."""
 
     def __init__(self, store: JobStore, options: Options) -> None:
         self._lines: list[bytes] = []
@@ -43,7 +44,10 @@ class Journal:
         if options.journal == "-":
             self._file = sys.stdout.buffer
         elif options.journal:
-            self._file = open(options.journal, "ab")  # noqa: PTH123, SIM115 -- closed in close()
+            try:
+                self._file = open(options.journal, "ab")  # noqa: PTH123, SIM115 -- closed in close()
+            except OSError as error:
+                raise StartError(f"--journal {options.journal}: {error.strerror}") from None
         if self._file is not None:
             store.listeners.append(self._on_transition)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import re
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,8 +12,8 @@ from typing import Any
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from .errors import ApiError
-from .jobs import JobRequest
+from llmpod.endpoint.errors import ApiError
+from llmpod.endpoint.jobs import JobRequest
 
 WINDOW_S = 10.0
 MIN_EXECUTION_TIMEOUT_MS = 5_000
@@ -87,11 +90,14 @@ class RunBody(BaseModel):
     s3Config: dict[str, Any] | None = None  # noqa: N815 -- RunPod's name
 
 
-def parse_json(body: bytes) -> Any:
+def parse_json(body: bytes, *, nan_is_null: bool = False) -> Any:
     """JSON text to a value. Raises ApiError 400 for what is not strict JSON: NaN, Infinity, lone surrogates too."""
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError as error:
+        if nan_is_null and (b"NaN" in body or b"Infinity" in body):
+            with contextlib.suppress(ValueError, RecursionError):
+                return json.loads(body, parse_constant=lambda name: None)
         raise ApiError(400, f"the body is not valid JSON: {error}") from None
 
 
@@ -107,8 +113,10 @@ def parse_request(body: bytes, *, any_input: bool, bounds: bool) -> JobRequest:
         raise ApiError(400, f"{'.'.join(map(str, first['loc']))}: {first['msg'].lower()}") from None
     if not any_input and not isinstance(parsed.input, dict):
         raise ApiError(400, "input: must be an object")
-    if parsed.webhook is not None and not parsed.webhook.startswith(("http://", "https://")):
-        raise ApiError(400, "webhook: must be an http or https address")
+    for name in ("webhook", "webhookV2"):
+        address = getattr(parsed, name)
+        if address is not None and not address.startswith(("http://", "https://")):
+            raise ApiError(400, f"{name}: must be an http or https address")
     policy = parsed.policy or Policy()
     if bounds:
         check_bounds("policy.executionTimeout", policy.executionTimeout, MIN_EXECUTION_TIMEOUT_MS)
@@ -139,14 +147,18 @@ def check_bounds(name: str, value_ms: int | None, least_ms: int) -> None:
         raise ApiError(400, f"{name}: must be between {least_ms} and {MAX_POLICY_MS} ms")
 
 
+def parse_number(name: str, text: str) -> int:
+    """A whole number from a query string. Raises ApiError 400: a sign or ASCII digits alone, at most twelve."""
+    if not re.fullmatch(r"-?[0-9]{1,12}", text):
+        raise ApiError(400, f"{name}: must be a whole number")
+    return int(text)
+
+
 def parse_wait_ms(text: str | None, default_ms: int) -> int:
     """`?wait=` in milliseconds, moved into RunPod's range 1000..300000. Raises ApiError 400 when it is not a number."""
     if text is None:
         return default_ms
-    try:
-        return min(max(int(text), MIN_WAIT_MS), MAX_WAIT_MS)
-    except ValueError:
-        raise ApiError(400, "wait: must be a number of milliseconds") from None
+    return min(max(parse_number("wait", text), MIN_WAIT_MS), MAX_WAIT_MS)
 
 
 def split_chunk(output: bytes, limit_bytes: int, overflow: str) -> list[bytes]:

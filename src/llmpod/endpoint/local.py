@@ -18,20 +18,20 @@ from typing import Self
 
 from aiohttp import web
 
-from .broker import Broker
-from .console import Console
-from .control_api import ControlApi
-from .errors import ApiError, StartError
-from .faults import Faults
-from .fleet import Fleet
-from .jobs import Job
-from .journal import Journal
-from .metrics import Metrics
-from .options import Options, sdk_config_key
-from .server import KEEPALIVE_S, MAX_LINE_BYTES, Api, Gate, json_errors
-from .store import JobStore, Listener
-from .webhooks import Webhooks
-from .workers import Worker
+from llmpod.endpoint.broker import Broker
+from llmpod.endpoint.console import Console, http_log
+from llmpod.endpoint.control_api import ControlApi
+from llmpod.endpoint.errors import ApiError, StartError
+from llmpod.endpoint.faults import Faults
+from llmpod.endpoint.fleet import Fleet
+from llmpod.endpoint.jobs import Job
+from llmpod.endpoint.journal import Journal
+from llmpod.endpoint.metrics import Metrics
+from llmpod.endpoint.options import Options, sdk_config_key
+from llmpod.endpoint.server import KEEPALIVE_S, MAX_LINE_BYTES, Api, Gate, json_errors
+from llmpod.endpoint.store import JobStore, Listener
+from llmpod.endpoint.webhooks import Webhooks
+from llmpod.endpoint.workers import Worker
 
 PAGE = Path(__file__).with_name("page.html")
 PAGE_POLICY = (
@@ -121,6 +121,7 @@ class LocalEndpoint:
             app,
             handler_cancellation=True,
             access_log=None,
+            logger=http_log(self.console.report),
             keepalive_timeout=KEEPALIVE_S,
             max_line_size=MAX_LINE_BYTES,
             shutdown_timeout=SHUTDOWN_S,

@@ -8,10 +8,10 @@ from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from .broker import Broker
-from .fleet import Fleet
-from .jobs import TERMINAL, Job, JobState
-from .store import JobStore
+from llmpod.endpoint.broker import Broker
+from llmpod.endpoint.fleet import Fleet
+from llmpod.endpoint.jobs import TERMINAL, Job, JobState
+from llmpod.endpoint.store import JobStore
 
 BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 

@@ -11,12 +11,12 @@ import asyncio
 import orjson
 from aiohttp import web
 
-from .errors import ApiError
-from .http import json_response, next_change, read_body
-from .jobs import Job, JobRequest, JobState
-from .limits import dump, parse_json
-from .options import Options
-from .store import JobStore
+from llmpod.endpoint.errors import ApiError
+from llmpod.endpoint.http import hang_up, json_response, next_change, read_body
+from llmpod.endpoint.jobs import Job, JobRequest, JobState
+from llmpod.endpoint.limits import dump, parse_json
+from llmpod.endpoint.options import Options
+from llmpod.endpoint.store import JobStore
 
 
 class OpenAiApi:
@@ -40,25 +40,21 @@ class OpenAiApi:
             if wants_stream:
                 return await self._stream(request, job)
             return await self._whole(job)
-        except asyncio.CancelledError:
-            if not self.options.openai_disconnect_cancels:
-                job.pinned = False
-                raise
-            self._abandon(job, "client disconnected")
-            raise
-        except ConnectionResetError:
-            self._abandon(job, "client disconnected")
+        except (asyncio.CancelledError, ConnectionResetError):
+            job.pinned = False
+            if self.options.openai_disconnect_cancels:
+                self._cancel(job, "client disconnected")
             raise
 
-    def _abandon(self, job: Job, reason: str) -> None:
-        if not job.ended and (self.options.openai_disconnect_cancels or reason == "no answer in time"):
+    def _cancel(self, job: Job, reason: str) -> None:
+        if not job.ended:
             self.store.finish(job, JobState.CANCELLED, reason)
 
     async def _whole(self, job: Job) -> web.StreamResponse:
         await self._until(job, first_chunk=False)
         if job.state is not JobState.COMPLETED:
             return self._failed(job)
-        return web.Response(body=unwrap(job), content_type="application/json")
+        return self._plain(job)
 
     async def _stream(self, request: web.Request, job: Job) -> web.StreamResponse:
         """Server-sent events: each chunk is written the moment it arrives, text verbatim."""
@@ -75,13 +71,15 @@ class OpenAiApi:
             chunks, job.chunks = job.chunks, []
             job.chunks_read += len(chunks)
             for chunk in chunks:
-                await response.write(as_event(chunk))
+                await response.write(streamed(chunk, self.options.openai_objects))
             if job.ended and not job.chunks:
                 break
             if not job.chunks:
                 await next_change(job, self.options.openai_wait_s)
         if job.state is not JobState.COMPLETED:
-            await response.write(b"data: " + orjson.dumps(failure(job)) + b"\n\n")
+            if self.options.openai_stream_failure == "cut":
+                return hang_up(request)
+            await response.write(last_words(job, self.options.openai_stream_failure))
         await response.write_eof()
         return response
 
@@ -92,11 +90,11 @@ class OpenAiApi:
         while not job.ended and not (first_chunk and job.chunks):
             left_s = deadline_s - loop.time()
             if left_s <= 0 or not await next_change(job, left_s):
-                self._abandon(job, "no answer in time")
+                self._cancel(job, "no answer in time")
                 raise ApiError(504, f"no answer within {self.options.openai_wait_s:g} s")
 
     def _plain(self, job: Job) -> web.Response:
-        return web.Response(body=unwrap(job), content_type="application/json")
+        return web.Response(body=unwrap(job, self.options.openai_unwrap), content_type="application/json")
 
     def _failed(self, job: Job) -> web.Response:
         """A worker's error that names an HTTP status (`status`) has it; what production does is not known."""
@@ -108,29 +106,37 @@ class OpenAiApi:
         return json_response(said, self.options.failed_openai_status)
 
 
-def unwrap(job: Job) -> bytes:
-    """The response body of a job that was not streamed, as JSON text.
+def unwrap(job: Job, rule: str) -> bytes:
+    """The response body of a job that was not streamed, as JSON text; `rule` is the option openai_unwrap.
 
     The official workers return [object] (a generator with return_aggregate_stream, or return_as_list), an object, or
-    JSON as a string; all three become the object. A generator without an aggregate left its answer in the chunks.
+    JSON as a string; by the rule `all` each becomes the object. A generator without an aggregate left its answer in the
+    chunks.
     """
     value = orjson.loads(job.output) if job.output is not None else None
     if value in (None, []) and job.chunks:
         value = [orjson.loads(chunk) for chunk in job.chunks]
         job.chunks = []
-    if isinstance(value, list) and len(value) == 1:
+    if rule != "none" and isinstance(value, list) and len(value) == 1:
         value = value[0]
-    if isinstance(value, str):
+    if rule == "all" and isinstance(value, str):
         return value.encode()
     return orjson.dumps(value)
 
 
-def as_event(chunk: bytes) -> bytes:
-    """A yielded value as part of an event stream: text verbatim (it is events already), anything else as one event."""
+def streamed(chunk: bytes, objects: str) -> bytes:
+    """A yielded value as part of an event stream: text verbatim (it is events already), the rest by openai_objects."""
     if chunk.startswith(b'"'):
         text: str = orjson.loads(chunk)
         return text.encode()
-    return b"data: " + chunk + b"\n\n"
+    return b"data: " + chunk + b"\n\n" if objects == "event" else chunk
+
+
+def last_words(job: Job, manner: str) -> bytes:
+    """What ends the event stream of a job that failed in the middle of it; `manner` is openai_stream_failure."""
+    if manner == "end":
+        return b""
+    return b"data: " + orjson.dumps(failure(job)) + b"\n\n" + (b"data: [DONE]\n\n" if manner == "event-done" else b"")
 
 
 def failure(job: Job) -> dict[str, object]:

@@ -18,8 +18,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from .errors import StartError
-from .faults import Faults
+from llmpod.endpoint.errors import StartError
+from llmpod.endpoint.faults import Faults
 
 API_KEY_VARIABLE = "LLMPOD_ENDPOINT_API_KEY"
 
@@ -88,11 +88,11 @@ class Options(BaseModel):
         default_factory=inherited_environment, repr=False, description="environment of the worker processes"
     )
     worker_log_level: str = Field(
-        "INFO", description="RUNPOD_LOG_LEVEL of the workers (the SDK's default DEBUG prints outputs)"
+        "INFO", description="RUNPOD_LOG_LEVEL of the workers; the SDK's default DEBUG prints outputs (assumed)"
     )
     worker_log_lines: int = Field(2000, ge=1, description="log lines kept per worker")
     fleet: bool = Field(True, description="start worker processes; off: workers are started by somebody else")
-    ping_interval_ms: int = Field(10_000, ge=1000, description="RUNPOD_PING_INTERVAL of the workers")
+    ping_interval_ms: int = Field(10_000, ge=1000, description="RUNPOD_PING_INTERVAL of the workers (assumed)")
 
     # Scaling
     workers_min: int = Field(0, ge=0, description="workers that are always on")
@@ -106,6 +106,9 @@ class Options(BaseModel):
     )
     scale_period_s: float = Field(0.5, gt=0, description="seconds between two looks of the scaler (assumed)")
     scale_step: int = Field(1, ge=1, description="most workers QUEUE_DELAY adds at one look (assumed)")
+    first_worker_at_once: bool = Field(
+        True, description="a job starts the first worker at once; off: after scaler_value seconds (assumed)"
+    )
     grace_s: Seconds = Field(30, description="seconds between SIGTERM and SIGKILL (assumed)")
     init_timeout_s: Seconds = Field(420, description="seconds a worker may take until its first job-take")
     crash_backoff_max_s: Seconds = Field(60, description="longest pause before a crashing command is started again")
@@ -126,8 +129,17 @@ class Options(BaseModel):
     ttl_outcome: Literal["DELETE", "TIMED_OUT"] = Field(
         "DELETE", description="a job that outlives its ttl in the queue is deleted (404) or TIMED_OUT (docs disagree)"
     )
+    ttl_running_outcome: Literal["DELETE", "TIMED_OUT", "IGNORE"] = Field(
+        "DELETE",
+        description="a job that outlives its ttl on a worker is stopped and deleted, stopped and TIMED_OUT, or goes on"
+        " (assumed)",
+    )
     timeout_outcome: Literal["TIMED_OUT", "FAILED"] = Field(
         "TIMED_OUT", description="state of a job that exceeds its executionTimeout (docs disagree)"
+    )
+    timeout_error: str = Field(
+        "job exceeded its executionTimeout of {seconds} s",
+        description="error text of such a job; {seconds} is replaced (assumed)",
     )
     max_retries: int = Field(
         3, ge=0, description="times a job whose worker died is queued again before it is FAILED (assumed)"
@@ -143,7 +155,20 @@ class Options(BaseModel):
     stop_ignored_s: Seconds = Field(
         30, description="seconds a worker may keep reporting a stopped job until it is restarted; 0: for ever (assumed)"
     )
-    any_input: bool = Field(False, description="accept an 'input' that is not an object (assumed refused)")
+    any_input: bool = Field(False, description="accept an 'input' that is not an object (assumed)")
+    worker_fields: Literal["input", "request", "full"] = Field(
+        "request",
+        description="what a worker gets: id and input; also webhook, webhookV2, policy and s3Config where the client"
+        " sent them; or delayTime, executionTime, error, retries and status as well (assumed)",
+    )
+    bad_result_outcome: Literal["COMPLETED", "FAILED"] = Field(
+        "COMPLETED",
+        description="state of a job whose result is above the limit or unreadable: without output, as seen for large"
+        " results, or with an error (assumed)",
+    )
+    nan_bodies: Literal["refuse", "null"] = Field(
+        "refuse", description="NaN and Infinity in what a worker posts: unreadable, or read as null (assumed)"
+    )
 
     # Waiting
     take_hold_s: float = Field(20, gt=0, lt=90, description="seconds job-take is held open (assumed)")
@@ -164,7 +189,8 @@ class Options(BaseModel):
     chunk_limit_bytes: Bytes = Field(2**20, description="largest stream chunk")
     chunk_overflow: Literal["split", "reject", "accept"] = Field(
         "split",
-        description="a larger stream chunk: text is split, anything else refused; or refuse, or accept all (assumed)",
+        description="a larger stream chunk: text is split and anything else refused; or all are refused; or accepted"
+        " (assumed)",
     )
     rate_limits: bool = Field(True, description="answer 429 above RunPod's documented rates")
     requests_per_worker: int = Field(
@@ -172,6 +198,12 @@ class Options(BaseModel):
     )
 
     # Answers that nobody documents
+    running_name: Literal["IN_PROGRESS", "RUNNING"] = Field(
+        "IN_PROGRESS", description="status of a running job in answers to clients (docs disagree)"
+    )
+    requests_shape: Literal["object", "list"] = Field(
+        "object", description="/requests answers an object around the list of jobs, or the list (assumed)"
+    )
     failed_runsync_status: int = Field(
         200, ge=200, le=599, description="HTTP code of a /runsync whose job FAILED (assumed)"
     )
@@ -181,9 +213,31 @@ class Options(BaseModel):
     openai_disconnect_cancels: bool = Field(
         True, description="a client that leaves an /openai call cancels its job (assumed)"
     )
+    openai_unwrap: Literal["all", "list", "none"] = Field(
+        "all",
+        description="which output is the body of an /openai answer: [x] and text become what is inside; [x] alone;"
+        " or the output as it is (assumed)",
+    )
+    openai_objects: Literal["event", "raw"] = Field(
+        "event", description="a streamed /openai chunk that is no text: as one server-sent event, or as JSON (assumed)"
+    )
+    openai_stream_failure: Literal["event", "event-done", "end", "cut"] = Field(
+        "event",
+        description="a job that fails when its stream has begun: one last event with the error; then [DONE]; the"
+        " stream ends without a word; or the connection is cut (assumed)",
+    )
     late_progress: Literal["ignore", "overwrite"] = Field(
         "ignore",
         description="a progress update after the job ended; 'overwrite' shows IN_PROGRESS again, as seen in 2023",
+    )
+    webhook_body: Literal["status", "output"] = Field(
+        "status", description='a webhook gets the status object, or {"output": ...} alone (assumed)'
+    )
+    webhook_tells: Literal["all", "not-cancelled", "completed"] = Field(
+        "all", description="of which ends a webhook is told (assumed)"
+    )
+    webhook_v2: bool = Field(
+        False, description="call a request's webhookV2 as well; off: it only reaches the worker (assumed)"
     )
     webhook_attempts: int = Field(3, ge=1, description="times a webhook is tried until it answers 200")
     webhook_pause_s: Seconds = Field(10, description="seconds between two tries of a webhook")

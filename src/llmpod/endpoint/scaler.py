@@ -13,19 +13,28 @@ def request_count_target(queued: int, running: int, scaler_value: float, least: 
 
 
 def queue_delay_target(
-    waits_s: Iterable[float], live: int, starting: int, scaler_value: float, step: int, least: int, most: int
+    waits_s: Iterable[float],
+    live: int,
+    starting: int,
+    scaler_value: float,
+    step: int,
+    least: int,
+    most: int,
+    *,
+    first_at_once: bool = True,
 ) -> int:
     """QUEUE_DELAY: more workers while some job has waited longer than scalerValue seconds.
 
     `waits_s` are the waits of the queued jobs, longest first; `live` workers include those `starting`. RunPod documents
-    neither the step nor what happens with no worker at all; here the first job starts the first worker at once, at most
-    `step` are added per look, and never more than there are late jobs that no starting worker is meant for.
+    neither the step nor what happens with no worker at all; here the first job starts the first worker at once
+    (`first_at_once`), at most `step` are added per look, and never more than there are late jobs that no starting
+    worker is meant for.
     """
     waits = iter(waits_s)
     first = next(waits, None)
     if first is None:
         return min(max(live, least), most)
-    if live == 0:
+    if live == 0 and first_at_once:
         return min(max(1, least), most)
     late = 0
     if first > scaler_value:

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from random import Random
-from urllib.parse import urlsplit
 
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
-from .broker import Broker
-from .client_api import ClientApi
-from .errors import ApiError
-from .faults import DROP, DROP_AFTER, delay_s, draw
-from .http import json_response
-from .limits import RATES, RateWindow
-from .openai_api import OpenAiApi
-from .options import Options, is_loopback
-from .store import JobStore
-from .worker_api import WorkerApi
+from llmpod.endpoint.broker import Broker
+from llmpod.endpoint.client_api import ClientApi
+from llmpod.endpoint.errors import ApiError
+from llmpod.endpoint.faults import DROP, DROP_AFTER, delay_s, draw
+from llmpod.endpoint.http import hang_up, json_response
+from llmpod.endpoint.limits import RATES, RateWindow
+from llmpod.endpoint.openai_api import OpenAiApi
+from llmpod.endpoint.options import Options, is_loopback
+from llmpod.endpoint.store import JobStore
+from llmpod.endpoint.worker_api import WorkerApi
 
 Handler = Callable[..., Awaitable[web.StreamResponse]]
 
@@ -59,9 +59,9 @@ class Gate:
         if request.headers.get("Sec-Fetch-Site", "none") not in ("none", "same-origin"):
             raise ApiError(403, "requests from other web sites are refused")
         origin = request.headers.get("Origin")
-        if origin is not None and urlsplit(origin).netloc != request.host:
+        if origin is not None and origin.partition("://")[2] != request.host:
             raise ApiError(403, "requests from other web sites are refused")
-        if self._key is None and self._loopback and not is_loopback(urlsplit(f"//{request.host}").hostname or ""):
+        if self._key is None and self._loopback and not is_loopback(host_name(request.host)):
             raise ApiError(403, "this endpoint answers to loopback names only")
 
     def check_client(self, request: web.Request) -> None:
@@ -74,13 +74,19 @@ class Gate:
             raise ApiError(401, "missing or wrong worker key")
 
 
+def host_name(host: str) -> str:
+    """A Host header without its port; whatever else is in it stays, so that only a clean name can be loopback's."""
+    return re.sub(r":[0-9]*$", "", host.lower())
+
+
 def credential(request: web.Request) -> str:
     return request.headers.get("Authorization", "").removeprefix("Bearer ").strip()
 
 
 def same(given: str, keys: set[str]) -> bool:
-    """Constant-time membership."""
-    return sum(hmac.compare_digest(given.encode(), key.encode()) for key in keys) > 0
+    """Constant-time membership. A header may hold any bytes; the framework keeps what is not UTF-8 as surrogates."""
+    said = given.encode(errors="surrogateescape")
+    return sum(hmac.compare_digest(said, key.encode()) for key in keys) > 0
 
 
 class Api:
@@ -127,7 +133,7 @@ class Api:
             self._gate.check_client(request)
             if request.method not in ("GET", "POST"):
                 raise ApiError(405, f"{request.method} is not allowed here")
-            return await self._limited(name, self._openai.call(request, f"/{tail}"))
+            return await self._limited(name, self._openai.call, request, f"/{tail}")
         operation = self.operations.get(name)
         segments = tail.split("/") if tail else []
         if operation is None or len(segments) != operation.segments or not all(segments):
@@ -140,19 +146,17 @@ class Api:
             raise ApiError(405, f"{request.method} is not allowed here, use {' or '.join(operation.methods)}")
         if operation.worker_side:
             return await self._with_faults(name, operation, request, segments)
-        return await self._limited(name, operation.handler(request, *segments))
+        return await self._limited(name, operation.handler, request, *segments)
 
-    async def _limited(self, name: str, answer: Awaitable[web.StreamResponse]) -> web.StreamResponse:
+    async def _limited(self, name: str, handler: Handler, request: web.Request, *segments: str) -> web.StreamResponse:
         window = self._windows.get(name)
         if window is None or not self._options.rate_limits:
-            return await answer
+            return await handler(request, *segments)
         running = self._broker.counts()["running"] if self._options.requests_per_worker else 0
         if not window.admit(self._clock(), running, self._options.requests_per_worker):
-            if asyncio.iscoroutine(answer):
-                answer.close()
             raise ApiError(429, f"more than {window.rate.per_window} {name} requests in 10 s, or too many at once")
         try:
-            return await answer
+            return await handler(request, *segments)
         finally:
             window.leave()
 
@@ -178,9 +182,7 @@ def json_errors(report: Callable[[str], None]) -> Middleware:
     """The one place where errors become answers: JSON with a code, and never a traceback."""
 
     @web.middleware
-    async def middleware(
-        request: web.Request, handler: Callable[..., Awaitable[web.StreamResponse]]
-    ) -> web.StreamResponse:
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
             return await handler(request)
         except ApiError as error:
@@ -194,10 +196,3 @@ def json_errors(report: Callable[[str], None]) -> Middleware:
             return json_response({"error": "internal error"}, 500)
 
     return middleware
-
-
-def hang_up(request: web.Request) -> web.Response:
-    """Cuts the connection under a request; the response is for the framework alone, nobody can read it."""
-    if request.transport is not None:
-        request.transport.abort()
-    return web.Response(status=503)

@@ -11,8 +11,8 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 
-from .jobs import RETRYABLE, TERMINAL, Job, JobRequest, JobState, new_id
-from .options import Options
+from llmpod.endpoint.jobs import RETRYABLE, TERMINAL, Job, JobRequest, JobState, new_id
+from llmpod.endpoint.options import Options
 
 Listener = Callable[[Job, JobState | None, str], None]
 """Called with the job, the state it left (None: it is new) and the reason in a few words."""
@@ -109,8 +109,11 @@ class JobStore:
         job.notify()
 
     def retry(self, job: Job) -> bool:
-        """/retry: the same id and input once more, the old output removed. False when the state does not allow it."""
-        if job.state not in RETRYABLE:
+        """/retry: the same id and input once more, the old output removed.
+
+        False when the state does not allow it, or when the job's ttl is over (RunPod: "not expired").
+        """
+        if job.state not in RETRYABLE or self.clock() - job.submitted_s > job.ttl_s:
             return False
         was = job.move(JobState.IN_QUEUE)
         job.output = job.error = job.worker_id = job.late_progress = None
@@ -143,11 +146,12 @@ class JobStore:
                     job,
                     outcome,
                     "execution timeout",
-                    error=f"job exceeded its executionTimeout of {job.execution_timeout_s:g} s",
+                    error=self.options.timeout_error.replace("{seconds}", f"{job.execution_timeout_s:g}"),
                 )
-            elif now - job.submitted_s > job.ttl_s:
+            elif now - job.submitted_s > job.ttl_s and self.options.ttl_running_outcome != "IGNORE":
                 self.finish(job, JobState.TIMED_OUT, "ttl expired", error="job outlived its ttl while running")
-                self._delete(job)
+                if self.options.ttl_running_outcome == "DELETE":
+                    self._delete(job)
 
     def sweep_waiting(self) -> None:
         """Ends queued jobs that outlived their ttl, and forgets finished ones whose retention is over."""
@@ -164,8 +168,9 @@ class JobStore:
                 self._delete(expired)
 
     def _expire_at(self, job: Job, when_s: float) -> None:
-        job.expires_s = when_s
-        heapq.heappush(self._expiries, (when_s, job.id))
+        if job.expires_s != when_s:
+            job.expires_s = when_s
+            heapq.heappush(self._expiries, (when_s, job.id))
 
     def _delete(self, job: Job) -> None:
         self.jobs.pop(job.id, None)
@@ -190,11 +195,11 @@ def retention_s(job: Job, options: Options) -> float:
     """Seconds a finished job is kept from its completion: 30 min (async), 1 min (sync), or what the client asked for.
 
     A job's ttl counts from submission and ends the retention too (RunPod, send-requests: "deleted in any state"),
-    except for a job that it has already timed out and that is kept to say so.
+    except for a job that ended after it: that is TIMED_OUT and kept to say so, or was allowed to go on.
     """
     kept = options.retention_sync_s if job.sync else options.retention_async_s
     if job.result_ttl_s is not None:
         kept = job.result_ttl_s
-    if job.finished_s is not None and job.state is not JobState.TIMED_OUT:
-        kept = min(kept, max(0.0, job.submitted_s + job.ttl_s - job.finished_s))
+    if job.finished_s is not None and (left_s := job.submitted_s + job.ttl_s - job.finished_s) > 0:
+        kept = min(kept, left_s)
     return kept

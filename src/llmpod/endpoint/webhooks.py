@@ -7,9 +7,9 @@ import asyncio
 import orjson
 from aiohttp import ClientError, ClientSession, ClientTimeout
 
-from .jobs import Job, JobState
-from .options import Options
-from .store import JobStore
+from llmpod.endpoint.jobs import TERMINAL, Job, JobState
+from llmpod.endpoint.options import Options
+from llmpod.endpoint.store import JobStore
 
 TIMEOUT_S = 30
 
@@ -26,12 +26,27 @@ class Webhooks:
         store.listeners.append(self._on_transition)
 
     def _on_transition(self, job: Job, was: JobState | None, reason: str) -> None:
-        if job.ended and job.request.webhook is not None:
-            task = asyncio.get_running_loop().create_task(
-                self._deliver(job.request.webhook, orjson.dumps(job.status()))
-            )
+        if not self._tells(job.state):
+            return
+        for url in self._addresses(job):
+            task = asyncio.get_running_loop().create_task(self._deliver(url, self._body(job)))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+
+    def _tells(self, state: JobState) -> bool:
+        tells = self._options.webhook_tells
+        if tells == "completed":
+            return state is JobState.COMPLETED
+        return state in TERMINAL and not (tells == "not-cancelled" and state is JobState.CANCELLED)
+
+    def _addresses(self, job: Job) -> list[str]:
+        request = job.request
+        addresses = [request.webhook, request.extras.get("webhookV2") if self._options.webhook_v2 else None]
+        return [address for address in addresses if address is not None]
+
+    def _body(self, job: Job) -> bytes:
+        status = job.status()
+        return orjson.dumps(status if self._options.webhook_body == "status" else {"output": status.get("output")})
 
     async def _deliver(self, url: str, body: bytes) -> None:
         if self._session is None:

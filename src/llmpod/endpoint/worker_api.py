@@ -8,18 +8,18 @@ the bytes went to a client that was still there.
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
-import orjson
 from aiohttp import web
 
-from .broker import Broker
-from .errors import ApiError
-from .http import json_response, read_body
-from .jobs import Job, JobState
-from .limits import dump, parse_json, split_chunk
-from .options import Options
-from .store import JobStore
-from .workers import Worker
+from llmpod.endpoint.broker import Broker
+from llmpod.endpoint.errors import ApiError
+from llmpod.endpoint.http import json_response, read_body
+from llmpod.endpoint.jobs import Job, JobState
+from llmpod.endpoint.limits import dump, parse_json, parse_number, split_chunk
+from llmpod.endpoint.options import Options
+from llmpod.endpoint.store import JobStore
+from llmpod.endpoint.workers import Worker
 
 DRAINING_HOLD_S = 0.5
 """How long a stopping worker's polls are held: it must not wait for them, and must not spin on them either."""
@@ -39,10 +39,10 @@ class WorkerApi:
 
     async def take_batch(self, request: web.Request, worker_id: str) -> web.StreamResponse:
         """GET job-take-batch?batch_size=N: a list of jobs, or 204."""
-        text = request.query.get("batch_size", "1")
-        if not text.isdigit() or not 1 <= int(text) <= BATCH_MAX:
+        asked = parse_number("batch_size", request.query.get("batch_size", "1"))
+        if not 1 <= asked <= BATCH_MAX:
             raise ApiError(400, f"batch_size: must be a number from 1 to {BATCH_MAX}")
-        return await self._take(request, self.broker.polling(worker_id), int(text), batch=True)
+        return await self._take(request, self.broker.polling(worker_id), asked, batch=True)
 
     async def _take(self, request: web.Request, worker: Worker, asked: int, *, batch: bool) -> web.StreamResponse:
         poll = self.broker.open(worker, asked)
@@ -53,7 +53,7 @@ class WorkerApi:
                 await asyncio.wait((poll.ready,), timeout=hold_s)
             if not poll.jobs:
                 return web.Response(status=204)
-            objects = [job.for_worker() for job in poll.jobs]
+            objects = [job.for_worker(self.options.worker_fields) for job in poll.jobs]
             body = b"[" + b",".join(objects) + b"]" if batch else objects[0]
             if pace := self.broker.faults.network_bytes_per_s:
                 await asyncio.sleep(len(body) / pace)
@@ -90,7 +90,7 @@ class WorkerApi:
         body = await read_body(request, self.options.runsync_limit_bytes)
         if (job := self.broker.held(worker_id, job_id)) is None:
             return json_response({"status": "ignored"})
-        value = parse_json(body)
+        value = self._parse(body)
         if not isinstance(value, dict) or "output" not in value:
             raise ApiError(400, "a stream chunk must be an object with 'output'")
         options = self.options
@@ -103,43 +103,41 @@ class WorkerApi:
     async def done(self, request: web.Request, worker_id: str, job_id: str) -> web.StreamResponse:
         """POST job-done: the result, or a progress update when it says status IN_PROGRESS.
 
-        A body that is too large or unreadable is answered 400 and completes the job without output, as production does
-        (an over-sized image result came back as COMPLETED with no output key).
+        A body that is too large or unreadable is answered 400 and ends the job (bad_result_outcome): an over-sized
+        image result has been seen to come back as COMPLETED with no output key.
         """
         job = self.broker.held(worker_id, job_id)
         limit_bytes = self.options.runsync_limit_bytes if job is None or job.sync else self.options.run_limit_bytes
         try:
-            value = parse_json(await read_body(request, limit_bytes))
+            value = self._parse(await read_body(request, limit_bytes))
             if not isinstance(value, dict):
                 raise ApiError(400, "a result must be a JSON object")
-        except ApiError:
+            output = dump(value["output"]) if "output" in value else None
+            error = error_text(value.get("error"))
+        except ApiError as unreadable:
             if (job := self.broker.held(worker_id, job_id)) is not None:
-                self.store.finish(job, JobState.COMPLETED, "done")
+                failed = self.options.bad_result_outcome == "FAILED"
+                outcome = JobState(self.options.bad_result_outcome)
+                self.store.finish(job, outcome, "done", error=unreadable.message if failed else None)
             raise
         # The body took time to arrive: the job may have ended or been lost meanwhile.
         job = self.broker.held(worker_id, job_id)
         if value.get("status") == JobState.IN_PROGRESS.value:
-            self._progress(job_id, job, value)
+            self._progress(job_id, job, output)
         elif job is not None:
-            self._finish(job, value)
+            self.store.finish(job, JobState.FAILED if error else JobState.COMPLETED, "done", output=output, error=error)
         if value.get("stopPod") is True and (worker := self.broker.workers.get(worker_id)) is not None:
             self.broker.recycle(worker, "asked to be stopped (stopPod)")
         return json_response({"status": "ok" if job is not None else "ignored"})
 
-    def _progress(self, job_id: str, job: Job | None, value: dict[str, object]) -> None:
-        output = dump(value.get("output"))
+    def _parse(self, body: bytes) -> Any:
+        return parse_json(body, nan_is_null=self.options.nan_bodies == "null")
+
+    def _progress(self, job_id: str, job: Job | None, output: bytes | None) -> None:
         if job is not None:
             job.output = output
         elif self.options.late_progress == "overwrite" and (late := self.store.jobs.get(job_id)) is not None:
             late.late_progress = output
-
-    def _finish(self, job: Job, value: dict[str, object]) -> None:
-        output = dump(value["output"]) if "output" in value else None
-        if error := value.get("error"):
-            text = error if isinstance(error, str) else orjson.dumps(error).decode()
-            self.store.finish(job, JobState.FAILED, "done", output=output, error=text)
-        else:
-            self.store.finish(job, JobState.COMPLETED, "done", output=output)
 
     # ------------------------------------------------------------------ heartbeat
     async def ping(self, request: web.Request, worker_id: str) -> web.StreamResponse:
@@ -149,3 +147,10 @@ class WorkerApi:
         from_sdk = "runpod_version" in query
         self.broker.ping(worker_id, query.get("job_id", ""), query.get("status"), reason, from_sdk=from_sdk)
         return json_response({"status": "ok"})
+
+
+def error_text(error: object) -> str | None:
+    """A result's `error` as the status object shows it, always text; None for what is no error to the SDK either."""
+    if not error:
+        return None
+    return error if isinstance(error, str) else dump(error).decode()

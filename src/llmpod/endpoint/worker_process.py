@@ -12,7 +12,7 @@ from asyncio.subprocess import PIPE, Process
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from . import reaper
+from llmpod.endpoint import reaper
 
 EXIT_POLL_S = 0.02
 LAST_LINES_S = 2.0

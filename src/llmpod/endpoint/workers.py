@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from .jobs import Job
+from llmpod.endpoint.jobs import Job
 
 MIRROR_LIMIT = 60_000
 """Characters of ping job ids from which the list may be cut off: the SDK's PingJobMirror holds 64 KiB."""
