@@ -1,0 +1,67 @@
+"""Forced tools, as decisions on plain data."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from llmpod.worker import tools
+
+CHAT_TOOL: dict[str, Any] = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+FLAT_TOOL: dict[str, Any] = {"type": "function", "name": "f", "parameters": {"type": "object"}}
+ANTHROPIC_TOOL: dict[str, Any] = {"name": "f", "input_schema": {"type": "object"}}
+
+
+@pytest.mark.parametrize(
+    ("choice", "wanted", "forced"),
+    [
+        (None, True, False),
+        ("auto", True, False),
+        ("none", False, False),
+        ("required", True, True),
+        ({"type": "auto"}, True, False),
+        ({"type": "none"}, False, False),
+        ({"type": "any"}, True, True),
+        ({"type": "tool", "name": "f"}, True, True),
+        ({"type": "function", "function": {"name": "f"}}, True, True),
+        ({"type": "function", "name": "f"}, True, True),
+    ],
+)
+@pytest.mark.parametrize("tool", [CHAT_TOOL, FLAT_TOOL, ANTHROPIC_TOOL])
+def test_a_call_is_forced_by_every_choice_that_leaves_no_other(
+    tool: Any, choice: Any, wanted: bool, forced: bool
+) -> None:
+    body = {"tools": [tool], "tool_choice": choice}
+    assert (tools.wanted(body), tools.forced(body)) == (wanted, forced)
+
+
+@pytest.mark.parametrize("given", [None, [], "f", 5, [5], [{"type": "web_search"}]])
+def test_nothing_is_forced_without_a_function(given: Any) -> None:
+    assert not tools.forced({"tools": given, "tool_choice": "required"})
+
+
+def test_a_tool_becomes_strict_where_the_client_left_it_open_and_the_clients_own_object_stays_as_it_was() -> None:
+    free = CHAT_TOOL | {"function": CHAT_TOOL["function"] | {"strict": False}}
+    given = [CHAT_TOOL, FLAT_TOOL, ANTHROPIC_TOOL, free, "no tool"]
+    before = json.dumps(given)
+    chat, flat, anthropic, still_free, nothing = tools.strict(given)
+    assert chat["function"]["strict"] is flat["strict"] is anthropic["strict"] is True
+    assert (still_free, nothing) == (free, "no tool")
+    assert json.dumps(given) == before
+
+
+def test_blanks_are_bounded_in_every_schema_of_a_constraint_and_nothing_else_changes() -> None:
+    schema = {
+        "type": "object",
+        "properties": {"type": {"const": "json_schema"}, "max_whitespace_cnt": {"enum": [None]}},
+    }
+    json_format = {"type": "json_schema", "json_schema": schema, "max_whitespace_cnt": None}
+    tag = {"type": "structural_tag", "format": {"type": "or", "elements": [{"content": json_format}, json_format]}}
+    bounded = {**json_format, "max_whitespace_cnt": tools.MAX_BLANKS}
+    assert json.loads(tools.bounded(json.dumps(tag))) == {
+        "type": "structural_tag",
+        "format": {"type": "or", "elements": [{"content": bounded}, bounded]},
+    }
+    assert tools.bounded("no json") == "no json"
