@@ -19,12 +19,6 @@ test: setup ## every test
 	@builder/test_tools.sh
 	$(PY) -m pytest
 
-bench-endpoint: setup ## latency, throughput and memory of the local endpoint, as a table
-	@$(PY) bench/endpoint.py
-
-bench-loadtest: setup ## what the load tester adds to a latency, its memory, its report
-	@$(PY) bench/loadtest.py
-
 lint: setup ## ruff, mypy, generated docs up to date
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
@@ -52,5 +46,20 @@ compat: setup ## the tests that touch vLLM, against an older release (VERSION=0.
 chaos: setup ## minutes of mixed jobs, a failing network and killed workers (CHAOS_SECONDS=300)
 	CHAOS_SECONDS=$(or $(CHAOS_SECONDS),300) $(PY) -m pytest tests/worker/test_chaos.py
 
-bench: setup ## the worker against the bare engine and the SDK's own loop, as ratios from one run
-	$(PY) bench/worker.py $(ARGS)
+bench: setup ## all of the following: every figure of bench/README.md
+	@$(MAKE) --keep-going --no-print-directory bench-worker bench-routes bench-loop bench-endpoint bench-loadtest
+
+bench-worker: setup ## the worker against the bare engine and the SDK's own loop, through RunPod's protocol
+	@$(PY) bench/worker.py $(ARGS)
+
+bench-routes: setup ## vLLM's routes inside the worker against the bare engine
+	@$(PY) bench/routes.py $(ARGS)
+
+bench-loop: setup ## the job loop alone, around an engine of a known pace
+	@$(PY) bench/loop.py
+
+bench-endpoint: setup ## latency, throughput and memory of the local endpoint
+	@$(PY) bench/endpoint.py
+
+bench-loadtest: setup ## what the load tester adds to a latency, its memory, its report
+	@$(PY) bench/loadtest.py

@@ -43,6 +43,7 @@ def main(argv: list[str]) -> int:
         for correction in environment.corrections:
             log.emit("setting_corrected", **vars(correction))
         engine = Engine(environment.settings, environment.others, log.emit)
+        engine.prepare()
         worker = Worker(environment.settings, engine, log.emit)
         if environment.on_runpod and arguments.test_input is None:
             from llmpod.worker import jobloop  # only here: the SDK takes a second to import

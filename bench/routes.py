@@ -15,14 +15,16 @@ import asyncio
 import sys
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import aclosing
+from contextlib import aclosing, closing
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
+from llmpod.worker.deltas import Deltas
 from llmpod.worker.engine import Engine
 from llmpod.worker.handler import Worker
+from llmpod.worker.pace import Pace
 from llmpod.worker.settings import Settings
 
 TOKENS = 128
@@ -43,7 +45,8 @@ async def bare(engine: Engine, ids: list[int], number: int, *, stream: bool) -> 
             pass
 
 
-async def route(worker: Worker, number: int, *, stream: bool, pause_s: float) -> int:
+async def route(worker: Worker, pace: Pace, number: int, *, stream: bool, post_s: float) -> int:
+    """One route job, read as jobrun.py reads it; `post_s` stands for the POST of each chunk. How many chunks."""
     body = {
         "messages": QUESTION,
         "max_tokens": TOKENS,
@@ -54,14 +57,19 @@ async def route(worker: Worker, number: int, *, stream: bool, pause_s: float) ->
     }
     job = {"id": f"route-{time.monotonic_ns()}-{number}", "input": {"openai_route": "/v1/chat/completions"}}
     job["input"]["openai_input"] = body  # type: ignore[index]
-    replies = 0
-    async with aclosing(worker.handle(job)) as chunks:
-        async for chunk in chunks:
-            assert not (isinstance(chunk, dict) and chunk.get("error")), chunk
-            replies += 1
-            if pause_s:
-                await asyncio.sleep(pause_s)  # the POST that carries it
-    return replies
+    chunks = 0
+    record = worker.record(job)
+    with closing(pace.stream()) as turns:
+        async with aclosing(Deltas(worker.handle(job, record))) as deltas:
+            while (chunk := await deltas.next()) is not None:
+                assert not (isinstance(chunk, dict) and chunk.get("error")), chunk
+                chunks += 1
+                if stream:
+                    turns.take()
+                    await asyncio.sleep(post_s)
+                    if not record.generated:
+                        await turns.next()
+    return chunks
 
 
 async def rate(call: Callable[[int], Awaitable[Any]], concurrency: int, requests: int) -> tuple[float, float]:
@@ -83,13 +91,14 @@ async def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 16, 128])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--post-ms", type=float, default=10.0, help="how long the reader is busy with each chunk")
+    parser.add_argument("--post-ms", type=float, default=10.0, help="how long the POST of a chunk takes")
     parser.add_argument("--model")
     options = parser.parse_args()
     chosen = settings(options.model, max(options.concurrency))
     engine = Engine(chosen, {}, lambda *_, **__: None)
     await engine.start()
     worker = Worker(chosen, engine, lambda *_, **__: None)
+    pace = Pace()
     from llmpod.worker.inputs import Message, NativeRequest
 
     message = Message("user", QUESTION[0]["content"])
@@ -98,9 +107,8 @@ async def main() -> int:
     kinds: dict[str, Callable[[int], Awaitable[Any]]] = {
         "bare": lambda number: bare(engine, ids, number, stream=False),
         "bare, deltas": lambda number: bare(engine, ids, number, stream=True),
-        "route": lambda number: route(worker, number, stream=False, pause_s=0),
-        "route, streamed": lambda number: route(worker, number, stream=True, pause_s=options.post_ms / 1000),
-        "route, streamed, reader never busy": lambda number: route(worker, number, stream=True, pause_s=0),
+        "route": lambda number: route(worker, pace, number, stream=False, post_s=0),
+        "route, streamed": lambda number: route(worker, pace, number, stream=True, post_s=options.post_ms / 1000),
     }
     missed = False
     print("| concurrent | what | tokens/s, best round | of the bare engine | chunks per answer |")

@@ -30,6 +30,7 @@ sys.path.insert(0, str(REPOSITORY / "src"))
 import aiohttp  # noqa: E402
 
 from llmpod.endpoint import Job, JobState, LocalEndpoint, Options  # noqa: E402
+from llmpod.endpoint.reaper import give_way  # noqa: E402
 
 TOKENS = 128
 JOB = {"prompt": "How do I prepare for a job interview?", "sampling_params": {"max_tokens": TOKENS, "ignore_eos": True}}
@@ -132,8 +133,9 @@ async def measure(command: list[str], cwd: Path, variables: dict[str, str]) -> F
         began = time.monotonic()
         log = tempfile.NamedTemporaryFile("w", prefix="bench-worker-", suffix=".log", delete=False)  # noqa: SIM115
         process = await asyncio.create_subprocess_exec(
-            *command, cwd=cwd, env=environment, stdout=log, stderr=log, start_new_session=True
-        )
+            *command, cwd=cwd, env=environment, stdout=log, stderr=log, start_new_session=True,
+            preexec_fn=give_way,  # as under the endpoint's own fleet
+        )  # fmt: skip
         log.close()
         try:
             first = asyncio.create_task(bench.job(stream=False))

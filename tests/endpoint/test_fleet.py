@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from llmpod.endpoint import LocalEndpoint, StartError
+from llmpod.endpoint.reaper import NICENESS
 
 from .conftest import WORKERS, make_options, serve
 
@@ -38,6 +39,22 @@ async def eventually(check, wait_s=15.0):
 async def pids_in(path):
     await eventually(lambda: path.exists() and len(path.read_text().split()) == 4)
     return [int(pid) for pid in path.read_text().split()]
+
+
+async def test_workers_leave_the_processors_to_the_endpoint_and_its_clients():
+    async with serve(workers_min=1, workers_max=1) as client:
+        (worker_id,) = await client.endpoint.ready()
+        pid = client.endpoint.fleet.processes[worker_id].pid
+        assert os.getpriority(os.PRIO_PROCESS, pid) == os.getpriority(os.PRIO_PROCESS, 0) + NICENESS
+        assert session_niceness(pid) in (NICENESS, None)
+
+
+def session_niceness(pid):
+    """Of the process's session; None where the kernel does not weigh sessions."""
+    try:
+        return int(Path(f"/proc/{pid}/autogroup").read_text().split()[-1])
+    except OSError:
+        return None
 
 
 async def test_the_first_job_starts_a_worker_and_idle_timeout_ends_it():

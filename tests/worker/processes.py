@@ -12,9 +12,15 @@ from typing import Any
 import psutil
 
 from llmpod.endpoint import LocalEndpoint
+from llmpod.worker import fork_server
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 Json = dict[str, Any]
+
+
+def environment() -> dict[str, str]:
+    """This process's variables, without those that vLLM sets for its own children when the tests' engine starts."""
+    return {name: value for name, value in os.environ.items() if name not in fork_server.DECIDED_BY_OTHERS}
 
 
 class WorkerProcess:
@@ -72,7 +78,7 @@ async def start(endpoint: LocalEndpoint, worker_id: str, *command: str, **variab
     return await asyncio.create_subprocess_exec(
         *command,
         cwd=REPOSITORY,
-        env=os.environ | endpoint.worker_env(worker_id) | variables,
+        env=environment() | endpoint.worker_env(worker_id) | variables,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
         limit=1 << 24,

@@ -21,7 +21,7 @@ from llmpod.worker.settings import Settings
 
 
 class Tokens:
-    """A source like vLLM's: it makes a token per tick and joins those that nobody has read."""
+    """A source that makes a token per tick."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -99,17 +99,28 @@ async def test_leaving_early_is_a_disconnect_that_ends_the_source() -> None:
     assert tokens.closed
 
 
-async def test_nothing_runs_ahead_of_a_reader_that_is_busy() -> None:
-    """What waits is merged by the source, so the application must stand still meanwhile."""
-    tokens = Tokens(1000)
-    read = 0
-    async with Exchange(app_with(tokens), "GET", "/stream") as exchange:
+async def test_an_event_tells_the_source_when_a_reader_waits() -> None:
+    """What nobody waits for need not be made yet; and when the reader is gone, nobody stands still for ever."""
+    seen: list[bool] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for number in range(4):
+            await exchange.wanted.wait()
+            await send({"type": "http.response.body", "body": b"%d" % number, "more_body": True})
+            seen.append(exchange.wanted.is_set())
+        await exchange.wanted.wait()
+
+    async with Exchange(app, "GET", "/") as exchange:
+        read = b""
         async for piece in exchange.pieces():
-            read += piece.count(b"data:")
-            await asyncio.sleep(0.02)
-            if read > 5:
+            read += piece
+            await asyncio.sleep(0.01)
+            assert len(seen) == len(read), "the application ran ahead"
+            if len(read) == 4:
                 break
-    assert read < 20
+    assert read == b"0123"
+    assert seen == [False] * 4
 
 
 async def test_what_the_application_raises_is_raised_here() -> None:

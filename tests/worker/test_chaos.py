@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import psutil
 import pytest
 
 from llmpod.endpoint import Job, JobState, LocalEndpoint, Options
@@ -138,15 +139,15 @@ async def test_nothing_piles_up_in_the_loop(monkeypatch: pytest.MonkeyPatch) -> 
         assert not served.events.named("bug")
 
 
-@pytest.mark.timeout(SECONDS + 120)
-async def test_no_job_is_lost_when_workers_are_killed() -> None:
-    options = Options(
+def with_workers(count: int) -> Options:
+    """An endpoint whose worker processes have the scripted engine."""
+    return Options(
         port=0,
         command=[sys.executable, "-u", "-m", "tests.worker.scripted_process"],
         cwd=REPOSITORY,
         env=dict(os.environ) | {"PYTHONPATH": str(REPOSITORY / "src"), "MAX_TOKENS_MIN": "1", "MAX_TOKENS_MAX": "0"},
-        workers_min=2,
-        workers_max=2,
+        workers_min=count,
+        workers_max=count,
         ping_interval_ms=1000,
         max_retries=100,
         rate_limits=False,
@@ -154,7 +155,27 @@ async def test_no_job_is_lost_when_workers_are_killed() -> None:
         journal="",
         console=False,
     )
-    async with LocalEndpoint(options) as endpoint:
+
+
+@pytest.mark.timeout(SECONDS + 120)
+async def test_a_worker_s_memory_stays_flat() -> None:
+    async with LocalEndpoint(with_workers(1)) as endpoint:
+        (worker_id,) = await endpoint.ready()
+        pid = endpoint.fleet.processes[worker_id].pid
+        assert pid is not None
+        endpoint.set_faults(**NETWORK, seed=3)
+        sizes = []
+        for seed in (3, 3, 4):  # the first storm is what a process needs to warm up
+            storm = Storm(endpoint, seed)
+            await storm.blow(SECONDS / 9, 60)
+            await storm.settle()
+            sizes.append(psutil.Process(pid).memory_info().rss)
+        assert sizes[2] - sizes[1] < 3_000_000, sizes
+
+
+@pytest.mark.timeout(SECONDS + 120)
+async def test_no_job_is_lost_when_workers_are_killed() -> None:
+    async with LocalEndpoint(with_workers(2)) as endpoint:
         await endpoint.ready()
         endpoint.set_faults(**NETWORK, seed=2)
         storm = Storm(endpoint, 2)

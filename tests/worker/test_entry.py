@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from .processes import environment
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 Json = dict[str, Any]
@@ -19,7 +20,7 @@ def run(*arguments: str, cwd: Path = REPOSITORY, **variables: str) -> subprocess
     return subprocess.run(
         [sys.executable, str(REPOSITORY / "handler.py"), *arguments],
         cwd=cwd,
-        env=os.environ | variables,
+        env=environment() | variables,
         capture_output=True,
         text=True,
         timeout=600,

@@ -194,14 +194,14 @@ async def test_a_stop_that_overtakes_its_job_is_obeyed(monkeypatch: pytest.Monke
 async def test_polls_that_are_refused_are_repeated_with_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     async with serving(monkeypatch, ScriptedEngine()) as served:
         calls = 0
-        take = served.scaler.jobs_fetcher
+        take = served.scaler._takes._fetch
 
         async def counting(*arguments: Any) -> Any:
             nonlocal calls
             calls += 1
             return await take(*arguments)
 
-        served.scaler.jobs_fetcher = counting
+        served.scaler._takes._fetch = counting
         served.endpoint.set_faults(faults=[{"operation": "job-take", "outcome": 503, "probability": 1}])
         job_id = await served.submit()
         await asyncio.sleep(1)
@@ -214,3 +214,16 @@ async def test_the_stock_loop_still_serves(monkeypatch: pytest.MonkeyPatch) -> N
     async with serving(monkeypatch, ScriptedEngine(), base=EngineJobScaler) as served:
         job = await served.run(stream=True)
         assert streamed_text(job) == text_of(64)
+
+
+async def test_many_streams_take_turns_and_none_waits_when_it_has_ended(monkeypatch: pytest.MonkeyPatch, posts) -> None:
+    streams, tokens = 40, 100
+    async with serving(monkeypatch, ScriptedEngine(tokens_per_s=200), options={"rate_limits": False}) as served:
+        params = {"max_tokens": tokens}
+        ids = [await served.submit(stream=True, sampling_params=params) for _ in range(streams)]
+        for job_id in ids:
+            assert streamed_text(await served.ended(job_id)) == text_of(tokens)
+        chunks = sum(operation == "job-stream" for _, operation, _ in posts)
+        assert chunks < streams * tokens / 2, "a chunk per token is what a stream of its own would send"
+        pace = served.scaler._pace
+        assert pace.gap_s == 0, "streams that have ended take no turns"

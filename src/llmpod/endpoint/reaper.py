@@ -26,6 +26,9 @@ from pathlib import Path
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 
+NICENESS = 10
+"""Of a worker's processes."""
+
 TERMINATE, KILL, FREEZE, THAW = b"T", b"K", b"Z", b"C"
 
 LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
@@ -35,6 +38,25 @@ def die_with_parent() -> None:
     """In the command's process, before exec: SIGKILL when the keeper dies, should somebody kill the keeper itself."""
     if LIBC is not None:
         LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def give_way() -> None:
+    """In the command's process, before exec: let endpoint and clients have the processors first.
+
+    They share them with the worker here, which they do not on RunPod. An engine that computes on the CPU keeps every
+    core busy, and Linux then leaves others without a turn for half a second and more, though they need next to nothing.
+    Linux weighs sessions against each other (sched(7), autogroup) and processes within one, so both are set.
+    """
+    with contextlib.suppress(OSError):
+        Path("/proc/self/autogroup").write_text(str(NICENESS))
+    with contextlib.suppress(OSError):
+        os.nice(NICENESS)
+
+
+def prepare() -> None:
+    """What is done in the command's process before exec."""
+    die_with_parent()
+    give_way()
 
 
 def descendants(root: int) -> list[int]:
@@ -102,7 +124,7 @@ def keep(status_fd: int, command: list[str]) -> int:
             command,
             stdin=subprocess.DEVNULL,
             start_new_session=True,
-            preexec_fn=die_with_parent,
+            preexec_fn=prepare,
         )
     except OSError as error:
         sys.stderr.write(f"cannot start {command[0]}: {error.strerror}\n")

@@ -62,11 +62,11 @@ class Exchange:
             "client": None,
             "server": None,
         }
+        self.wanted = asyncio.Event()  # somebody waits for the next piece, or nobody ever will again
         self._context = context
         self._body = body
         self._body_read = False
         self._gone = asyncio.Event()  # the response is complete, or nobody wants it any more
-        self._wanted = asyncio.Event()  # somebody waits for the next piece
         self._news = asyncio.Event()
         self._pending: list[bytes] = []
         self._complete = False
@@ -85,7 +85,7 @@ class Exchange:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._gone.set()
-        self._wanted.set()
+        self.wanted.set()
         assert self._task is not None
         if not self._task.done():
             await asyncio.wait({self._task}, timeout=DISCONNECT_GRACE_S)
@@ -107,18 +107,17 @@ class Exchange:
     async def pieces(self) -> AsyncGenerator[bytes, None]:
         """The body, everything that waits in one piece.
 
+        The application is never held up; a source that could merge what it produces looks at `wanted`, which is set
+        while this waits and cleared by what arrives.
+
         Raises:
             Broken: the body ends before its end.
-
-        Between two pieces the application stands still in its `send`: what its source produces meanwhile is merged
-        there (vLLM joins the tokens of a request that nobody has read), so a slow reader gets few large pieces.
         """
         while True:
             while not self._pending and not self._complete:
                 await self._next()
             if self._pending:
                 pieces, self._pending = self._pending, []
-                self._wanted.clear()
                 yield b"".join(pieces)
             elif self._complete:
                 return
@@ -131,7 +130,7 @@ class Exchange:
         """Let the application go on until it has sent something, and what it can send in the same breath."""
         assert self._task is not None
         self._news.clear()
-        self._wanted.set()
+        self.wanted.set()
         if not self._task.done():
             await self._news.wait()
         if self._task.done() and not self._complete:
@@ -159,10 +158,12 @@ class Exchange:
             self.status = message["status"]
             self.headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in message["headers"]}
         elif message["type"] == "http.response.body":
-            await self._wanted.wait()
             if body := message.get("body", b""):
                 self._pending.append(bytes(body))
+                if not self._gone.is_set():
+                    self.wanted.clear()
             if not message.get("more_body", False):
                 self._complete = True
                 self._gone.set()
+                self.wanted.set()
         self._news.set()

@@ -1,8 +1,7 @@
 """What a streamed job says, merged into as few POSTs as the network's pace allows.
 
 Pull-based: the first reply leaves at once; whatever becomes ready while a POST is under way leaves with the next one.
-Native replies are not even made in that time, because the engine merges its own output while nobody reads it. Strings
-(server-sent events) come from an application that does not wait, so they are read as they come and joined.
+It is not even made in that time, because the engine merges its own output while nobody reads it.
 """
 
 from __future__ import annotations
@@ -87,7 +86,7 @@ def _may_exceed(item: dict[str, Any], room: int, limit_bytes: int) -> bool:
 
 
 class Deltas:
-    """Reads a job's replies in a task of its own, and hands over what is ready.
+    """A job's replies, read only when they are wanted: what nobody reads, the engine merges.
 
     Usage: ``async with aclosing(Deltas(replies)) as deltas``, then `next` until it returns None. Closing it closes
     `replies`, whatever they are doing.
@@ -97,81 +96,53 @@ class Deltas:
         self._replies = replies
         self._limit_bytes = limit_bytes - _ENVELOPE_BYTES
         self._ready: deque[Item] = deque()
-        self._ready_bytes = 0
         self._carried = False
-        self._arrived = asyncio.Event()
-        self._wanted = asyncio.Event()
-        self._reader = asyncio.create_task(self._read())
+        self._coming: asyncio.Task[Item | None] | None = None
 
     async def next(self) -> Item | None:
-        """Everything that is ready and fits one POST, in order; waits for something. None: that was all."""
-        await self._wait()
+        """What the job has said since the last call, as far as it fits one POST; waits for it. None: that was all."""
         if not self._ready:
-            await self._reader  # raises what the replies raised
-            return None
-        item = self._pop()
-        if isinstance(item, str):
-            item = self._join(item)
-            self._wanted.set()
-            return item
-        while self._ready and (merged := merge(item, self._ready[0])) is not None:
-            self._pop()
-            item = merged
+            return await self._pull()
+        if self._carried:
+            await self._company()
+        item = self._ready.popleft()
+        while self._ready and (joined := self._joined(item, self._ready[0])) is not None:
+            self._ready.popleft()
+            item = joined
         return item
-
-    async def _wait(self) -> None:
-        """Until something is ready. What was carried over has company after a moment: the engine went on meanwhile."""
-        carried, self._carried = self._carried, False
-        if self._reader.done() or (self._ready and not carried):
-            return
-        self._arrived.clear()
-        self._wanted.set()
-        try:
-            async with asyncio.timeout(COMPANY_S if carried else None):
-                await self._arrived.wait()
-        except TimeoutError:
-            if not carried:
-                raise
 
     def carry(self, item: Item) -> None:
         """Put an item that could not be sent in front of what comes next."""
         self._ready.appendleft(item)
-        self._ready_bytes += _size(item)
         self._carried = True
 
     async def aclose(self) -> None:
         """End the replies and wait until they have ended."""
-        if self._reader.done() and not self._reader.cancelled():
-            self._reader.exception()  # seen: nobody waits for it any more
-        self._reader.cancel()
-        await asyncio.wait((self._reader,))
+        if self._coming is not None:
+            self._coming.cancel()
+            await asyncio.wait((self._coming,))
+            if not self._coming.cancelled():
+                self._coming.exception()  # seen: nobody waits for it any more
+        await self._replies.aclose()
 
-    async def _read(self) -> None:
-        try:
-            async for item in self._replies:
-                self._ready.append(item)
-                self._ready_bytes += _size(item)
-                self._wanted.clear()
-                self._arrived.set()
-                if isinstance(item, dict) or self._ready_bytes > self._limit_bytes:
-                    await self._wanted.wait()
-        finally:
-            self._arrived.set()
-            await self._replies.aclose()
+    async def _pull(self) -> Item | None:
+        coming, self._coming = self._coming, None
+        return await (coming or anext(self._replies, None))
 
-    def _pop(self) -> Item:
-        item = self._ready.popleft()
-        self._ready_bytes -= _size(item)
-        return item
+    async def _company(self) -> None:
+        """What was carried over waits a moment for the next reply: the engine went on meanwhile."""
+        self._carried = False
+        if self._coming is None:
+            self._coming = asyncio.ensure_future(anext(self._replies, None))
+        await asyncio.wait((self._coming,), timeout=COMPANY_S)
+        if self._coming.done() and not self._coming.exception() and (item := self._coming.result()) is not None:
+            self._ready.append(item)
+            self._coming = None
 
-    def _join(self, first: str) -> str:
-        parts, size = [first], _size(first)
-        while self._ready and isinstance(self._ready[0], str):
-            size += _size(self._ready[0])
-            if size > self._limit_bytes:
-                break
-            parts.append(str(self._pop()))
-        return "".join(parts)
+    def _joined(self, first: Item, second: Item) -> Item | None:
+        if isinstance(first, str) and _size(first) + _size(second) > self._limit_bytes:
+            return None
+        return merge(first, second)
 
 
 def _size(item: Item) -> int:

@@ -20,7 +20,7 @@ from typing import Any
 
 import orjson
 
-from llmpod.worker import doctor, engine_options, engine_process, generation, route_table, served
+from llmpod.worker import doctor, engine_options, engine_process, fork_server, generation, route_table, served
 from llmpod.worker.asgi import App, Exchange
 from llmpod.worker.errors import Code, JobError, StartError
 from llmpod.worker.events import Emit
@@ -51,6 +51,9 @@ NOT_FROM_CLIENTS = frozenset(
 )
 
 
+ENGINE_MODULES = ("vllm.v1.engine.core", "vllm.v1.executor.multiproc_executor", "vllm.v1.worker.cpu_worker")
+"""What vLLM's own processes import first."""
+
 STORED_RESPONSES = 1000
 """Responses that previous_response_id can go back to; older ones are forgotten."""
 
@@ -66,6 +69,7 @@ class Engine:
         self._environment = environment
         self._emit = emit
         self._llm: Any = None
+        self._prepared = False
         self._prompts: Prompts | None = None
         self._chat_template: str | None = None
         self._default_sampling: dict[str, Any] = {}
@@ -83,25 +87,34 @@ class Engine:
 
     # -- life ----------------------------------------------------------------------------------------------------------
 
+    def prepare(self) -> None:
+        """Begin what needs no event loop: vLLM's processes import it while other things start. `start` does it, too."""
+        if self._prepared:
+            return
+        self._prepared = True
+        engine_process.last_words().unlink(missing_ok=True)
+        engine_process.prepare(self._settings)
+        fork_server.start(ENGINE_MODULES)
+
     async def start(self) -> None:
         """Import vLLM, load the model, warm up. Blocks the loop while it loads: nothing else is to be served yet.
 
         Raises:
             StartError: with the cause and the cure.
         """
-        last_words = engine_process.scratch() / "last-words.log"
-        last_words.unlink(missing_ok=True)
+        self.prepare()
         try:
-            await self._start(last_words)
+            await self._start()
         except BaseException as error:
             self.shutdown()
             if isinstance(error, Exception):
-                raise doctor.diagnose(error, self._settings, doctor.read_last_words(last_words)) from error
+                raise doctor.diagnose(
+                    error, self._settings, doctor.read_last_words(engine_process.last_words())
+                ) from error
             raise
 
-    async def _start(self, last_words: Path) -> None:
+    async def _start(self) -> None:
         started = time.monotonic()
-        engine_process.prepare(self._settings, last_words)
         from vllm.engine.async_llm_engine import AsyncLLMEngine
 
         imported = time.monotonic()
@@ -120,6 +133,7 @@ class Engine:
         await self._learn()
         if self.generates:
             await self._warm_up()
+        warm = time.monotonic()
         await self._serve_routes(frontend)
         self._emit(
             "ready",
@@ -130,7 +144,8 @@ class Engine:
             kv_cache_tokens=self.kv_cache_tokens,
             import_ms=_ms(imported - started),
             load_ms=_ms(loaded - imported),
-            warm_up_ms=_ms(time.monotonic() - loaded),
+            warm_up_ms=_ms(warm - loaded),
+            routes_ms=_ms(time.monotonic() - warm),
         )
 
     def _read_settings(self) -> None:

@@ -23,11 +23,16 @@ def scratch() -> Path:
     return folder
 
 
-def prepare(settings: Settings, last_words: Path) -> None:
+def last_words() -> Path:
+    """The file in which vLLM's processes leave why they failed."""
+    return scratch() / "last-words.log"
+
+
+def prepare(settings: Settings) -> None:
     """What vLLM and its child processes read from the environment when they are imported."""
-    log = logging_config(settings.log_level.upper(), last_words)
+    log = logging_config(settings.log_level.upper(), last_words())
     logging.config.dictConfig(log)  # for what is logged before vLLM reads the file, and over what the SDK set up
-    config = last_words.with_name("logging.json")
+    config = scratch() / "logging.json"
     config.write_text(json.dumps(log))
     warnings.filterwarnings("ignore", module=r"vllm\.")  # its deprecations are not the operator's to mend
     provide(

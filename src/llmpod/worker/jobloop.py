@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import random
 import signal
 import time
 from types import FrameType
@@ -25,16 +24,14 @@ from llmpod.worker.delivery import Delivery
 from llmpod.worker.errors import Code, JobError
 from llmpod.worker.handler import Worker
 from llmpod.worker.jobrun import HURRIED_PATIENCE_S, JobRun
+from llmpod.worker.pace import Pace
+from llmpod.worker.takes import HANG_UP_S, QUICK_S, Pause, Takes
 from llmpod.worker.watchdog import Watchdog
 
 LOADING_EXIT_S = 4.0
 """A signal while the model loads: how long the orderly way out may take."""
 ENGINE_END_S = 20.0
 """The same after the last job, with an engine to end."""
-HANG_UP_S = 3.0
-"""How long a job-take that was hung up may still bring a job before it is cancelled."""
-QUICK_S = 0.05
-"""An empty answer to a long poll that comes sooner is a refusal in disguise: back off instead of asking again."""
 FORGET_STOP_S = 30.0
 
 
@@ -120,22 +117,29 @@ class EngineJobScaler(rp_scale.JobScaler):  # type: ignore[misc] # the SDK is un
 class EventJobScaler(EngineJobScaler):
     """The event-driven loop: no polling inside the worker, and every call to RunPod made when it has a reason."""
 
-    _polls: sdk.Polls
+    _takes: Takes
     _delivery: Delivery
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__(config)
         self._runs: dict[str, JobRun] = {}
         self._stopped_early: dict[str, float] = {}
-        self._room = asyncio.Event()
+        self._pace = Pace(self.worker.settings.min_stream_gap_ms / 1000)
 
     async def serve(self) -> None:
         """Take and run jobs until shutdown; then drain."""
         settings = self.worker.settings
         self.current_concurrency = self.worker.concurrency
         stream_url, done_url = sdk.urls()
-        self._polls = sdk.Polls()
-        async with self._polls.session, sdk.open_session() as session:
+        self._takes = Takes(
+            lambda: self.current_concurrency - len(self._runs),
+            self.jobs_fetcher,
+            self._begin,
+            self.worker.emit,
+            self._shutdown_event,
+            timeout_s=self.jobs_fetcher_timeout,
+        )
+        async with sdk.open_session() as session:
             self._delivery = Delivery(
                 session,
                 self.worker.emit,
@@ -143,7 +147,7 @@ class EventJobScaler(EngineJobScaler):
                 done_url=done_url,
                 timeout_s=settings.result_delivery_timeout,
             )
-            taking = asyncio.create_task(self._take_jobs())
+            taking = asyncio.create_task(self._takes.run())
             stopping = asyncio.create_task(self._watch_stops(session))
             ending = asyncio.create_task(self._shutdown_event.wait())
             try:
@@ -162,46 +166,7 @@ class EventJobScaler(EngineJobScaler):
 
     # -- jobs ----------------------------------------------------------------------------------------------------------
 
-    async def _take_jobs(self) -> None:
-        pause = Pause()
-        while self.is_alive():
-            free = self.current_concurrency - len(self._runs)
-            if free <= 0:
-                self._room.clear()
-                await self._room.wait()
-                continue
-            asked = time.monotonic()
-            try:
-                jobs = await self._poll(free)
-            except sdk.TooManyRequests:
-                pause.lengthen(at_least_s=1.0)
-            except Exception as error:  # noqa: BLE001 - whatever a poll meets, the worker goes on asking
-                if self.is_alive():
-                    self.worker.emit("take_failed", level="warning", cause=f"{type(error).__name__}: {error}")
-                pause.lengthen()
-            else:
-                for job in jobs:
-                    self._begin(job)
-                if jobs or time.monotonic() - asked > QUICK_S:
-                    pause.reset()
-                else:
-                    pause.lengthen()
-            await pause.wait(self._shutdown_event)
-
-    async def _poll(self, free: int) -> list[dict[str, Any]]:
-        """One long poll. It is never cancelled before it has been hung up: see `sdk.Polls`."""
-        poll = asyncio.create_task(self.jobs_fetcher(self._polls.session, free))
-        try:
-            if not (await asyncio.wait((poll,), timeout=self.jobs_fetcher_timeout))[0]:
-                self._polls.hang_up()
-                await asyncio.wait((poll,), timeout=HANG_UP_S)
-                if self.is_alive():
-                    self._polls.resume()
-            return (await poll if poll.done() else None) or []
-        finally:
-            poll.cancel()
-
-    def _begin(self, job: dict[str, Any]) -> None:
+    def _begin(self, job: Any) -> None:
         job_id = job.get("id") if isinstance(job, dict) else None
         if not isinstance(job_id, str) or not job_id:
             self.worker.emit("take_failed", level="warning", cause="RunPod handed out something that is not a job.")
@@ -211,7 +176,7 @@ class EventJobScaler(EngineJobScaler):
             return
         if self._stopped_early.pop(job_id, None) is not None:
             return
-        run = JobRun(job, self.worker, self._delivery, stop_pod=bool(self.config.get("refresh_worker")))
+        run = JobRun(job, self.worker, self._delivery, self._pace, stop_pod=bool(self.config.get("refresh_worker")))
         if self.failure is not None:
             run.interrupt(self.failure)
         self._runs[job_id] = run
@@ -230,7 +195,7 @@ class EventJobScaler(EngineJobScaler):
         del self._runs[job_id]
         del self.jobs_tasks[job_id]
         self.job_progress.remove(job_id)
-        self._room.set()
+        self._takes.wake()
         if not task.cancelled() and (bug := task.exception()) is not None:
             self.worker.emit("bug", level="error", request_id=job_id, traceback=repr(bug))
 
@@ -272,8 +237,7 @@ class EventJobScaler(EngineJobScaler):
     def kill_worker(self) -> None:
         """Stop taking jobs. Also what the SDK calls."""
         super().kill_worker()
-        self._room.set()
-        self._polls.hang_up()
+        self._takes.hang_up()
 
     async def _drain(self, taking: asyncio.Task[None]) -> None:
         """Let running jobs finish for DRAIN_SECONDS, fail the rest as retryable, and see every result off.
@@ -294,29 +258,6 @@ class EventJobScaler(EngineJobScaler):
             run.interrupt(self.failure or stopping)
         if self._runs:
             await asyncio.wait(self.jobs_tasks.values(), timeout=HURRIED_PATIENCE_S)
-
-
-class Pause:
-    """How long to wait before the next try: nothing after a success, and longer after every failure."""
-
-    SHORTEST_S, LONGEST_S = 0.05, 5.0
-
-    def __init__(self) -> None:
-        self._seconds = 0.0
-
-    def reset(self) -> None:
-        self._seconds = 0.0
-
-    def lengthen(self, at_least_s: float = SHORTEST_S) -> None:
-        self._seconds = min(self.LONGEST_S, max(2 * self._seconds, at_least_s, self.SHORTEST_S))
-
-    async def wait(self, interrupted: asyncio.Event) -> None:
-        """Wait, unless `interrupted` is set meanwhile."""
-        if self._seconds:
-            seconds = self._seconds * random.uniform(0.5, 1.0)  # noqa: S311 - spreads load, keeps no secret
-            waiting = asyncio.create_task(interrupted.wait())
-            await asyncio.wait((waiting,), timeout=seconds)
-            waiting.cancel()
 
 
 async def _end(*tasks: asyncio.Task[Any]) -> None:

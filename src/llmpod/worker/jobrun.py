@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import aclosing
+from contextlib import aclosing, closing
 from typing import Any
 
 import orjson
@@ -18,6 +18,7 @@ from llmpod.worker.delivery import Delivery
 from llmpod.worker.deltas import Deltas, Item, merge, split
 from llmpod.worker.errors import Code, JobError
 from llmpod.worker.handler import Worker
+from llmpod.worker.pace import Pace
 
 LAST_CHUNK_PATIENCE_S = 3.0
 """How long the chunk that says why a stream ends is retried; the result that follows says it, too."""
@@ -28,19 +29,21 @@ HURRIED_PATIENCE_S = 8.0
 class JobRun:
     """A job in progress. `run` is its task's body; cancelling that task is how RunPod's stop ends a job."""
 
-    def __init__(self, job: dict[str, Any], worker: Worker, delivery: Delivery, *, stop_pod: bool = False) -> None:
+    def __init__(
+        self, job: dict[str, Any], worker: Worker, delivery: Delivery, pace: Pace, *, stop_pod: bool = False
+    ) -> None:
         """`stop_pod`: ask RunPod for a fresh worker with the result (the SDK's `refresh_worker`)."""
         self.id = str(job["id"])
         self.record = worker.record(job)
         self._job = job
         self._worker = worker
         self._delivery = delivery
+        self._turns = pace.stream()
         self._extra = {"stopPod": True} if stop_pod else {}
         self._scope = asyncio.timeout(None)
         self._working = False
         self._hurried = False
         self._spoke_events = False  # whether the stream consists of strings
-        self._last_post = 0.0
         self._whole: list[Item] = []
         self._unheard_since: float | None = None  # since when no chunk has arrived
 
@@ -89,16 +92,20 @@ class JobRun:
         return {"error": error.as_json(self.id)}
 
     async def _work(self) -> dict[str, Any]:
-        async with aclosing(Deltas(self._worker.handle(self._job, self.record))) as deltas:
-            while (item := await deltas.next()) is not None:
-                if isinstance(item, dict) and isinstance(item.get("error"), str):
-                    return {"error": item["error"]}
-                if not self.record.stream:
-                    self._keep(item)
-                    continue
-                await self._pace()
-                if (unsent := await self._send(item)) is not None:
-                    deltas.carry(unsent)
+        replies = self._worker.handle(self._job, self.record)
+        with closing(self._turns) as turns:
+            async with aclosing(Deltas(replies)) as deltas:
+                while (item := await deltas.next()) is not None:
+                    if isinstance(item, dict) and isinstance(item.get("error"), str):
+                        return {"error": item["error"]}
+                    if not self.record.stream:
+                        self._keep(item)
+                        continue
+                    turns.take()
+                    if (unsent := await self._send(item)) is not None:
+                        deltas.carry(unsent)
+                    if not self.record.generated:
+                        await turns.next()
         if self.record.stream:
             return {"output": self._whole}
         return {"output": self._whole[0] if len(self._whole) == 1 else self._whole}
@@ -132,13 +139,6 @@ class JobRun:
             self._whole[-1] = merged
         else:
             self._whole.append(item)
-
-    async def _pace(self) -> None:
-        """MIN_STREAM_GAP_MS between two chunks; the first one never waits."""
-        gap_s = self._worker.settings.min_stream_gap_ms / 1000
-        if gap_s and self._last_post and (wait_s := self._last_post + gap_s - time.monotonic()) > 0:
-            await asyncio.sleep(wait_s)
-        self._last_post = time.monotonic()
 
     def _farewell(self, error: JobError) -> Item:
         failure = error.as_dict(self.id)

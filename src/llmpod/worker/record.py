@@ -29,6 +29,7 @@ class JobRecord:
         self.route = "native"
         self.model: str | None = None  # what the model of a route job was called, or is
         self.streaming = False  # part of a route's stream has been sent
+        self.generated = False  # the engine has said everything; what is left to send need not wait for more
         self.interruption: JobError | None = None  # why the job is being cut short, if it was not cancelled
         self._emit = emit
         self._log_prompts = log_prompts
@@ -98,6 +99,7 @@ class JobRecord:
         Execution time ends here; the line is written when the last reply has been sent.
         """
         self._finished = time.monotonic()
+        self.generated = True
         self._result = {
             "prompt_tokens": step.usage.prompt_tokens,
             "cached_tokens": step.usage.cached_tokens,

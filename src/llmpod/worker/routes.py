@@ -76,6 +76,7 @@ class Routes:
         context = contextvars.copy_context()
         context.run(served.current.set, watch)
         exchange = Exchange(self.engine.app, method, path, query=query, headers=headers, body=content, context=context)
+        watch.wanted = exchange.wanted
         try:
             async with contextlib.AsyncExitStack() as stack:
                 if rule.kind in ("generate", "embed"):
@@ -183,6 +184,7 @@ class Routes:
             async with aclosing(self._events(exchange, rule, reported, new, watch)) as chunks:
                 async for chunk in chunks:
                     record.streaming = True
+                    record.generated = watch.finished == watch.requests
                     yield self.engine.unguard(chunk).decode()
             return
         content = self.engine.unguard(await exchange.whole())

@@ -6,6 +6,7 @@ application calls it. Knows vLLM's objects only by the names it reads from them.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from contextvars import ContextVar
@@ -21,7 +22,9 @@ class Watch:
     """What one job may use, and what the engine did for it, over all the requests that its route makes of it."""
 
     max_tokens: int | None = None
+    wanted: asyncio.Event | None = None  # set while somebody waits for more of the answer
     requests: int = 0
+    finished: int = 0  # of them
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
@@ -43,7 +46,11 @@ class WatchedEngine:
         return getattr(self._engine, name)
 
     async def generate(self, prompt: Any, params: Any, *args: Any, **named: Any) -> AsyncGenerator[Any, None]:
-        """As the engine's, with the watch's limit: whatever a body's field was called, it ends here."""
+        """As the engine's, with the watch's limit: whatever a body's field was called, it ends here.
+
+        The next output is fetched when the answer's reader wants more. Until then the engine merges what it produces
+        into one output, which the application makes one event of: events per token cost more than the tokens.
+        """
         watch = current.get()
         if watch is None:
             watch = Watch()
@@ -65,12 +72,15 @@ class WatchedEngine:
                     tokens[choice.index] = so_far + len(choice.token_ids)
                     watch.finish_reason = watch.finish_reason or choice.finish_reason
                 if output.finished:
+                    watch.finished += 1
                     watch.prompt_tokens += len(output.prompt_token_ids or ())
                     watch.completion_tokens += sum(tokens.values())
                     watch.cached_tokens += output.num_cached_tokens or 0
                     if watch.timings is None and output.metrics is not None:
                         watch.timings = timings_of(output.metrics)
                 yield output
+                if not output.finished and watch.wanted is not None:
+                    await watch.wanted.wait()
 
 
 Value = TypeVar("Value")

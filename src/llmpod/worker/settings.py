@@ -8,11 +8,12 @@ docs/configuration.md, .runpod/hub.json and .env.example are generated from this
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -162,7 +163,10 @@ class Settings(BaseSettings):
         120.0, "Worker", "Seconds for which a job's result is sent again when RunPod does not accept it.", gt=0
     )
     min_stream_gap_ms: float = setting(
-        0.0, "Worker", "Least milliseconds between two chunks of a stream. 0: as fast as RunPod accepts them.", ge=0
+        0.0,
+        "Worker",
+        "Least milliseconds between two chunks of a stream. All streams together send 1,000 a second at most.",
+        ge=0,
     )
     drain_seconds: float = setting(
         25.0,
@@ -358,6 +362,28 @@ def provide(values: Mapping[str, str]) -> None:
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     if source not in paths:
         os.environ["PYTHONPATH"] = os.pathsep.join([source, *filter(None, paths)])
+
+
+def environment() -> dict[str, str]:
+    """Every variable, as it is now."""
+    return dict(os.environ)
+
+
+def adopt(variables: Mapping[str, str]) -> None:
+    """Make this process's variables those of another."""
+    os.environ.clear()
+    os.environ.update(variables)
+
+
+@contextlib.contextmanager
+def temporarily(values: Mapping[str, str]) -> Iterator[None]:
+    """Variables for what is started meanwhile."""
+    before = environment()
+    try:
+        os.environ.update(values)
+        yield
+    finally:
+        adopt(before)
 
 
 def _correct(environ: MutableMapping[str, str], known: Mapping[str, str]) -> Iterable[Correction]:

@@ -1,0 +1,56 @@
+"""How often streams may speak: seldom enough that they do not slow one another down.
+
+A chunk costs the worker's event loop a good part of a millisecond (vLLM's events, ours, JSON, a POST), whatever it
+holds. A hundred streams with a chunk per token would leave no time for anything else; so the more streams there are,
+the more tokens each chunk carries. One stream alone is not held back, and a first chunk never.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+CHUNK_S = 0.001
+"""The share of the event loop that a chunk gets: all streams together send 1,000 chunks a second at most. 100 streams
+speak ten times a second each; where a POST to RunPod takes longer than that anyway, nothing changes."""
+
+
+class Pace:
+    """The pace of one worker's streams."""
+
+    def __init__(self, min_gap_s: float = 0.0) -> None:
+        """`min_gap_s`: MIN_STREAM_GAP_MS, in seconds."""
+        self._min_gap_s = min_gap_s
+        self._streams: set[Turns] = set()
+
+    @property
+    def gap_s(self) -> float:
+        """Seconds between two chunks of a stream."""
+        return max(self._min_gap_s, CHUNK_S * len(self._streams))
+
+    def stream(self) -> Turns:
+        """A stream that counts from its first chunk until it is closed."""
+        return Turns(self, self._streams)
+
+
+class Turns:
+    """When one stream may speak."""
+
+    def __init__(self, pace: Pace, streams: set[Turns]) -> None:
+        self._pace = pace
+        self._streams = streams
+        self._last = 0.0
+
+    async def next(self) -> None:
+        """Wait until the last turn is long enough ago; the first comes at once."""
+        if self._last and (wait_s := self._last + self._pace.gap_s - time.monotonic()) > 0:
+            await asyncio.sleep(wait_s)
+
+    def take(self) -> None:
+        """Note that the stream speaks now."""
+        self._streams.add(self)
+        self._last = time.monotonic()
+
+    def close(self) -> None:
+        """The stream has ended."""
+        self._streams.discard(self)

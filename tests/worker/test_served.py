@@ -1,0 +1,102 @@
+"""What stands between vLLM's application and the engine, with an engine that merges like vLLM's."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from types import SimpleNamespace
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import StreamingResponse
+from starlette.routing import Route
+
+from llmpod.worker.asgi import Exchange
+from llmpod.worker.served import Bounded, Watch, WatchedEngine, current
+
+
+class MergingEngine:
+    """Makes a token per tick; an output has all those that nobody has read."""
+
+    def __init__(self, tokens: int) -> None:
+        self.tokens = tokens
+
+    async def generate(self, prompt: object, params: Any) -> AsyncGenerator[Any, None]:
+        made = asyncio.Queue[int]()
+
+        async def make() -> None:
+            for number in range(min(self.tokens, params.max_tokens or self.tokens)):
+                made.put_nowait(number)
+                await asyncio.sleep(0.001)
+            made.put_nowait(-1)
+
+        making = asyncio.create_task(make())
+        try:
+            finished = False
+            while not finished:
+                ready = [await made.get()]
+                while not made.empty():
+                    ready.append(made.get_nowait())
+                finished = ready[-1] == -1
+                tokens = [number for number in ready if number >= 0]
+                choice = SimpleNamespace(index=0, token_ids=tokens, finish_reason="length" if finished else None)
+                yield SimpleNamespace(
+                    outputs=[choice], finished=finished, prompt_token_ids=[1, 2], num_cached_tokens=0, metrics=None
+                )
+        finally:
+            making.cancel()
+
+
+async def read(count: int, pause_s: float, limit: int | None = None) -> tuple[Watch, list[bytes], int]:
+    """The watch, the pieces and the number of events of one streamed request, read by somebody who takes his time."""
+    engine = WatchedEngine(MergingEngine(count))
+    events = 0
+
+    async def answer(request: Request) -> StreamingResponse:
+        async def body() -> AsyncIterator[bytes]:
+            nonlocal events
+            params = SimpleNamespace(max_tokens=None, output_kind=SimpleNamespace(name="DELTA"))
+            async for output in engine.generate("", params):
+                events += 1
+                yield b"".join(b"%d " % token for token in output.outputs[0].token_ids)
+            yield b"done"
+
+        return StreamingResponse(body())
+
+    watch = Watch(max_tokens=limit)
+    current.set(watch)
+    pieces = []
+    async with Exchange(Starlette(routes=[Route("/", answer)]), "GET", "/") as exchange:
+        watch.wanted = exchange.wanted
+        async for piece in exchange.pieces():
+            pieces.append(piece)
+            await asyncio.sleep(pause_s)
+    return watch, pieces, events
+
+
+async def test_while_a_reader_is_busy_the_engine_merges_and_one_event_has_it_all() -> None:
+    watch, pieces, events = await read(100, pause_s=0.05)
+    assert b"".join(pieces) == b"".join(b"%d " % number for number in range(100)) + b"done"
+    assert events < 30
+    assert (watch.requests, watch.completion_tokens, watch.finish_reason) == (1, 100, "length")
+
+
+async def test_a_reader_that_waits_gets_every_token_when_it_is_made() -> None:
+    _, pieces, events = await read(20, pause_s=0)
+    assert b"".join(pieces) == b"".join(b"%d " % number for number in range(20)) + b"done"
+    assert events > 10
+
+
+async def test_the_last_limit_holds_whatever_the_application_asked_for() -> None:
+    watch, pieces, _ = await read(100, pause_s=0, limit=7)
+    assert b"".join(pieces) == b"0 1 2 3 4 5 6 done"
+    assert watch.completion_tokens == 7
+
+
+def test_a_bounded_store_forgets_the_oldest() -> None:
+    store = Bounded[int](2)
+    for number in range(4):
+        store[str(number)] = number
+    store["2"] = 5
+    assert store == {"3": 3, "2": 5}
