@@ -327,15 +327,14 @@ async def test_reasoning_of_a_response_is_an_item_of_its_own(reasoning: Served, 
 
 
 async def test_reasoning_of_a_message_is_a_thinking_block(reasoning: Served, model: str) -> None:
-    options: Any = {"model": model, "messages": QUESTION, "max_tokens": 60, "extra_body": THOUGHT}
+    """Anthropic's route takes no regex. Without an end mark, all that this model says counts as reasoning."""
+    options: Any = {"model": model, "messages": QUESTION, "max_tokens": 30}
     whole = await reasoning.anthropic.messages.create(**options)
     async with reasoning.anthropic.messages.stream(**options) as stream:
         streamed = await stream.get_final_message()
     for message in (whole, streamed):
-        thinking, text = message.content
-        assert (thinking.type, text.type) == ("thinking", "text")
-        assert re.fullmatch("[a-m]{3}", thinking.thinking)  # type: ignore[union-attr]
-        assert re.fullmatch("[0-9]{2}", text.text)  # type: ignore[union-attr]
+        assert message.content[0].type == "thinking"
+        assert message.content[0].thinking
 
 
 async def test_tools_may_be_left_to_the_model(served: Served, model: str) -> None:

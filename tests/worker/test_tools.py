@@ -65,3 +65,44 @@ def test_blanks_are_bounded_in_every_schema_of_a_constraint_and_nothing_else_cha
         "format": {"type": "or", "elements": [{"content": bounded}, bounded]},
     }
     assert tools.bounded("no json") == "no json"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"choices": [{"message": {"tool_calls": [{"id": "1"}]}}]},
+        {"choices": [{"delta": {"tool_calls": [{"index": 0}]}}]},
+        {"output": [{"type": "reasoning"}, {"type": "function_call"}]},
+        {"type": "response.output_item.added", "item": {"type": "function_call"}},
+        {"content": [{"type": "text"}, {"type": "tool_use"}]},
+        {"type": "content_block_start", "content_block": {"type": "tool_use"}},
+    ],
+)
+def test_a_call_is_seen_in_every_shape_and_remembered(said: Any) -> None:
+    owed = tools.OwedCall("max_tokens")
+    assert owed.see(said)
+    assert owed.see({"choices": []})
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        None,
+        [],
+        {"choices": []},
+        {"choices": [{"message": {"tool_calls": []}}]},
+        {"choices": [{"message": {"tool_calls": [{"id": "1"}]}}, {"message": {"content": "prose"}}]},
+        {"choices": [{"delta": {"content": '"tool_calls":[{'}}]},
+        {"output": [{"type": "message"}]},
+        {"content": [{"type": "text", "text": "tool_use"}]},
+        {"content": "tool_use"},
+    ],
+)
+def test_prose_is_no_call(said: Any) -> None:
+    assert not tools.OwedCall("max_tokens").see(said)
+
+
+def test_the_failure_names_what_to_change() -> None:
+    owed = tools.OwedCall("max_completion_tokens")
+    assert owed.missing("length").field == "max_completion_tokens"
+    assert owed.missing("stop").field == "tool_choice"
