@@ -354,12 +354,12 @@ async def test_bad_input_is_an_openai_error_that_names_the_field(
 async def test_a_stream_whose_constraint_cannot_be_met_is_the_clients_error(
     make_worker: Callable[..., Worker], events: Events, engine: Engine
 ) -> None:
-    """The engine finds out when the stream has begun."""
+    """The engine finds out, before or after the stream has begun."""
     body = {"messages": QUESTION, "stream": True, "structured_outputs": {"json": LOOP}}
     *replies, last = await answers(make_worker(), call(CHAT, body))
     failed = json.loads(last["error"])
     assert (failed["status"], failed["field"], failed["retryable"]) == (400, "structured_outputs", False)
-    assert sse.failure(replies[-1].encode()) == failed["error"]
+    assert not replies or sse.failure(replies[-1].encode()) == failed["error"]
     assert events.end_of("job-1")["outcome"] == "rejected"
     assert engine.unfinished == 0
 
