@@ -48,7 +48,8 @@ def test_only_settings_read_the_environment() -> None:
 
 
 def test_importing_the_worker_has_no_side_effect() -> None:
-    needs_sdk = ("jobloop", "sdk", "takes")  # the SDK reads the environment when it is imported, so these come last, on RunPod
+    # The SDK reads the environment when it is imported, so these come last, on RunPod.
+    needs_sdk = ("jobloop", "sdk", "takes")
     names = [f"llmpod.worker.{path.stem}" for path in modules("worker") if path.stem not in ("__init__", *needs_sdk)]
     program = f"""
 import os, sys, threading
