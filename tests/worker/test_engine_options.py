@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmpod.worker.engine import engine_arguments
+from llmpod.worker.engine import all_arguments, engine_arguments
 from llmpod.worker.engine_options import clamp_batched_tokens, tensor_parallel_size
 from llmpod.worker.errors import StartError
-from llmpod.worker.settings import RETIRED, Settings, load
+from llmpod.worker.settings import DEMO_MODEL, RETIRED, Settings, load
 from tests.worker.conftest import Events
 
 
@@ -131,6 +131,9 @@ def test_any_engine_argument_is_taken_from_the_environment_in_vllms_own_type(
         ({"OVERRIDE_GENERATION_CONFIG": "{temperature"}, ["OVERRIDE_GENERATION_CONFIG"]),
         ({"ENABLE_PREFIX_CACHE": "1"}, ["ENABLE_PREFIX_CACHE", "ENABLE_PREFIX_CACHING"]),
         ({"PIPELINE_PARALLEL": "2"}, ["PIPELINE_PARALLEL", "PIPELINE_PARALLEL_SIZE"]),
+        ({"TOOL_CALL_PARSER": "hermse"}, ["TOOL_CALL_PARSER", "hermse", "hermes"]),
+        ({"REASONING_PARSER": "qwen"}, ["REASONING_PARSER", "qwen3"]),
+        ({"TOOL_CALL_PARSER": "", "ENABLE_AUTO_TOOL_CHOICE": "true"}, ["ENABLE_AUTO_TOOL_CHOICE", "TOOL_CALL_PARSER"]),
     ],
 )
 def test_a_bad_or_mistyped_engine_argument_stops_the_start(
@@ -141,6 +144,35 @@ def test_a_bad_or_mistyped_engine_argument_stops_the_start(
     assert "\n" not in str(caught.value)
     for word in says:
         assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("environment", "parser", "reads_calls"),
+    [
+        ({}, None, False),
+        ({"TOOL_CALL_PARSER": "hermes"}, "hermes", True),
+        ({"TOOL_CALL_PARSER": "hermes", "ENABLE_AUTO_TOOL_CHOICE": "true"}, "hermes", True),
+        ({"TOOL_CALL_PARSER": "hermes", "ENABLE_AUTO_TOOL_CHOICE": "false"}, "hermes", False),
+    ],
+)
+def test_whoever_names_a_tool_parser_wants_it_used(
+    events: Events, environment: dict[str, str], parser: str | None, reads_calls: bool
+) -> None:
+    _, frontend = all_arguments(Settings(model_name=str(DEMO_MODEL)), environment, events.emit)
+    assert (frontend.tool_call_parser, frontend.enable_auto_tool_choice) == (parser, reads_calls)
+
+
+def test_the_demonstration_model_has_a_tool_parser_and_compact_json_unless_the_operator_says_otherwise(
+    events: Events,
+) -> None:
+    args, frontend = all_arguments(Settings(), {}, events.emit)
+    assert (frontend.tool_call_parser, frontend.enable_auto_tool_choice) == ("hermes", True)
+    assert args.structured_outputs_config.disable_any_whitespace is True
+    args, frontend = all_arguments(
+        Settings(), {"TOOL_CALL_PARSER": "llama3_json", "STRUCTURED_OUTPUTS_CONFIG": "{}"}, events.emit
+    )
+    assert frontend.tool_call_parser == "llama3_json"
+    assert args.structured_outputs_config.disable_any_whitespace is False
 
 
 @pytest.mark.parametrize("variable", ["NUM_GPU_BLOCKS_OVERRIDE", "BLOCK_SIZE", "SPECULATIVE_CONFIG"])

@@ -208,6 +208,20 @@ async def test_structured_output_is_what_was_asked_for(make_worker: MakeWorker) 
     assert reply["choices"][0]["text"] in ("yes", "no")
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    "constraint", [{"json": {"$ref": "#"}}, {"grammar": "root ::= root"}, {"regex": "[^a]*" * 500}]
+)
+async def test_a_constraint_that_nothing_can_satisfy_fails_the_job(
+    make_worker: MakeWorker, events: Events, engine: Engine, constraint: Json, stream: bool
+) -> None:
+    job_input = {"prompt": "Hi", "stream": stream, "sampling_params": {"structured_outputs": constraint}}
+    error = await error_of(make_worker(), job_input)
+    assert (error["code"], error["field"]) == ("invalid_input", "sampling_params.structured_outputs")
+    assert events.end_of("job-1")["outcome"] == "rejected"
+    assert engine.unfinished == 0
+
+
 async def test_a_seed_repeats_an_answer(make_worker: MakeWorker) -> None:
     job = {"prompt": "Hello", "sampling_params": {"seed": 3, "temperature": 1.0}}
     [first], [second] = await replies_of(make_worker(), job), await replies_of(make_worker(), job)

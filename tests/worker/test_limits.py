@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmpod.worker.errors import JobError
+from llmpod.worker.errors import Code, JobError
 from llmpod.worker.inputs import NativeRequest, parse
-from llmpod.worker.limits import MaxTokens, check_n, check_prompt, clamp_max_tokens, fit_context
+from llmpod.worker.limits import MaxTokens, check_constraint, check_n, check_prompt, clamp_max_tokens, fit_context
 from llmpod.worker.settings import Settings
 
 
@@ -114,3 +116,40 @@ def test_what_was_asked_for_and_does_not_fit_is_refused(max_tokens: MaxTokens, p
     assert caught.value.field == field
     assert str(prompt_tokens) in caught.value.message
     assert "512" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"structured_outputs": {"regex": "[^a]*" * 101}}, "structured_outputs"),
+        ({"structured_outputs": {"grammar": "root ::= " + "[^a]* " * 101}}, "structured_outputs"),
+        ({"structured_outputs": {"json": '{"pattern": "' + "a+" * 101 + '"}'}}, "structured_outputs"),
+        ({"structured_outputs": {"choice": ["x" * 20_001]}}, "structured_outputs"),
+        ({"response_format": {"json_schema": {"schema": {"items": {"pattern": "a{2}" * 101}}}}}, "response_format"),
+        ({"response_format": {"schema": {"patternProperties": {"a*" * 101: {}}}}}, "response_format"),
+        ({"text": {"format": {"schema": {"enum": ["x" * 20_000]}}}}, "text"),
+        ({"output_config": {"format": {"schema": {"description": "x" * 20_000}}}}, "output_config"),
+        ({"tools": [{"function": {"parameters": {"properties": {"a": {"pattern": "a*" * 101}}}}}]}, "tools"),
+    ],
+)
+def test_a_constraint_that_takes_the_engine_long_to_compile_is_refused(body: dict[str, Any], field: str) -> None:
+    with pytest.raises(JobError) as caught:
+        check_constraint(body, Settings())
+    assert (caught.value.code, caught.value.field) == (Code.INVALID_INPUT, field)
+    check_constraint(body, Settings(max_constraint_chars=0))
+    check_constraint(body, Settings(max_constraint_chars=100_000))
+
+
+def test_ordinary_constraints_pass() -> None:
+    pattern = "^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"
+    schema = {"properties": {f"id{number}": {"type": "string", "pattern": pattern} for number in range(20)}}
+    bodies: tuple[dict[str, Any], ...] = (
+        {},
+        {"structured_outputs": None, "text": {"verbosity": "low"}},
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}},
+        {"structured_outputs": {"choice": [f"choice {number}" for number in range(1000)]}},
+        {"structured_outputs": {"structural_tag": "no json", "json": "{"}},
+        {"tools": [{"function": {"description": "x" * 50_000}}]},
+    )
+    for body in bodies:
+        check_constraint(body, Settings())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from typing import Any
 
 import pytest
@@ -77,6 +78,11 @@ pieces = st.lists(
 ).map("".join)
 
 
+def composed(text: str) -> str:
+    """The same text in Unicode's terms: a tokenizer may compose characters, as Qwen's does in some releases."""
+    return unicodedata.normalize("NFC", text)
+
+
 @settings(max_examples=300)
 @given(st.lists(st.tuples(st.sampled_from(["system", "user", "assistant"]), pieces), min_size=1, max_size=4))
 def test_no_text_of_any_message_adds_a_control_token(
@@ -90,7 +96,7 @@ def test_no_text_of_any_message_adds_a_control_token(
     assert controls(tokenizer, ids) == controls(tokenizer, prompts.render(parse({"messages": blank}, set())))
     decoded = tokenizer.decode(ids, skip_special_tokens=False)
     for _, text in turns:
-        assert text in decoded
+        assert composed(text) in composed(decoded)
 
 
 @settings(max_examples=300)
@@ -98,7 +104,7 @@ def test_no_text_of_any_message_adds_a_control_token(
 def test_no_raw_prompt_adds_a_control_token(tokenizer: Any, prompts: Prompts, text: str) -> None:
     ids = prompts.render(raw(text))
     assert controls(tokenizer, ids) == controls(tokenizer, tokenizer.encode("", add_special_tokens=True))
-    assert tokenizer.decode(ids, skip_special_tokens=False).endswith(text)
+    assert composed(tokenizer.decode(ids, skip_special_tokens=False)).endswith(composed(text))
 
 
 class Refusing:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from llmpod.worker import route_policy, sse
+from llmpod.worker import route_policy, sse, tools
 from llmpod.worker.engine import Engine
 from llmpod.worker.handler import Worker
 from llmpod.worker.prompts import GUARD
@@ -240,6 +240,7 @@ async def test_a_small_max_tokens_is_not_raised(make_worker: Callable[..., Worke
     assert "limits" not in reply
 
 
+LOOP = {"$ref": "#"}  # a schema that is itself: it compiles, and then no token fits it
 BAD: list[tuple[str, Any, int, str | None]] = [
     (CHAT, None, 400, "messages"),
     (CHAT, [], 400, "openai_input"),
@@ -282,6 +283,45 @@ BAD: list[tuple[str, Any, int, str | None]] = [
         400,
         "messages[0].content[0].image_url.url",
     ),
+    (CHAT, {"messages": QUESTION, "seed": 10**30}, 400, "seed"),
+    (CHAT, {"messages": QUESTION, "\ud800": 1}, 400, "input"),
+    (CHAT, {"messages": QUESTION, "temperature": "nan"}, 400, "temperature"),
+    (CHAT, {"messages": QUESTION, "stop": [f"s{number}" for number in range(100_000)]}, 400, "stop"),
+    (CHAT, {"messages": QUESTION, "stop": ""}, 400, "stop"),
+    (CHAT, {"messages": QUESTION, "n": 10**6}, 400, "n"),
+    (CHAT, {"messages": QUESTION, "stream_options": {"include_usage": True}}, 400, "stream_options"),
+    (CHAT, {"messages": QUESTION, "logit_bias": {"999999": 5}}, 400, "logit_bias"),
+    (CHAT, {"messages": QUESTION, "allowed_token_ids": []}, 400, "allowed_token_ids"),
+    (CHAT, {"messages": [{"role": "user", "content": [[{"type": "text", "text": "a"}]]}]}, 400, "messages"),
+    (CHAT, {"messages": [{"role": "user", "content": [{"type": "evil"}]}]}, 400, "messages"),
+    (CHAT, {"messages": [None]}, 400, "messages.0"),
+    (CHAT, {"messages": QUESTION, "structured_outputs": {"choice": []}}, 400, "structured_outputs"),
+    (CHAT, {"messages": QUESTION, "structured_outputs": {"regex": "[^a]*" * 500}}, 400, "structured_outputs"),
+    (CHAT, {"messages": QUESTION, "structured_outputs": {"grammar": "root ::= root"}}, 400, "structured_outputs"),
+    (CHAT, {"messages": QUESTION, "structured_outputs": {"grammar": "root ::= ("}}, 400, "structured_outputs"),
+    (
+        CHAT,
+        {
+            "messages": QUESTION,
+            "response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": LOOP}},
+        },
+        400,
+        "response_format",
+    ),
+    (
+        CHAT,
+        {
+            "messages": QUESTION,
+            "tool_choice": "required",
+            "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "nonsense"}}}],
+        },
+        400,
+        "tools",
+    ),
+    ("/v1/responses", {"input": "Hi", "structured_outputs": {"json": LOOP}}, 400, "structured_outputs"),
+    ("/v1/completions", {"prompt": [10**30]}, 400, "prompt[0]"),
+    ("/v1/completions", {"prompt": [[[5]]]}, 400, "prompt.0"),
+    ("/v1/completions", {"prompt": "Hi", "use_beam_search": True, "n": 10**6}, 400, "n"),
     ("/v1/completions", {"prompt": [5, -1]}, 400, "prompt.1"),
     ("/v1/completions", {"prompt": [5, 10**9]}, 400, "prompt"),
     ("/v1/completions", {"prompt": ["a"] * 50}, 400, "n"),
@@ -307,6 +347,19 @@ async def test_bad_input_is_an_openai_error_that_names_the_field(
         assert error["error"]["code"] == status
         assert error["error"]["param"] == param, error
     assert error["field"] == param or route == "/v1/messages" or "[" in str(param) or "." in str(param)
+    assert events.end_of("job-1")["outcome"] == "rejected"
+    assert engine.unfinished == 0
+
+
+async def test_a_stream_whose_constraint_cannot_be_met_is_the_clients_error(
+    make_worker: Callable[..., Worker], events: Events, engine: Engine
+) -> None:
+    """The engine finds out, before or after the stream has begun."""
+    body = {"messages": QUESTION, "stream": True, "structured_outputs": {"json": LOOP}}
+    *replies, last = await answers(make_worker(), call(CHAT, body))
+    failed = json.loads(last["error"])
+    assert (failed["status"], failed["field"], failed["retryable"]) == (400, "structured_outputs", False)
+    assert not replies or sse.failure(replies[-1].encode()) == failed["error"]
     assert events.end_of("job-1")["outcome"] == "rejected"
     assert engine.unfinished == 0
 
@@ -362,6 +415,70 @@ async def test_policy_is_decided_on_every_generating_route_before_the_engine(
         assert (end["outcome"], end["intent"]) == ("blocked", blocked.name)
         events.all.clear()
     assert engine.unfinished == 0
+
+
+TOOL: Json = {"name": "look_up", "parameters": {"type": "object", "properties": {"n": {"type": "integer"}}}}
+FORCED: list[tuple[str, Json]] = [
+    (CHAT, {"messages": QUESTION, "tools": [{"type": "function", "function": TOOL}], "tool_choice": "required"}),
+    (
+        "/v1/responses",
+        {
+            "input": "Hi",
+            "tools": [TOOL | {"type": "function"}],
+            "tool_choice": {"type": "function", "name": "look_up"},
+        },
+    ),
+    (
+        "/v1/messages",
+        {
+            "messages": QUESTION,
+            "max_tokens": 60,
+            "tools": [{"name": "look_up", "input_schema": TOOL["parameters"]}],
+            "tool_choice": {"type": "any"},
+        },
+    ),
+]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("route", "body"), FORCED)
+async def test_a_forced_tool_that_the_model_does_not_call_is_a_failure(
+    make_worker: Callable[..., Worker],
+    events: Events,
+    monkeypatch: pytest.MonkeyPatch,
+    route: str,
+    body: Json,
+    stream: bool,
+) -> None:
+    """Some of vLLM's parsers cannot constrain a call. Here the constraint is taken off, so the model writes prose."""
+    monkeypatch.setattr(tools, "bounded", lambda tag: '{"type": "structural_tag", "format": {"type": "any_text"}}')
+    *replies, last = await answers(make_worker(), call(route, body | {"stream": stream}))
+    failed = json.loads(last["error"])
+    assert (failed["status"], failed["code"], failed["field"]) == (400, "unsupported", "tool_choice")
+    assert bool(replies) is stream
+    if stream:
+        assert not any(sse.is_last(event) for event in sse.Splitter().feed("".join(replies).encode()))
+        assert sse.failure(replies[-1].encode()) == failed["error"]
+    assert events.end_of("job-1")["outcome"] == "rejected"
+
+
+@pytest.mark.parametrize(("route", "body"), FORCED)
+async def test_tools_are_refused_by_a_worker_that_reads_no_calls(
+    make_worker: Callable[..., Worker],
+    events: Events,
+    engine: Engine,
+    monkeypatch: pytest.MonkeyPatch,
+    route: str,
+    body: Json,
+) -> None:
+    monkeypatch.setattr(engine, "calls_tools", False)
+    error = await refusal(make_worker(), events, call(route, body))
+    assert (error["status"], error["field"]) == (400, "tools")
+    assert "TOOL_CALL_PARSER" in error["message"]
+    events.all.clear()
+    choice = {"type": "none"} if route == "/v1/messages" else "none"
+    reply = await answer(make_worker(), call(route, body | {"tool_choice": choice}))
+    assert reply.get("error") is None
 
 
 async def test_control_tokens_in_a_clients_text_stay_text(

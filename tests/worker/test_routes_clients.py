@@ -1,7 +1,7 @@
 """Clients that know nothing of RunPod: the `openai` and `anthropic` packages, a local endpoint, real workers.
 
-The generating worker is started with what the demonstration model does not have by itself: a tool parser and a LoRA
-adapter. The pooling worker serves the same weights as an embedding model.
+The generating worker has a LoRA adapter, made here. The pooling worker serves the demonstration model's weights as an
+embedding model.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ import contextlib
 import json
 import math
 import os
+import re
+import shutil
 import signal
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -21,10 +22,11 @@ import anthropic
 import numpy as np
 import openai
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from llmpod.endpoint import LocalEndpoint, Options
 from llmpod.worker.settings import DEMO_MODEL
+from tests.worker.adapters import make_adapter
 from tests.worker.processes import WorkerProcess, spawn
 
 pytestmark = pytest.mark.slow
@@ -35,7 +37,6 @@ WEATHER: Any = {
     "function": {
         "name": "get_weather",
         "description": "The weather in a city",
-        "strict": True,
         "parameters": {
             "type": "object",
             "properties": {"city": {"type": "string", "maxLength": 12}},
@@ -52,25 +53,6 @@ BOOLEAN = {
     "required": ["ok"],
     "additionalProperties": False,
 }
-
-
-def make_adapter(folder: Path) -> Path:
-    """A LoRA adapter with random weights for the demonstration model."""
-    config = json.loads((DEMO_MODEL / "config.json").read_text())
-    random = np.random.default_rng(0)
-    hidden, heads = config["hidden_size"], config["num_attention_heads"]
-    head = hidden // heads
-    weights = {}
-    for layer in range(config["num_hidden_layers"]):
-        for name, out in (("q_proj", heads * head), ("v_proj", config["num_key_value_heads"] * head)):
-            key = f"base_model.model.model.layers.{layer}.self_attn.{name}"
-            weights[f"{key}.lora_A.weight"] = random.normal(size=(4, hidden)).astype("float32")
-            weights[f"{key}.lora_B.weight"] = random.normal(size=(out, 4)).astype("float32")
-    folder.mkdir()
-    save_file(weights, folder / "adapter_model.safetensors")
-    settings = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"], "bias": "none"}
-    (folder / "adapter_config.json").write_text(json.dumps(settings | {"task_type": "CAUSAL_LM"}))
-    return folder
 
 
 class Served:
@@ -128,16 +110,12 @@ async def served(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Serv
     adapter = make_adapter(tmp_path_factory.mktemp("lora") / "coach")
     async for served in serve(
         LORA_MODULES=json.dumps({"Coach": str(adapter)}),
-        ENABLE_AUTO_TOOL_CHOICE="true",
-        TOOL_CALL_PARSER="hermes",
-        TOOL_STRICT_LEVEL="parameter",
         ENABLE_PROMPT_TOKENS_DETAILS="true",
-        # Left to itself, the demonstration model fills JSON with blank lines.
-        STRUCTURED_OUTPUTS_CONFIG='{"backend": "xgrammar", "disable_any_whitespace": true}',
         MAX_PROMPT_CHARS="8000",
         MAX_TOKENS_MAX="2000",
         MAX_MODEL_LEN="3000",
         MAX_NUM_SEQS="32",
+        SCHEDULING_POLICY="priority",
         ALLOWED_ROUTES="/is_scaling_elastic_ep",
     ):
         yield served
@@ -146,6 +124,29 @@ async def served(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Serv
 @pytest.fixture(scope="module")
 async def pooling() -> AsyncIterator[Served]:
     async for served in serve(RUNNER="pooling", CONVERT="embed", MAX_PROMPT_CHARS="2000", MAX_MODEL_LEN="1000"):
+        yield served
+
+
+@pytest.fixture(scope="module")
+async def reasoning() -> AsyncIterator[Served]:
+    """A worker that reads reasoning. The model has none, so the tests make its marks part of a constraint."""
+    constrained = {"backend": "xgrammar", "enable_in_reasoning": True}
+    async for served in serve(REASONING_PARSER="qwen3", STRUCTURED_OUTPUTS_CONFIG=json.dumps(constrained)):
+        yield served
+
+
+@pytest.fixture(scope="module")
+async def classifying(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Served]:
+    """A cross-encoder: the demonstration model's weights under a random head of one label."""
+    folder = tmp_path_factory.mktemp("model") / "judge"
+    shutil.copytree(DEMO_MODEL, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"architectures": ["Qwen2ForSequenceClassification"], "num_labels": 1, "id2label": {"0": "fits"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    weights = load_file(folder / "model.safetensors")
+    head = np.random.default_rng(0).normal(size=(1, config["hidden_size"])).astype("float16")
+    save_file(weights | {"score.weight": head}, folder / "model.safetensors")
+    async for served in serve(MODEL_NAME=str(folder), RUNNER="pooling", MAX_MODEL_LEN="1000"):
         yield served
 
 
@@ -238,14 +239,102 @@ async def test_a_response_format_is_kept_streamed_and_not(served: Served, model:
     assert isinstance(json.loads(text)["ok"], bool)
 
 
-async def test_a_forced_tool_is_called(served: Served, model: str) -> None:
-    choice: Any = {"type": "function", "function": {"name": "get_weather"}}
-    options: Any = {"model": model, "messages": QUESTION, "tools": [WEATHER], "tool_choice": choice, "max_tokens": 100}
+NAMED: Any = {"type": "function", "function": {"name": "get_weather"}}
+
+
+def is_weather_call(name: str | None, arguments: str) -> bool:
+    """What is asked for by WEATHER's schema: one field, a city of at most twelve characters."""
+    given = json.loads(arguments)
+    return name == "get_weather" and list(given) == ["city"] and len(given["city"]) <= 12
+
+
+@pytest.mark.parametrize("choice", [NAMED, "required"])
+async def test_a_forced_tool_is_called_with_arguments_that_fit_its_schema(
+    served: Served, model: str, choice: Any
+) -> None:
+    options: Any = {"model": model, "messages": QUESTION, "tools": [WEATHER], "tool_choice": choice, "max_tokens": 300}
+    options["parallel_tool_calls"] = False
     done = await served.openai.chat.completions.create(**options)
     (call,) = done.choices[0].message.tool_calls or ()
     assert call.type == "function"
-    # Its arguments are the model's business: the demonstration model pads JSON with blanks until max_tokens cuts it.
-    assert call.function.name == "get_weather"
+    assert is_weather_call(call.function.name, call.function.arguments)
+    async with served.openai.chat.completions.stream(**options) as stream:
+        final = await stream.get_final_completion()
+    (streamed,) = final.choices[0].message.tool_calls or ()
+    assert is_weather_call(streamed.function.name, streamed.function.arguments)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_forced_tool_of_a_response_is_called(served: Served, model: str, stream: bool) -> None:
+    tool = {"type": "function"} | {name: WEATHER["function"][name] for name in ("name", "parameters")}
+    choice = {"type": "function", "name": "get_weather"}
+    options: Any = {"model": model, "input": "Hi", "tools": [tool], "tool_choice": choice, "max_output_tokens": 300}
+    if stream:
+        async with served.openai.responses.stream(**options) as events:
+            done: Any = await events.get_final_response()
+    else:
+        done = await served.openai.responses.create(**options)
+    (call,) = done.output
+    assert is_weather_call(call.name, call.arguments)
+
+
+async def test_a_call_that_max_tokens_cut_off_is_the_clients_error(served: Served, model: str) -> None:
+    options: Any = {"model": model, "messages": QUESTION, "tools": [WEATHER], "tool_choice": NAMED, "max_tokens": 3}
+    with pytest.raises(openai.BadRequestError, match="max_tokens ended the answer") as cut:
+        await served.openai.chat.completions.create(**options)
+    assert cut.value.param == "max_tokens"
+    with pytest.raises(openai.APIError, match="max_tokens ended the answer"):
+        async for _ in await served.openai.chat.completions.create(**options, stream=True):
+            pass
+
+
+async def test_a_priority_is_taken_by_a_scheduler_that_has_priorities(served: Served, model: str) -> None:
+    options: Any = {"model": model, "messages": QUESTION, "max_tokens": 3}
+    done = await served.openai.chat.completions.create(**options, extra_body={"priority": -5})
+    assert done.choices
+    with pytest.raises(openai.BadRequestError) as bad:
+        await served.openai.chat.completions.create(**options, extra_body={"priority": "first"})
+    assert bad.value.param == "priority"
+
+
+THOUGHT: Any = {"structured_outputs": {"regex": "<think>[a-m]{3}</think>[0-9]{2}"}}
+
+
+async def test_reasoning_of_a_chat_is_told_apart_from_the_answer_streamed_and_not(
+    reasoning: Served, model: str
+) -> None:
+    options: Any = {"model": model, "messages": QUESTION, "max_tokens": 60, "extra_body": THOUGHT}
+    whole = await reasoning.openai.chat.completions.create(**options)
+    thought, content = whole.choices[0].message.reasoning, whole.choices[0].message.content  # type: ignore[attr-defined]
+    deltas: list[Any] = []
+    async for chunk in await reasoning.openai.chat.completions.create(**options, stream=True):
+        deltas += [choice.delta for choice in chunk.choices]
+    streamed = "".join(getattr(delta, "reasoning", None) or "" for delta in deltas)
+    rest = "".join(delta.content or "" for delta in deltas)
+    for said, answer in ((thought, content), (streamed, rest)):
+        assert re.fullmatch("[a-m]{3}", said)
+        assert re.fullmatch("[0-9]{2}", answer or "")
+
+
+async def test_reasoning_of_a_response_is_an_item_of_its_own(reasoning: Served, model: str) -> None:
+    options: Any = {"model": model, "input": "Hi", "max_output_tokens": 60, "extra_body": THOUGHT}
+    whole = await reasoning.openai.responses.create(**options)
+    assert [item.type for item in whole.output] == ["reasoning", "message"]
+    assert re.fullmatch("[0-9]{2}", whole.output_text)
+    kinds = [event.type async for event in await reasoning.openai.responses.create(**options, stream=True)]
+    assert "response.reasoning_text.delta" in kinds
+    assert "response.output_text.delta" in kinds
+
+
+async def test_reasoning_of_a_message_is_a_thinking_block(reasoning: Served, model: str) -> None:
+    """Anthropic's route takes no regex. Without an end mark, all that this model says counts as reasoning."""
+    options: Any = {"model": model, "messages": QUESTION, "max_tokens": 30}
+    whole = await reasoning.anthropic.messages.create(**options)
+    async with reasoning.anthropic.messages.stream(**options) as stream:
+        streamed = await stream.get_final_message()
+    for message in (whole, streamed):
+        assert message.content[0].type == "thinking"
+        assert message.content[0].thinking
 
 
 async def test_tools_may_be_left_to_the_model(served: Served, model: str) -> None:
@@ -390,6 +479,20 @@ async def test_anthropic_messages_streamed_and_not(served: Served, model: str) -
     assert final.usage.output_tokens > 0
 
 
+@pytest.mark.parametrize("choice", [{"type": "tool", "name": "get_weather"}, {"type": "any"}])
+async def test_anthropic_forced_tool_is_used(served: Served, model: str, choice: Any) -> None:
+    tool: Any = {"name": "get_weather", "input_schema": WEATHER["function"]["parameters"]}
+    options: Any = {"model": model, "messages": QUESTION, "tools": [tool], "max_tokens": 300}
+    options["tool_choice"] = choice | {"disable_parallel_tool_use": True}
+    whole = await served.anthropic.messages.create(**options)
+    async with served.anthropic.messages.stream(**options) as stream:
+        streamed = await stream.get_final_message()
+    for message in (whole, streamed):
+        (use,) = message.content
+        assert message.stop_reason == "tool_use"
+        assert is_weather_call(use.name, json.dumps(use.input))  # type: ignore[union-attr]
+
+
 async def test_anthropic_counts_tokens(served: Served, model: str) -> None:
     counted = await served.anthropic.messages.count_tokens(model=model, messages=QUESTION)
     assert counted.input_tokens > 5
@@ -433,6 +536,23 @@ async def test_rerank_score_and_pooling(pooling: Served) -> None:
     assert (status, len(embedded["embeddings"]["float"])) == (200, 2), embedded
     status, pooled = await pooling.post("/pooling", {"model": "demo", "input": "Hello", "task": "embed"})
     assert status == 200, pooled
+
+
+async def test_a_cross_encoder_classifies_scores_and_reranks(classifying: Served) -> None:
+    documents = ["A CV is one page", "Bananas are yellow"]
+    status, classes = await classifying.post("/classify", {"model": "judge", "input": documents})
+    assert status == 200, classes
+    assert [len(one["probs"]) for one in classes["data"]] == [1, 1]
+    status, scores = await classifying.post("/score", {"model": "judge", "text_1": "CV", "text_2": documents})
+    assert status == 200, scores
+    status, ranked = await classifying.post("/rerank", {"model": "judge", "query": "CV", "documents": documents})
+    assert status == 200, ranked
+    by_document = {one["index"]: one["relevance_score"] for one in ranked["results"]}
+    assert [by_document[one["index"]] for one in scores["data"]] == pytest.approx(
+        [one["score"] for one in scores["data"]], abs=1e-4
+    )
+    status, refused = await classifying.post("/v1/embeddings", {"model": "judge", "input": "x"})
+    assert status == 404, refused
 
 
 async def test_embedding_errors_are_the_clients_own_and_limits_hold(pooling: Served) -> None:

@@ -96,3 +96,24 @@ def test_a_field_is_added_to_an_event_without_changing_the_rest(event: bytes) ->
     assert after == {"limits": limits} | before
     assert sse.with_field(b"data: {}\n\n", "limits", 1) == b'data: {"limits":1}\n\n'
     assert sse.with_field(b"data: [DONE]\n\n", "limits", 1) == b"data: [DONE]\n\n"
+
+
+@pytest.mark.parametrize(
+    ("event", "last"),
+    [
+        (b"data: [DONE]\n\n", True),
+        (b'event: message_stop\ndata: {"type":"message_stop"}\n\n', True),
+        (b'event: response.completed\ndata: {"response":{}}\n\n', True),
+        (b'event: response.incomplete\ndata: {"response":{}}\n\n', True),
+        (b'event: message_delta\ndata: {"type":"message_delta"}\n\n', False),
+        (b'data: {"choices":[{"delta":{"content":"data: [DONE]"}}]}\n\n', False),
+    ],
+)
+def test_the_end_of_a_stream_is_known_on_every_route(event: bytes, last: bool) -> None:
+    assert sse.is_last(event) is last
+
+
+def test_an_event_says_its_json_or_nothing() -> None:
+    assert sse.said(b'event: x\ndata: {"a":1}\n\n') == {"a": 1}
+    assert sse.said(b"data: [DONE]\n\n") is None
+    assert sse.said(b": keep-alive\n\n") is None

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import orjson
+import safetensors
 
 from llmpod.worker.errors import StartError
 
@@ -17,7 +18,7 @@ def rank_for(adapters: Mapping[str, str], model_names: tuple[str, ...]) -> int |
     """The smallest MAX_LORA_RANK that holds every adapter; None if none of them is a folder that tells.
 
     Raises:
-        StartError: names the adapter that has no files, no readable configuration, or the model's own name.
+        StartError: names the adapter that has no files, none that can be read, or the model's own name.
     """
     largest = 0
     for name, path in adapters.items():
@@ -28,17 +29,38 @@ def rank_for(adapters: Mapping[str, str], model_names: tuple[str, ...]) -> int |
             if folder.is_absolute() or path.count("/") != 1:
                 raise _refusal(name, f"is not there: {path}.", "Give a folder or a hub id.")
             continue  # a hub id: vLLM fetches it, and says what is wrong with it
-        config = folder / "adapter_config.json"
-        try:
-            rank = orjson.loads(config.read_bytes())["r"]
-        except (OSError, orjson.JSONDecodeError, KeyError, TypeError):
-            raise _refusal(
-                name, f"has no adapter_config.json with a rank in it ({path}).", "Give a PEFT adapter's folder."
-            ) from None
-        if not isinstance(rank, int) or not 1 <= rank <= RANKS[-1]:
-            raise _refusal(name, f"has the rank {rank}; at most {RANKS[-1]} is possible.", "Use another adapter.")
+        rank = _rank(name, folder)
+        _check_weights(name, folder)
         largest = max(largest, rank)
     return next(rank for rank in RANKS if rank >= largest) if largest else None
+
+
+def _rank(name: str, folder: Path) -> int:
+    try:
+        config = orjson.loads((folder / "adapter_config.json").read_bytes())
+        ranks: list[int] = [config["r"], *(config.get("rank_pattern") or {}).values()]
+    except (OSError, orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
+        raise _refusal(
+            name, f"has no adapter_config.json with a rank in it ({folder}).", "Give a PEFT adapter's folder."
+        ) from None
+    for rank in ranks:
+        if not isinstance(rank, int) or not 1 <= rank <= RANKS[-1]:
+            raise _refusal(name, f"has the rank {rank}; 1 to {RANKS[-1]} are possible.", "Use another adapter.")
+    return max(ranks)
+
+
+def _check_weights(name: str, folder: Path) -> None:
+    """That there are weights, and that the file is whole: an upload that broke off is not."""
+    weights = folder / "adapter_model.safetensors"
+    if not weights.is_file():
+        if any((folder / f"adapter_model.{kind}").is_file() for kind in ("bin", "pt")):
+            return
+        raise _refusal(name, f"has no adapter_model.safetensors ({folder}).", "Give a PEFT adapter's folder.")
+    try:
+        with safetensors.safe_open(weights, framework="numpy"):
+            pass
+    except (OSError, safetensors.SafetensorError) as error:
+        raise _refusal(name, f"has weights that cannot be read: {error}.", "Copy the adapter again.") from None
 
 
 def _refusal(name: str, what: str, cure: str) -> StartError:

@@ -79,6 +79,7 @@ class Engine:
         self.max_num_seqs = 0
         self.generates = True  # false: a pooling runner, which embeds, scores and classifies
         self.takes_media = False
+        self.calls_tools = False
         self.app: App  # vLLM's application, once `start` is through
         self._routes: list[Route] = []
         self._guards = False
@@ -203,7 +204,9 @@ class Engine:
         try:
             await init_app_state(served.WatchedEngine(self._llm), app.state, frontend, tasks)
         except ValueError as error:
-            name = next((name for name in self._settings.lora_modules if name in str(error)), None)
+            models = getattr(app.state, "openai_serving_models", None)
+            loaded = self._settings.lora_modules if models is None else models.lora_requests
+            name = next((name for name in self._settings.lora_modules if name not in loaded), None)
             if name is None:
                 raise
             raise StartError(
@@ -216,6 +219,9 @@ class Engine:
         for store in ("response_store", "msg_store", "event_store"):
             if hasattr(responses, store):
                 setattr(responses, store, served.Bounded(STORED_RESPONSES))
+        # gpt-oss has a format of its own, which vLLM reads without a parser's name (openai/parser/harmony_utils.py).
+        harmony = self._llm.model_config.hf_config.model_type == "gpt_oss"
+        self.calls_tools = harmony or (frontend.enable_auto_tool_choice and bool(frontend.tool_call_parser))
         self._routes = route_table.read(app)
         self.app = app
         self._guards = self.generates and await self._install_guard()
@@ -410,6 +416,8 @@ class Engine:
                 async for output in stream:
                     self.last_step = time.monotonic()
                     completion_tokens += sum(len(choice.token_ids) for choice in output.outputs)
+                    if any(choice.finish_reason == "error" for choice in output.outputs):
+                        raise _failed_choice(params)
                     yield generation.step(output, completion_tokens)
         except EngineDeadError:
             raise JobError(Code.ENGINE_DEAD, "The engine died while it worked on this job.") from None
@@ -444,6 +452,14 @@ class _NotInThisRelease(Exception):  # noqa: N818 - never raised
 def _refusals() -> tuple[type[Exception], ...]:
     """What vLLM, msgspec and pydantic raise when a request is wrong (the latter two's are ValueErrors)."""
     return _vllm_exception("VLLMClientError"), ValueError, TypeError
+
+
+def _failed_choice(params: Any) -> JobError:
+    """The engine gave a request up. With a constraint in it, the constraint is why."""
+    if params.structured_outputs is None:
+        return JobError(Code.GENERATION_FAILED, "The engine failed at this job.")
+    field = "sampling_params.structured_outputs"
+    return JobError(Code.INVALID_INPUT, f"{field}: {generation.ConstraintError()}", field=field)
 
 
 def _sampling_error(error: Exception, names: Collection[str]) -> JobError:
@@ -512,7 +528,7 @@ def all_arguments(settings: Settings, environment: Mapping[str, str], emit: Emit
     frontend.lora_modules = [LoRAModulePath(name, path) for name, path in settings.lora_modules.items()] or None
     frontend.disable_fastapi_docs = True
     frontend.served_model_name = frontend.served_model_name or [settings.model]
-    _import_plugins(frontend)
+    _read_parsers(frontend, environment)
     args = AsyncEngineArgs.from_cli_args(frontend)
 
     if on_cpu and args.kv_cache_memory_bytes is None:
@@ -534,16 +550,36 @@ def all_arguments(settings: Settings, environment: Mapping[str, str], emit: Emit
     return args, frontend
 
 
-def _import_plugins(frontend: Any) -> None:
-    """Parsers that the operator brings along, as `vllm serve` imports them."""
-    if frontend.tool_parser_plugin:
-        from vllm.tool_parsers import ToolParserManager
+def _read_parsers(frontend: Any, environment: Mapping[str, str]) -> None:
+    """What reads tool calls and reasoning out of answers: imported, as `vllm serve` imports it, and known to be there.
 
+    Raises:
+        StartError: vLLM, with the operator's plugins, has no such parser.
+    """
+    from vllm.reasoning import ReasoningParserManager
+    from vllm.tool_parsers import ToolParserManager
+
+    if frontend.tool_parser_plugin:
         ToolParserManager.import_tool_parser(frontend.tool_parser_plugin)
     if getattr(frontend, "reasoning_parser_plugin", None):
-        from vllm.reasoning import ReasoningParserManager
-
         ReasoningParserManager.import_reasoning_parser(frontend.reasoning_parser_plugin)
+    if frontend.tool_call_parser and not environment.get("ENABLE_AUTO_TOOL_CHOICE", "").strip():
+        frontend.enable_auto_tool_choice = True  # whoever names a parser wants calls to be read
+    if frontend.enable_auto_tool_choice and not frontend.tool_call_parser:
+        raise StartError(
+            "ENABLE_AUTO_TOOL_CHOICE needs a parser for the model's calls.",
+            "Set TOOL_CALL_PARSER.",
+            setting="TOOL_CALL_PARSER",
+        )
+    for setting, name, manager in (
+        ("TOOL_CALL_PARSER", frontend.tool_call_parser, ToolParserManager),
+        ("REASONING_PARSER", getattr(frontend, "reasoning_parser", None), ReasoningParserManager),
+    ):
+        known = manager.list_registered()
+        if name and name not in known:
+            raise StartError(
+                f"{setting}={name!r} is no parser of this vLLM.", f"Use one of {', '.join(known)}.", setting=setting
+            )
 
 
 def _all_gpus(args: Any, gpus: int, emit: Emit) -> int:

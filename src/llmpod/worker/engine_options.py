@@ -38,7 +38,14 @@ NOT_FROM_ENVIRONMENT = {
 
 
 # What we derive ourselves, unless the operator says otherwise.
-_YIELDING = ("max_lora_rank", "max_loras", "max_cpu_loras")
+_YIELDING = ("max_lora_rank", "max_loras", "max_cpu_loras", "tool_call_parser", "structured_outputs_config")
+
+# The demonstration model was never taught tools or JSON. With a constraint it writes both, but left to itself it would
+# fill JSON with blank lines.
+_DEMO: dict[str, str] = {
+    "tool_call_parser": "hermes",
+    "structured_outputs_config": '{"backend": "xgrammar", "disable_any_whitespace": true}',
+}
 
 
 @dataclass(frozen=True)
@@ -139,6 +146,7 @@ def _from_settings(settings: Settings, *, on_cpu: bool) -> dict[str, str | int |
         "enforce_eager": cpu_eager if settings.enforce_eager is None else settings.enforce_eager,
         "enable_chunked_prefill": settings.enable_chunked_prefill,
         **_lora(settings),
+        **(_DEMO if settings.is_demo else {}),
     }
 
 

@@ -46,6 +46,18 @@ class Step:
     timings: Timings | None = None
 
 
+class ConstraintError(ValueError):
+    """The engine could not compile a request's structured output, or no token of the model fits it.
+
+    A ValueError, which vLLM's application answers with a 400: sending the request again would not help.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The engine cannot follow this structured output: it is too complex, or nothing can satisfy it."
+        )
+
+
 def step(output: Any, completion_tokens: int) -> Step:
     """From vLLM's RequestOutput, and the tokens generated so far for all of the request's answers."""
     deltas = [

@@ -95,6 +95,7 @@ class Worker:
         record.start(request, max_tokens, validation_enabled=self._validates(request))
         limits.check_prompt(request, self.settings)
         limits.check_n(request, self.settings)
+        limits.check_constraint(request.sampling, self.settings, within="sampling_params.")
         intent = self.profile.intent_of(request.texts) if self.profile else None
         if intent is not None:
             record.intent = intent.name

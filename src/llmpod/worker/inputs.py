@@ -211,29 +211,46 @@ def _max_tokens(value: object) -> int | None:
 
 
 def _check_values(job_input: dict[Any, Any]) -> None:
-    """Refuse what no field can hold: endless nesting, NaN and infinities, text that is not Unicode.
+    """Refuse what no field can hold: endless nesting, infinities, numbers beyond 64 bits, text that is not Unicode.
 
     A loop, not a recursion: the input is hostile until this returns.
     """
     pending: list[tuple[str, object, int]] = [("", job_input, 0)]
     while pending:
         path, value, depth = pending.pop()
+        where = path[:200] or "input"
         if isinstance(value, dict | list):
             if depth >= MAX_DEPTH:
-                raise JobError(Code.INVALID_INPUT, f"input is nested deeper than {MAX_DEPTH} levels.", field=path[:200])
+                raise JobError(Code.INVALID_INPUT, f"input is nested deeper than {MAX_DEPTH} levels.", field=where)
             if isinstance(value, dict):
-                pending.extend((f"{path}.{key}" if path else str(key), item, depth + 1) for key, item in value.items())
+                for key in value:
+                    _check_text(key, where)
+                pending.extend((_below(path, key), item, depth + 1) for key, item in value.items())
             else:
                 pending.extend((f"{path}[{index}]", item, depth + 1) for index, item in enumerate(value))
         elif isinstance(value, float) and not math.isfinite(value):
-            raise JobError(Code.INVALID_INPUT, f"{path} must be a finite number, not {value}.", field=path)
-        elif isinstance(value, str) and not value.isascii():
-            try:
-                value.encode()
-            except UnicodeEncodeError as error:
-                raise JobError(
-                    Code.INVALID_INPUT, f"{path} is not valid Unicode at character {error.start}.", field=path
-                ) from None
+            raise JobError(Code.INVALID_INPUT, f"{where} must be a finite number, not {value}.", field=where)
+        elif isinstance(value, int) and not -(1 << 63) <= value < 1 << 64:
+            raise JobError(Code.INVALID_INPUT, f"{where} must be a number of at most 64 bits.", field=where)
+        else:
+            _check_text(value, where)
+
+
+def _below(path: str, key: object) -> str:
+    """The path of `key` in the object at `path`; a route's body is where its client's paths begin."""
+    if not path:
+        return "" if key in ("openai_input", "body") else str(key)
+    return f"{path}.{key}"
+
+
+def _check_text(value: object, path: str) -> None:
+    if isinstance(value, str) and not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise JobError(
+                Code.INVALID_INPUT, f"{path} is not valid Unicode at character {error.start}.", field=path
+            ) from None
 
 
 def _explain(error: ValidationError) -> JobError:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
+
+import orjson
 
 from llmpod.worker.errors import Code, JobError
 from llmpod.worker.inputs import NativeRequest
 from llmpod.worker.settings import Settings
+
+CONSTRAINTS = ("structured_outputs", "response_format", "text", "output_config", "output_format")
+"""The fields of a request that bound the form of its answer."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,60 @@ def check_chars(chars: int, settings: Settings, *, field: str) -> None:
             chars=chars,
             limit=limit,
         )
+
+
+def check_constraint(given: Mapping[str, Any], settings: Settings, *, within: str = "") -> None:
+    """MAX_CONSTRAINT_CHARS for what bounds the form of the answer; `within` is the path of the fields in `given`.
+
+    The engine's time to compile a regex or a grammar grows faster than the square of its repetitions: 200 of `[^a]*`
+    take a second, 2000 take minutes, in which the engine answers nobody. So they have a limit of their own.
+
+    Raises:
+        JobError: invalid_input, with both numbers.
+    """
+    limit = settings.max_constraint_chars
+    for field in (*CONSTRAINTS, "tools") if limit else ():
+        if given.get(field) is None:
+            continue
+        chars = len(orjson.dumps(given[field])) if field != "tools" else 0  # MAX_PROMPT_CHARS counts those
+        repeats = _repeats(given[field])
+        for count, most, what in ((chars, limit, "characters"), (repeats, limit // 200, "repetitions (*, +, {)")):
+            if count > most:
+                raise JobError(
+                    Code.INVALID_INPUT,
+                    f"{within}{field} has {count} {what}; this worker accepts {most}.",
+                    field=within + field,
+                    given=count,
+                    limit=most,
+                )
+
+
+def _repeats(constraint: object) -> int:
+    """Repetitions in the regexes and grammars of a constraint; a JSON schema's or a tag's may come as text."""
+    count = 0
+    pending = [constraint]
+    while pending:
+        found = pending.pop()
+        if isinstance(found, list):
+            pending += found
+        elif isinstance(found, dict):
+            for name, value in found.items():
+                if not isinstance(value, str):
+                    pending.append(value)
+                    if name == "patternProperties" and isinstance(value, dict):
+                        pending += [{"pattern": key} for key in value]
+                elif name in ("regex", "pattern", "grammar", "definition"):
+                    count += sum(map(value.count, "*+{"))
+                elif name in ("json", "structural_tag", "syntax"):
+                    pending.append(_parsed(value))
+    return count
+
+
+def _parsed(text: str) -> object:
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return None  # the engine's to refuse
 
 
 def check_n(request: NativeRequest, settings: Settings) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from llmpod.worker import inputs, limits
+from llmpod.worker import inputs, limits, tools
 from llmpod.worker.errors import Code, JobError
 from llmpod.worker.settings import Settings
 
@@ -255,8 +255,12 @@ def refuse_unknown(body: Mapping[str, Any], fields: Collection[str]) -> None:
 def blamed(message: str, body: Mapping[str, Any]) -> str | None:
     """The field that vLLM's error message is about, where vLLM does not name it."""
     said = message.casefold().replace("_", " ")
-    if re.search(r"\b(grammar|regex|schema|structured|guided)\b", said):
-        return next((name for name in ("response_format", "structured_outputs", "text", "tools") if name in body), None)
+    if re.search(r"\b(grammar|regex|schema|structured|structural|guided|choice)\b", said):
+        names = (*limits.CONSTRAINTS, "tools")
+        forced = "structural tag" in said and "tools" in body  # which vLLM makes of the tools
+        found = "tools" if forced else next((name for name in names if name in body), None)
+        if found is not None:
+            return found
     named = [name for name in body if name not in ("model", "input", "prompt") and name.replace("_", " ") in said]
     return max(named, key=len) if named else next((name for name in PROMPT_FIELDS if name in body), None)
 
@@ -269,6 +273,7 @@ class Rewritten:
     max_tokens: limits.MaxTokens | None = None
     client: dict[str, str] = field(default_factory=dict)  # the client's own ids, for the log
     answers: int = 1  # places that it takes in the engine
+    owed_call: tools.OwedCall | None = None
 
 
 def rewrite(rule: Rule, body: Mapping[str, Any], settings: Settings) -> Rewritten:
@@ -292,6 +297,10 @@ def rewrite(rule: Rule, body: Mapping[str, Any], settings: Settings) -> Rewritte
     if rule.max_tokens:
         new.answers = _limit_answers(body, settings)
         new.max_tokens = _limit_max_tokens(rule, new.body, settings)
+    if tools.forced(body):
+        new.body["tools"] = tools.strict(body["tools"])
+        if not body.get("background"):  # its answer comes later, and elsewhere
+            new.owed_call = tools.OwedCall(next((name for name in rule.max_tokens if name in body), "max_tokens"))
     wanted = settings.default_sampling_params
     for name in wanted if rule.sampling is None else [name for name in wanted if name in rule.sampling]:
         if new.body.get(name) is None:

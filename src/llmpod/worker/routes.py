@@ -20,14 +20,14 @@ from typing import Any
 
 import orjson
 
-from llmpod.worker import answers, inputs, limits, media, route_policy, served, sse
+from llmpod.worker import answers, inputs, limits, media, route_policy, served, sse, tools
 from llmpod.worker.asgi import Broken, Exchange
 from llmpod.worker.engine import Engine
 from llmpod.worker.errors import Code, JobError, RouteError
 from llmpod.worker.events import Emit
 from llmpod.worker.profile import Profile
 from llmpod.worker.record import JobRecord
-from llmpod.worker.route_policy import Rule
+from llmpod.worker.route_policy import Rewritten, Rule
 from llmpod.worker.settings import Settings
 
 Reply = dict[str, Any] | str
@@ -66,14 +66,13 @@ class Routes:
         method = route_policy.method_for(rule, request.method, has_body=request.body is not None)
         self._check_served(method, path)
         new, watch = await self._prepare(rule, request, record, self.engine.fields_of(method, path))
-        body = new.body
 
         headers = {"x-request-id": record.id}
         content = b""
         if rule.form:
-            content, headers["content-type"] = form(body, self.settings)
+            content, headers["content-type"] = form(new.body, self.settings)
         elif method != "GET":
-            content, headers["content-type"] = _json(body), "application/json"
+            content, headers["content-type"] = _json(new.body), "application/json"
         context = contextvars.copy_context()
         context.run(served.current.set, watch)
         exchange = Exchange(self.engine.app, method, path, query=query, headers=headers, body=content, context=context)
@@ -85,14 +84,14 @@ class Routes:
                 record.submitted = time.monotonic()
                 await stack.enter_async_context(exchange)
                 await exchange.started()
-                async with aclosing(self._replies(exchange, rule, record, body, watch)) as replies:
+                async with aclosing(self._replies(exchange, rule, record, new, watch)) as replies:
                     async for reply in replies:
                         yield reply
         except Broken as error:
             cause = error.__cause__
             self.emit("route_broken", level="error", request_id=record.id, cause=type(cause).__name__)
             said = {"message": "The engine failed at this job.", "type": "InternalServerError", "code": 500}
-            raise self._failed(500, said | {"param": None}, rule) from None
+            raise self._failed(500, said | {"param": None}, rule, new.body) from None
         finally:
             record.finish_route(watch)
 
@@ -111,7 +110,7 @@ class Routes:
 
     async def _prepare(
         self, rule: Rule, request: inputs.OpenAIRequest, record: JobRecord, fields: Collection[str] | None
-    ) -> tuple[route_policy.Rewritten, served.Watch]:
+    ) -> tuple[Rewritten, served.Watch]:
         """The body as vLLM gets it, and what the engine may do with it."""
         given = request.body or {}
         prompt = route_policy.prompt_of(given)
@@ -136,9 +135,17 @@ class Routes:
 
         if fields is not None:
             route_policy.refuse_unknown(given, fields)
+        if rule.kind == "generate" and tools.wanted(given) and not self.engine.calls_tools:
+            raise JobError(
+                Code.UNSUPPORTED,
+                "This worker reads no tool calls: its operator can set TOOL_CALL_PARSER to the one for its model "
+                "(ENABLE_AUTO_TOOL_CHOICE=false turns it off).",
+                field="tools",
+            )
         decoded = self.engine.decode(prompt.token_ids)
         limits.check_chars(prompt.chars + len(decoded), self.settings, field=prompt.field)
         if rule.kind == "generate":
+            limits.check_constraint(given, self.settings)
             self._check_policy((*prompt.texts, decoded), prompt.field, record)
             self.engine.refuse_control_ids(prompt.token_ids, field=prompt.field)
         if not rule.form:
@@ -167,14 +174,14 @@ class Routes:
             raise JobError(Code.BLOCKED, intent.blocked, field=field, intent=intent.name)
 
     async def _replies(
-        self, exchange: Exchange, rule: Rule, record: JobRecord, body: dict[str, Any], watch: served.Watch
+        self, exchange: Exchange, rule: Rule, record: JobRecord, new: Rewritten, watch: served.Watch
     ) -> AsyncGenerator[Reply, None]:
         if exchange.status >= 300:
-            raise self._refusal(exchange.status, await exchange.whole(), rule, body)
+            raise self._refusal(exchange.status, await exchange.whole(), rule, new.body)
         limited = record.max_tokens is not None and record.max_tokens.reason and rule.path in route_policy.RULES
         reported = record.max_tokens.as_dict() if record.max_tokens and limited else None
         if exchange.content_type == "text/event-stream":
-            async with aclosing(self._events(exchange, rule, reported)) as chunks:
+            async with aclosing(self._events(exchange, rule, reported, new, watch)) as chunks:
                 async for chunk in chunks:
                     record.streaming = True
                     record.generated = watch.finished == watch.requests
@@ -190,7 +197,9 @@ class Routes:
                 answer["limits"] = {"max_tokens": reported}
             # A key `error` at the top is how the SDK tells a failure; null says there was none (responses have it).
             if answer.get("error"):
-                raise self._refusal(500, content, rule, body)
+                raise self._refusal(500, content, rule, new.body)
+            if new.owed_call is not None and not new.owed_call.see(answer):
+                raise new.owed_call.missing(watch.finish_reason)
             yield answer
         elif not content:
             yield {"status": exchange.status}
@@ -200,15 +209,29 @@ class Routes:
             yield {"content_type": exchange.content_type, "base64": base64.b64encode(content).decode()}
 
     async def _events(
-        self, exchange: Exchange, rule: Rule, reported: dict[str, Any] | None
+        self,
+        exchange: Exchange,
+        rule: Rule,
+        reported: dict[str, Any] | None,
+        new: Rewritten,
+        watch: served.Watch,
     ) -> AsyncGenerator[bytes, None]:
         """The stream in chunks of whole events; the first at once, then whatever waits."""
         splitter = sse.Splitter()
+        owed = new.owed_call
+        failure: JobError | None = None
         async with aclosing(exchange.pieces()) as pieces:
             async for piece in pieces:
-                events = splitter.feed(piece)
-                failed = next((index for index, event in enumerate(events) if sse.failure(event) is not None), None)
-                ready = events if failed is None else events[:failed]
+                ready = splitter.feed(piece)
+                for index, event in enumerate(ready):
+                    if (error := sse.failure(event)) is not None:
+                        status = error.get("code")
+                        failure = self._failed(status if isinstance(status, int) else 500, error, rule, new.body)
+                    elif owed is not None and not owed.see(sse.said(event)) and sse.is_last(event):
+                        failure = owed.missing(watch.finish_reason)
+                    if failure is not None:
+                        ready = ready[:index]
+                        break
                 if ready and reported is not None:
                     ready[0] = sse.with_field(ready[0], "limits", {"max_tokens": reported})
                     reported = None
@@ -219,10 +242,8 @@ class Routes:
                             f"One event has {len(chunk)} bytes; RunPod carries {sse.MAX_YIELD_BYTES} at a time.",
                         )
                     yield chunk
-                if failed is not None:
-                    error = sse.failure(events[failed]) or {}
-                    status = error.get("code") if isinstance(error.get("code"), int) else 500
-                    raise self._failed(status if isinstance(status, int) else 500, error, rule)
+                if failure is not None:
+                    raise failure
         if splitter.rest().strip():
             raise JobError(Code.GENERATION_FAILED, "The stream broke off inside an event.")
 
@@ -236,11 +257,11 @@ class Routes:
             detail = said.get("detail") if isinstance(said, dict) else None
             message = str(detail or f"vLLM answered {status}.")
             error = {"message": message, "type": "Error", "param": None, "code": status}
-        if not error.get("param"):
-            error = error | {"param": route_policy.blamed(str(error.get("message", "")), body)}
-        return self._failed(status, error, rule)
+        return self._failed(status, error, rule, body)
 
-    def _failed(self, status: int, error: dict[str, Any], rule: Rule) -> RouteError:
+    def _failed(self, status: int, error: dict[str, Any], rule: Rule, body: dict[str, Any]) -> RouteError:
+        if not error.get("param") and status < 500:
+            error = error | {"param": route_policy.blamed(str(error.get("message", "")), body)}
         code = _CODES.get(status, Code.INVALID_INPUT if status < 500 else Code.GENERATION_FAILED)
         if status >= 500 and self.engine.dead:
             code = Code.ENGINE_DEAD

@@ -1,4 +1,4 @@
-"""What stands between vLLM's application and the engine: the last limit on tokens, and the engine's own figures.
+"""What stands between vLLM's application and the engine: the last limits, and the engine's own figures.
 
 The application is vLLM's and answers in shapes of its own; so what the engine really did for a job is read where the
 application calls it. Knows vLLM's objects only by the names it reads from them.
@@ -13,7 +13,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from llmpod.worker.generation import Timings, timings_of
+from llmpod.worker import tools
+from llmpod.worker.generation import ConstraintError, Timings, timings_of
 
 
 @dataclass
@@ -56,12 +57,17 @@ class WatchedEngine:
         limit = watch.max_tokens
         if limit is not None and (params.max_tokens is None or params.max_tokens > limit):
             params.max_tokens = limit
+        constraint = getattr(params.structured_outputs, "structural_tag", None)
+        if constraint is not None:
+            params.structured_outputs.structural_tag = tools.bounded(constraint)
         watch.requests += 1
         tokens: dict[int, int] = {}
         cumulative = getattr(params.output_kind, "name", "") == "CUMULATIVE"
         async with aclosing(self._engine.generate(prompt, params, *args, **named)) as outputs:
             async for output in outputs:
                 for choice in output.outputs:
+                    if choice.finish_reason == "error" and params.structured_outputs is not None:
+                        raise ConstraintError
                     so_far = 0 if cumulative else tokens.get(choice.index, 0)
                     tokens[choice.index] = so_far + len(choice.token_ids)
                     watch.finish_reason = watch.finish_reason or choice.finish_reason

@@ -201,6 +201,13 @@ class Settings(BaseSettings):
         256, "Guardrails", "A larger max_tokens is lowered to this. 0: no limit but MAX_MODEL_LEN.", ge=0
     )
     max_n: int = setting(4, "Guardrails", "Most answers (n) one job may ask for.", ge=1, le=1024)
+    max_constraint_chars: int = setting(
+        20_000,
+        "Guardrails",
+        "Longest structured output (JSON schema, regex, grammar, choices) of a job, as JSON. Its regexes and grammars "
+        "may repeat (* + {) once per 200 of these. The engine compiles it while other requests wait. 0: no limit.",
+        ge=0,
+    )
     allow_control_tokens: bool = setting(
         False,
         "Guardrails",

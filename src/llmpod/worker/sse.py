@@ -59,6 +59,21 @@ def is_done(event: bytes) -> bool:
     return event.startswith(_DONE)
 
 
+def is_last(event: bytes) -> bool:
+    """Whether this ends a stream that went well, on any route."""
+    return event.startswith(
+        (_DONE, b"event: message_stop", b"event: response.completed", b"event: response.incomplete")
+    )
+
+
+def said(event: bytes) -> object:
+    """The JSON value that an event carries; None if it carries none."""
+    try:
+        return orjson.loads(event[event.find(b"data: ") + 6 :])
+    except orjson.JSONDecodeError:
+        return None
+
+
 def failure(event: bytes) -> dict[str, object] | None:
     """The error object of an event by which vLLM ends a stream that failed; None for every other event.
 

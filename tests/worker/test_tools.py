@@ -1,0 +1,108 @@
+"""Forced tools, as decisions on plain data."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from llmpod.worker import tools
+
+CHAT_TOOL: dict[str, Any] = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+FLAT_TOOL: dict[str, Any] = {"type": "function", "name": "f", "parameters": {"type": "object"}}
+ANTHROPIC_TOOL: dict[str, Any] = {"name": "f", "input_schema": {"type": "object"}}
+
+
+@pytest.mark.parametrize(
+    ("choice", "wanted", "forced"),
+    [
+        (None, True, False),
+        ("auto", True, False),
+        ("none", False, False),
+        ("required", True, True),
+        ({"type": "auto"}, True, False),
+        ({"type": "none"}, False, False),
+        ({"type": "any"}, True, True),
+        ({"type": "tool", "name": "f"}, True, True),
+        ({"type": "function", "function": {"name": "f"}}, True, True),
+        ({"type": "function", "name": "f"}, True, True),
+    ],
+)
+@pytest.mark.parametrize("tool", [CHAT_TOOL, FLAT_TOOL, ANTHROPIC_TOOL])
+def test_a_call_is_forced_by_every_choice_that_leaves_no_other(
+    tool: Any, choice: Any, wanted: bool, forced: bool
+) -> None:
+    body = {"tools": [tool], "tool_choice": choice}
+    assert (tools.wanted(body), tools.forced(body)) == (wanted, forced)
+
+
+@pytest.mark.parametrize("given", [None, [], "f", 5, [5], [{"type": "web_search"}]])
+def test_nothing_is_forced_without_a_function(given: Any) -> None:
+    assert not tools.forced({"tools": given, "tool_choice": "required"})
+
+
+def test_a_tool_becomes_strict_where_the_client_left_it_open_and_the_clients_own_object_stays_as_it_was() -> None:
+    free = CHAT_TOOL | {"function": CHAT_TOOL["function"] | {"strict": False}}
+    given = [CHAT_TOOL, FLAT_TOOL, ANTHROPIC_TOOL, free, "no tool"]
+    before = json.dumps(given)
+    chat, flat, anthropic, still_free, nothing = tools.strict(given)
+    assert chat["function"]["strict"] is flat["strict"] is anthropic["strict"] is True
+    assert (still_free, nothing) == (free, "no tool")
+    assert json.dumps(given) == before
+
+
+def test_blanks_are_bounded_in_every_schema_of_a_constraint_and_nothing_else_changes() -> None:
+    schema = {
+        "type": "object",
+        "properties": {"type": {"const": "json_schema"}, "max_whitespace_cnt": {"enum": [None]}},
+    }
+    json_format = {"type": "json_schema", "json_schema": schema, "max_whitespace_cnt": None}
+    tag = {"type": "structural_tag", "format": {"type": "or", "elements": [{"content": json_format}, json_format]}}
+    bounded = {**json_format, "max_whitespace_cnt": tools.MAX_BLANKS}
+    assert json.loads(tools.bounded(json.dumps(tag))) == {
+        "type": "structural_tag",
+        "format": {"type": "or", "elements": [{"content": bounded}, bounded]},
+    }
+    assert tools.bounded("no json") == "no json"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"choices": [{"message": {"tool_calls": [{"id": "1"}]}}]},
+        {"choices": [{"delta": {"tool_calls": [{"index": 0}]}}]},
+        {"output": [{"type": "reasoning"}, {"type": "function_call"}]},
+        {"type": "response.output_item.added", "item": {"type": "function_call"}},
+        {"content": [{"type": "text"}, {"type": "tool_use"}]},
+        {"type": "content_block_start", "content_block": {"type": "tool_use"}},
+    ],
+)
+def test_a_call_is_seen_in_every_shape_and_remembered(said: Any) -> None:
+    owed = tools.OwedCall("max_tokens")
+    assert owed.see(said)
+    assert owed.see({"choices": []})
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        None,
+        [],
+        {"choices": []},
+        {"choices": [{"message": {"tool_calls": []}}]},
+        {"choices": [{"message": {"tool_calls": [{"id": "1"}]}}, {"message": {"content": "prose"}}]},
+        {"choices": [{"delta": {"content": '"tool_calls":[{'}}]},
+        {"output": [{"type": "message"}]},
+        {"content": [{"type": "text", "text": "tool_use"}]},
+        {"content": "tool_use"},
+    ],
+)
+def test_prose_is_no_call(said: Any) -> None:
+    assert not tools.OwedCall("max_tokens").see(said)
+
+
+def test_the_failure_names_what_to_change() -> None:
+    owed = tools.OwedCall("max_completion_tokens")
+    assert owed.missing("length").field == "max_completion_tokens"
+    assert owed.missing("stop").field == "tool_choice"
