@@ -56,10 +56,12 @@ async def read(count: int, pause_s: float, limit: int | None = None) -> tuple[Wa
     async def answer(request: Request) -> StreamingResponse:
         async def body() -> AsyncIterator[bytes]:
             nonlocal events
-            params = SimpleNamespace(max_tokens=None, output_kind=SimpleNamespace(name="DELTA"))
+            kind = SimpleNamespace(name="DELTA")
+            params = SimpleNamespace(max_tokens=None, output_kind=kind, structured_outputs=None)
             async for output in engine.generate("", params):
                 events += 1
                 yield b"".join(b"%d " % token for token in output.outputs[0].token_ids)
+            await asyncio.sleep(0.005)
             yield b"done"
 
         return StreamingResponse(body())
@@ -69,7 +71,7 @@ async def read(count: int, pause_s: float, limit: int | None = None) -> tuple[Wa
     pieces = []
     async with Exchange(Starlette(routes=[Route("/", answer)]), "GET", "/") as exchange:
         watch.wanted = exchange.wanted
-        async for piece in exchange.pieces():
+        async for piece in exchange.pieces(watch.ended):
             pieces.append(piece)
             await asyncio.sleep(pause_s)
     return watch, pieces, events
@@ -79,6 +81,7 @@ async def test_while_a_reader_is_busy_the_engine_merges_and_one_event_has_it_all
     watch, pieces, events = await read(100, pause_s=0.05)
     assert b"".join(pieces) == b"".join(b"%d " % number for number in range(100)) + b"done"
     assert events < 30
+    assert pieces[-1].endswith(b"99 done"), "the last words were sent on their own"
     assert (watch.requests, watch.completion_tokens, watch.finish_reason) == (1, 100, "length")
 
 

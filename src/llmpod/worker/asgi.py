@@ -11,6 +11,7 @@ Leaving the context before the answer is complete is the client's disconnect: th
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, MutableMapping
 from contextvars import Context
 from types import TracebackType
@@ -26,6 +27,8 @@ class Broken(Exception):  # noqa: N818 - a state of the exchange
     """The application raised, or ended, before its response was complete; the cause is chained."""
 
 
+LAST_WORDS_S = 0.05
+"""How long the end of a body may take when what it was made of has ended; then what is there leaves without it."""
 DISCONNECT_GRACE_S = 5.0
 """How long an application may take to notice a disconnect before its task is cancelled."""
 
@@ -104,11 +107,11 @@ class Exchange:
         while not self.status:
             await self._next()
 
-    async def pieces(self) -> AsyncGenerator[bytes, None]:
+    async def pieces(self, source_ended: Callable[[], bool] = lambda: False) -> AsyncGenerator[bytes, None]:
         """The body, everything that waits in one piece.
 
         The application is never held up; a source that could merge what it produces looks at `wanted`, which is set
-        while this waits and cleared by what arrives.
+        while this waits and cleared by what arrives. Once `source_ended` says so, the rest comes in one piece.
 
         Raises:
             Broken: the body ends before its end.
@@ -117,6 +120,8 @@ class Exchange:
             while not self._pending and not self._complete:
                 await self._next()
             if self._pending:
+                if source_ended():
+                    await self._completed()
                 pieces, self._pending = self._pending, []
                 yield b"".join(pieces)
             elif self._complete:
@@ -125,6 +130,12 @@ class Exchange:
     async def whole(self) -> bytes:
         """The rest of the body."""
         return b"".join([piece async for piece in self.pieces()])
+
+    async def _completed(self) -> None:
+        """Wait for the end, which is near."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LAST_WORDS_S):
+                await self._gone.wait()
 
     async def _next(self) -> None:
         """Let the application go on until it has sent something, and what it can send in the same breath."""

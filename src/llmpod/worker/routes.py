@@ -184,7 +184,7 @@ class Routes:
             async with aclosing(self._events(exchange, rule, reported, new, watch)) as chunks:
                 async for chunk in chunks:
                     record.streaming = True
-                    record.generated = watch.finished == watch.requests
+                    record.generated = watch.ended()
                     yield self.engine.unguard(chunk).decode()
             return
         content = self.engine.unguard(await exchange.whole())
@@ -220,7 +220,7 @@ class Routes:
         splitter = sse.Splitter()
         owed = new.owed_call
         failure: JobError | None = None
-        async with aclosing(exchange.pieces()) as pieces:
+        async with aclosing(exchange.pieces(watch.ended)) as pieces:
             async for piece in pieces:
                 ready = splitter.feed(piece)
                 for index, event in enumerate(ready):

@@ -31,6 +31,10 @@ class Watch:
     finish_reason: str | None = None
     timings: Timings | None = None  # of the first request that finished
 
+    def ended(self) -> bool:
+        """Whether the engine has nothing more to say, as far as it has been asked."""
+        return 0 < self.requests == self.finished
+
 
 current: ContextVar[Watch | None] = ContextVar("current", default=None)
 """The watch of the job in whose context the application runs; its tasks inherit it."""
