@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, StreamingResponse
 from starlette.routing import Route
 
-from llmpod.worker import routes
+from llmpod.worker import form
 from llmpod.worker.asgi import Broken, Exchange
 from llmpod.worker.errors import JobError
 from llmpod.worker.settings import Settings
@@ -156,7 +156,7 @@ async def test_a_form_is_rebuilt_from_base64() -> None:
         "stream": True,
         "prompt": 'line\r\n\r\n--boundary "é"',
     }
-    body, content_type = routes.form(fields, Settings())
+    body, content_type = form.encode(fields, Settings())
     headers = {"content-type": content_type}
     async with Exchange(app_with(Tokens(0)), "POST", "/form", headers=headers, body=body) as exchange:
         answer = json.loads(await exchange.whole())
@@ -183,5 +183,5 @@ async def test_a_form_is_rebuilt_from_base64() -> None:
 )
 def test_a_form_that_cannot_be_is_refused(body: dict[str, Any], field: str) -> None:
     with pytest.raises(JobError) as caught:
-        routes.form(body, Settings())
+        form.encode(body, Settings())
     assert caught.value.field == field

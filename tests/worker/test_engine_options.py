@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmpod.worker.engine import all_arguments, engine_arguments
+from llmpod.worker import engine_arguments
 from llmpod.worker.engine_options import clamp_batched_tokens, tensor_parallel_size
 from llmpod.worker.errors import StartError
 from llmpod.worker.settings import DEMO_MODEL, RETIRED, Settings, load
@@ -16,7 +16,7 @@ from tests.worker.conftest import Events
 
 
 def build(events: Events, environment: dict[str, str] | None = None, **settings: Any) -> Any:
-    return engine_arguments(Settings(**settings), environment or {}, events.emit)
+    return engine_arguments.read(Settings(**settings), environment or {}, events.emit).engine
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_each_documented_pair_passes_the_real_engines_own_check(
     clean_environment.setenv("MAX_MODEL_LEN", str(max_model_len))
     environment = load()
     events = Events()
-    args = engine_arguments(environment.settings, environment.others, events.emit)
+    args = engine_arguments.read(environment.settings, environment.others, events.emit).engine
     assert args.max_num_batched_tokens == used
     config = args.create_engine_config()  # vLLM's own check: it raises for a pair that it does not accept
     assert config.model_config.max_model_len == max_model_len
@@ -158,17 +158,17 @@ def test_a_bad_or_mistyped_engine_argument_stops_the_start(
 def test_whoever_names_a_tool_parser_wants_it_used(
     events: Events, environment: dict[str, str], parser: str | None, reads_calls: bool
 ) -> None:
-    _, frontend = all_arguments(Settings(model_name=str(DEMO_MODEL)), environment, events.emit)
+    _, frontend = engine_arguments.read(Settings(model_name=str(DEMO_MODEL)), environment, events.emit)
     assert (frontend.tool_call_parser, frontend.enable_auto_tool_choice) == (parser, reads_calls)
 
 
 def test_the_demonstration_model_has_a_tool_parser_and_compact_json_unless_the_operator_says_otherwise(
     events: Events,
 ) -> None:
-    args, frontend = all_arguments(Settings(), {}, events.emit)
+    args, frontend = engine_arguments.read(Settings(), {}, events.emit)
     assert (frontend.tool_call_parser, frontend.enable_auto_tool_choice) == ("hermes", True)
     assert args.structured_outputs_config.disable_any_whitespace is True
-    args, frontend = all_arguments(
+    args, frontend = engine_arguments.read(
         Settings(), {"TOOL_CALL_PARSER": "llama3_json", "STRUCTURED_OUTPUTS_CONFIG": "{}"}, events.emit
     )
     assert frontend.tool_call_parser == "llama3_json"
@@ -257,7 +257,7 @@ def test_an_endpoint_of_the_official_worker_can_change_over_as_it_is(
     for name, value in OFFICIAL_FORM.items():
         clean_environment.setenv(name, value)
     environment = load()
-    args = engine_arguments(environment.settings, environment.others, events.emit)
+    args = engine_arguments.read(environment.settings, environment.others, events.emit).engine
     assert (args.max_num_seqs, args.gpu_memory_utilization, args.seed) == (256, 0.95, 0)
     assert environment.settings.max_concurrency == 30
     ignored = {correction.setting for correction in environment.corrections if correction.reason.startswith("ignored")}

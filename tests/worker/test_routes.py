@@ -54,8 +54,9 @@ async def refusal(worker: Worker, events: Events, job_input: object) -> Json:
 
 def test_every_route_of_vllms_application_is_closed_unless_this_worker_opens_it(engine: Engine) -> None:
     """Paths are compared one by one: a route that a new vLLM brings fails here until somebody decides about it."""
-    open_paths = {path for path, _ in engine.route_table if path in route_policy.RULES}
-    closed = {path for path, _ in engine.route_table} - open_paths
+    paths = {route.path for route in engine.application.routes}
+    open_paths = paths & route_policy.RULES.keys()
+    closed = paths - open_paths
     assert open_paths == {
         "/health",
         "/load",
@@ -471,7 +472,7 @@ async def test_tools_are_refused_by_a_worker_that_reads_no_calls(
     route: str,
     body: Json,
 ) -> None:
-    monkeypatch.setattr(engine, "calls_tools", False)
+    monkeypatch.setattr(engine.application, "calls_tools", False)
     error = await refusal(make_worker(), events, call(route, body))
     assert (error["status"], error["field"]) == (400, "tools")
     assert "TOOL_CALL_PARSER" in error["message"]

@@ -91,7 +91,7 @@ def test_what_a_client_may_not_set_is_still_called_so() -> None:
     """A renamed internal parameter would open up under its new name."""
     from vllm import SamplingParams
 
-    from llmpod.worker.engine import NOT_FROM_CLIENTS
+    from llmpod.worker.sampling import NOT_FROM_CLIENTS
 
     assert set(SamplingParams.__struct_fields__) & NOT_FROM_CLIENTS >= {"output_kind", "detokenize", "extra_args"}
 
@@ -129,7 +129,7 @@ OPEN_TO_CLIENTS = {
 def test_a_new_sampling_parameter_is_noticed() -> None:
     from vllm import SamplingParams
 
-    from llmpod.worker.engine import NOT_FROM_CLIENTS
+    from llmpod.worker.sampling import NOT_FROM_CLIENTS
 
     names = {name for name in SamplingParams.__struct_fields__ if not name.startswith("_")}
     assert names - NOT_FROM_CLIENTS <= OPEN_TO_CLIENTS

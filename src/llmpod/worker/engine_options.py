@@ -1,7 +1,7 @@
 """Settings and environment -> vLLM's engine arguments, as words for vLLM's own command line parser.
 
 The parser is vLLM's (made from its dataclass, so values mean here what they mean to `vllm serve`) and comes in as an
-argument: this module decides, and engine.py alone imports vllm.
+argument: this module decides, and engine_arguments.py asks vLLM.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ def prepare(settings: Settings) -> None:
         {
             "VLLM_LOGGING_CONFIG_PATH": str(config),
             "VLLM_LOGGING_LEVEL": settings.log_level.upper(),
-            "VLLM_ENABLE_RESPONSES_API_STORE": "1",  # previous_response_id; engine.py bounds the store
+            "VLLM_ENABLE_RESPONSES_API_STORE": "1",  # previous_response_id; application.py bounds the store
             "VLLM_NO_USAGE_STATS": "1",  # a worker tells nobody what it serves
             "TOKENIZERS_PARALLELISM": "false",  # one prompt at a time, and forked children do not warn about it
             # What is not a log record would break the form of the log: progress bars, Python's and C++'s warnings.

@@ -19,6 +19,7 @@ from llmpod.worker.engine import Engine
 from llmpod.worker.errors import Code, JobError
 from llmpod.worker.events import Emit
 from llmpod.worker.record import JobRecord
+from llmpod.worker.route_answer import Reply
 from llmpod.worker.settings import Settings
 
 
@@ -56,7 +57,7 @@ class Worker:
         """A new record for `handle`, for a caller that wants to see it, or to interrupt the job."""
         return JobRecord(str(job.get("id")), self.emit, log_prompts=self.settings.log_prompts)
 
-    async def handle(self, job: dict[str, Any], record: JobRecord | None = None) -> AsyncGenerator[routes.Reply, None]:
+    async def handle(self, job: dict[str, Any], record: JobRecord | None = None) -> AsyncGenerator[Reply, None]:
         """Yield the replies of one job: one, or one per chunk when it is streamed (as text on OpenAI's routes).
 
         A failure is a last reply whose `error` is a JSON string; the SDK makes the job FAILED with it. Cancellation
@@ -84,7 +85,7 @@ class Worker:
         for reply in routes.farewell(failed, record):
             yield reply
 
-    async def _answer(self, job_input: object, record: JobRecord) -> AsyncGenerator[routes.Reply, None]:
+    async def _answer(self, job_input: object, record: JobRecord) -> AsyncGenerator[Reply, None]:
         request = inputs.parse(job_input, self.engine.sampling_names)
         if isinstance(request, inputs.OpenAIRequest):
             async with aclosing(self.routes.answer(request, record)) as replies:

@@ -1,0 +1,168 @@
+"""vLLM's own application around the running engine, called in this process, and what route jobs need to know of it."""
+
+from __future__ import annotations
+
+import asyncio
+import types
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from llmpod.worker import route_table, served
+from llmpod.worker.asgi import App, Exchange
+from llmpod.worker.errors import Code, JobError, StartError
+from llmpod.worker.prompts import GUARD, Prompts
+from llmpod.worker.route_table import Route
+from llmpod.worker.settings import Settings
+
+STORED_RESPONSES = 1000
+"""Responses that previous_response_id can go back to; older ones are forgotten."""
+
+_GUARD_BYTES = GUARD.encode()
+
+
+class Application:
+    """The routes of one engine, an `AsyncLLMEngine` that runs already."""
+
+    def __init__(self, llm: Any, prompts: Prompts, settings: Settings) -> None:
+        self._llm = llm
+        self._prompts = prompts
+        self._settings = settings
+        self._state: Any = None
+        self._guards = False
+        self.asgi: App  # once `start` is through
+        self.routes: list[Route] = []  # every path, open or not
+        self.takes_media = bool(llm.model_config.is_multimodal_model)
+        self.calls_tools = False
+
+    async def start(self, arguments: Any) -> None:
+        """Build it. `arguments`: its own, as engine_arguments.py reads them.
+
+        Raises:
+            StartError: an adapter cannot be loaded.
+        """
+        build_app, init_app_state = _application()
+        tasks = await self._llm.get_supported_tasks()
+        app = build_app(arguments, tasks, self._llm.model_config)
+        self._state = app.state
+        try:
+            await init_app_state(served.WatchedEngine(self._llm), app.state, arguments, tasks)
+        except ValueError as error:
+            name = self._missing_adapter()
+            if name is None:
+                raise
+            raise StartError(
+                f"LORA_MODULES: the adapter {name!r} cannot be loaded: {error}",
+                "Correct or remove it.",
+                setting="LORA_MODULES",
+            ) from error
+        app.state.server = types.SimpleNamespace(should_exit=False)  # what vLLM tells its own server to do
+        responses = getattr(app.state, "openai_serving_responses", None)
+        for store in ("response_store", "msg_store", "event_store"):
+            if hasattr(responses, store):
+                setattr(responses, store, served.Bounded(STORED_RESPONSES))
+        # gpt-oss has a format of its own, which vLLM reads without a parser's name (openai/parser/harmony_utils.py).
+        harmony = self._llm.model_config.hf_config.model_type == "gpt_oss"
+        self.calls_tools = harmony or (arguments.enable_auto_tool_choice and bool(arguments.tool_call_parser))
+        self.routes = route_table.read(app)
+        self.asgi = app
+
+    async def install_guard(self) -> None:
+        """Make vLLM's renderer cut texts where `guard` marks them. Whether it does shows by trying."""
+        prompts = self._prompts
+        renderer = self._llm.renderer
+        tokenize = getattr(renderer, "_tokenize_prompt_async", None)
+        if tokenize is None:
+            return
+
+        def cut(prompt: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+            ids = prompts.encode_guarded(prompt["prompt"], add_special_tokens=options.get("add_special_tokens", True))
+            limit = options.get("max_length") if options.get("truncation") else None
+            if limit is not None:
+                left = getattr(renderer.tokenizer, "truncation_side", "right") == "left"
+                ids = ids[-limit:] if left else ids[:limit]
+            return prompt | {"prompt": prompt["prompt"].replace(GUARD, ""), "prompt_token_ids": ids}
+
+        async def guarded(prompt: dict[str, Any], params: Any) -> Any:
+            if GUARD not in prompt["prompt"]:
+                return await tokenize(prompt, params)
+            return await asyncio.to_thread(cut, prompt, params.get_encode_kwargs())
+
+        renderer._tokenize_prompt_async = guarded
+        self._guards = await self._cuts()
+
+    def route(self, method: str, path: str) -> Route | None:
+        """The route that takes the call, if there is one for the model that is served."""
+        found = (route for route in self.routes if method in route.methods and route.pattern.fullmatch(path))
+        return next(found, None)
+
+    @property
+    def names(self) -> dict[str, str]:
+        """Everything the model and its adapters may be called -> the name by which vLLM knows it."""
+        model, served_name = self._settings.model, self._settings.served_name
+        called = (served_name, model, model.rstrip("/").rsplit("/", 1)[-1], str(Path(model).resolve()))
+        adapters = self._state.openai_serving_models.lora_requests
+        return dict.fromkeys(called, served_name) | {name: name for name in adapters}
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of a prompt given as token ids."""
+        return self._prompts.decode(token_ids) if token_ids else ""
+
+    def refuse_control_ids(self, token_ids: Sequence[int], *, field: str) -> None:
+        """A control token by its number is one as well.
+
+        Raises:
+            JobError: `field` holds one and ALLOW_CONTROL_TOKENS is off.
+        """
+        if self._settings.allow_control_tokens or self._prompts.control_ids.isdisjoint(token_ids):
+            return
+        raise JobError(Code.INVALID_INPUT, f"{field} holds the ids of control tokens.", field=field)
+
+    def guard(self, value: Any, *, field: str) -> Any:
+        """A field of a body, so that no text in it can become a control token (see prompts.py).
+
+        Raises:
+            JobError: it holds a control token, and vLLM's renderer for this model gives no way to defuse it.
+        """
+        guarded = self._prompts.guard(value)
+        if guarded != value and not self._guards:
+            raise JobError(Code.INVALID_INPUT, f"{field} holds a control token of the model.", field=field)
+        return guarded
+
+    def unguard(self, answer: bytes) -> bytes:
+        """An answer without the marks of `guard`, should one have come through (in a tool's name, say)."""
+        return answer.replace(_GUARD_BYTES, b"") if _GUARD_BYTES in answer else answer
+
+    def _missing_adapter(self) -> str | None:
+        """The adapter at which vLLM stopped loading them."""
+        models = getattr(self._state, "openai_serving_models", None)
+        loaded = self._settings.lora_modules if models is None else models.lora_requests
+        return next((name for name in self._settings.lora_modules if name not in loaded), None)
+
+    async def _cuts(self) -> bool:
+        """Whether a control token that a user writes stays text on its way through the application."""
+        token = next(iter(self._prompts.control_texts), None)
+        if token is None or not self._prompts.has_chat_template:
+            return True
+        with_token, without = await self._tokens_of(self._prompts.guard(f"a{token}b")), await self._tokens_of("ab")
+        counts = [sum(token_id in self._prompts.control_ids for token_id in ids) for ids in (with_token, without)]
+        return bool(without) and counts[0] == counts[1] and GUARD not in self.decode(with_token)
+
+    async def _tokens_of(self, text: str) -> list[int]:
+        """What vLLM's application makes of one user message."""
+        body = orjson.dumps({"messages": [{"role": "user", "content": text}]})
+        headers = {"content-type": "application/json"}
+        async with Exchange(self.asgi, "POST", "/tokenize", headers=headers, body=body) as exchange:
+            return list(orjson.loads(await exchange.whole()).get("tokens", ()))
+
+
+def _application() -> tuple[Any, Any]:
+    """vLLM's `build_app` and `init_app_state`, which stand elsewhere in older releases, with the same signatures."""
+    try:
+        from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+        from vllm.entrypoints.launchers.app import build_app
+    except ModuleNotFoundError:
+        from vllm.entrypoints.openai.api_server import build_app, init_app_state
+    return build_app, init_app_state

@@ -1,0 +1,76 @@
+"""One job's call of one of vLLM's routes: what was asked for, what vLLM gets instead, and what came of it."""
+
+from __future__ import annotations
+
+import contextvars
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from llmpod.worker import form, served
+from llmpod.worker.asgi import App, Exchange
+from llmpod.worker.errors import Code, JobError
+from llmpod.worker.record import JobRecord
+from llmpod.worker.route_policy import RULES, Prompt, Rewritten, Rule
+from llmpod.worker.settings import Settings
+
+
+@dataclass
+class RouteCall:
+    """Everything about the call that the job's way through the worker needs."""
+
+    record: JobRecord
+    rule: Rule
+    method: str
+    path: str
+    query: str
+    fields: Collection[str] | None  # what the route's body may hold; None: vLLM does not say
+    given: dict[str, Any]  # the client's body
+    prompt: Prompt  # what it says to the model
+    new: Rewritten  # the body as vLLM gets it
+    watch: served.Watch = field(default_factory=served.Watch)
+
+    @property
+    def generates(self) -> bool:
+        """Whether the model writes an answer."""
+        return self.rule.kind == "generate"
+
+    @property
+    def takes_places(self) -> bool:
+        """Whether it is work for the engine, and not only for the application around it."""
+        return self.rule.kind in ("generate", "embed")
+
+    @property
+    def reported_limits(self) -> dict[str, Any] | None:
+        """What the answer says about its limits: only what was changed, on routes whose answers are known."""
+        max_tokens = self.record.max_tokens
+        if max_tokens is None or not max_tokens.reason or self.rule.path not in RULES:
+            return None
+        return {"max_tokens": max_tokens.as_dict()}
+
+    def exchange(self, app: App, settings: Settings) -> Exchange:
+        """The call as vLLM's application gets it, not begun yet.
+
+        Raises:
+            JobError: the body does not fit the form that the route takes, or JSON.
+        """
+        headers = {"x-request-id": self.record.id}
+        body = b""
+        if self.rule.form:
+            body, headers["content-type"] = form.encode(self.new.body, settings)
+        elif self.method != "GET":
+            body, headers["content-type"] = _json(self.new.body), "application/json"
+        context = contextvars.copy_context()
+        context.run(served.current.set, self.watch)
+        exchange = Exchange(app, self.method, self.path, query=self.query, headers=headers, body=body, context=context)
+        self.watch.wanted = exchange.wanted
+        return exchange
+
+
+def _json(body: dict[str, Any]) -> bytes:
+    try:
+        return orjson.dumps(body)
+    except orjson.JSONEncodeError as error:
+        raise JobError(Code.INVALID_INPUT, f"The body holds what JSON cannot: {error}.") from None
