@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import socket
+import struct
+import zlib
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -229,3 +231,26 @@ async def test_a_fetch_that_goes_astray_is_refused(server: ToHere, path: str, wh
     with pytest.raises(JobError, match=what):
         await media.inline(media.find(body), OPEN, server)
     assert set(server.asked) == {"files.example.org"}
+
+
+def png(width: int, height: int) -> str:
+    """A data URI whose header says that there is an image of this size."""
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), (b"IDAT", b""), (b"IEND", b"")]
+    data = b"\x89PNG\r\n\x1a\n"
+    for name, content in chunks:
+        data += struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+    return "data:image/png;base64," + base64.b64encode(data).decode()
+
+
+@pytest.mark.parametrize(("width", "height"), [(8193, 8192), (100_000, 100_000)])
+def test_a_few_bytes_that_promise_gigabytes_of_pixels_are_refused(width: int, height: int) -> None:
+    (item,) = media.find(chat(png(width, height)))
+    with pytest.raises(JobError, match="pixels") as caught:
+        media.check(item, Settings())
+    assert caught.value.field == "messages[0].content[0].image_url.url"
+
+
+def test_an_image_within_the_pixels_and_what_is_no_image_pass() -> None:
+    for uri in (png(8192, 8192), "data:audio/wav;base64,aGVsbG8="):
+        (item,) = media.find(chat(uri))
+        assert media.check(item, Settings()) is None

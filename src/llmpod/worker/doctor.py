@@ -114,7 +114,7 @@ SYMPTOMS = (
         "Run it on a GPU, or install the CPU build (make setup does).",
     ),
     Symptom(
-        r"trust_remote_code",
+        r"trust_remote_code=True|--trust-remote-code",  # an engine that crashes prints trust_remote_code=False
         "{model} needs Python code of its own to run.",
         "If you trust its authors, set TRUST_REMOTE_CODE=true.",
         "TRUST_REMOTE_CODE",

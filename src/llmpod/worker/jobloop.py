@@ -124,7 +124,8 @@ class EventJobScaler(EngineJobScaler):
         super().__init__(config)
         self._runs: dict[str, JobRun] = {}
         self._stopped_early: dict[str, float] = {}
-        self._pace = Pace(self.worker.settings.min_stream_gap_ms / 1000)
+        settings = self.worker.settings
+        self._pace = Pace(settings.min_stream_gap_ms / 1000, settings.max_stream_chunks_per_s)
 
     async def serve(self) -> None:
         """Take and run jobs until shutdown; then drain."""

@@ -10,15 +10,18 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import io
 import ipaddress
 import re
 import socket
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
+from PIL import Image
 from yarl import URL
 
 from llmpod.worker.errors import Code, JobError
@@ -28,6 +31,8 @@ from llmpod.worker.settings import Settings
 FETCH_TIMEOUT_S = 20.0
 MAX_REDIRECTS = 3
 MAX_FILES = 64
+MAX_PIXELS = 1 << 26
+"""Of an image: 8192 by 8192, 200 MB when it is decoded."""
 
 _DATA_URI = re.compile(r"data:([\w.+-]+/[\w.+-]+)?((?:;[\w.+-]+=[\w.+\"-]+)*)(;base64)?,", re.IGNORECASE)
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
@@ -111,9 +116,25 @@ def _check_base64(text: str, path: str, settings: Settings) -> None:
             Code.INVALID_INPUT, f"{path} has {size} bytes; at most {settings.max_media_bytes} are accepted.", field=path
         )
     try:
-        base64.b64decode(text, validate=True)
+        data = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
         raise JobError(Code.INVALID_INPUT, f"{path} is not valid base64.", field=path) from None
+    if not data:
+        raise JobError(Code.INVALID_INPUT, f"{path} is empty.", field=path)
+    _check_pixels(data, path)
+
+
+def _check_pixels(data: bytes, path: str) -> None:
+    """A few bytes can say that they are gigabytes of pixels. Reads an image's header only; other files pass."""
+    try:
+        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data)) as image:
+            pixels = image.width * image.height
+    except Image.DecompressionBombError:
+        pixels = MAX_PIXELS + 1
+    except Exception:  # noqa: BLE001 - no image, or a broken one: whoever decodes it says so
+        return
+    if pixels > MAX_PIXELS:
+        raise JobError(Code.INVALID_INPUT, f"{path} has more than {MAX_PIXELS} pixels.", field=path)
 
 
 def allowed_url(text: str, path: str, settings: Settings) -> URL:
@@ -124,7 +145,8 @@ def allowed_url(text: str, path: str, settings: Settings) -> URL:
     """
     refused = JobError(
         Code.INVALID_INPUT,
-        f"{path}: this worker fetches files from {', '.join(settings.allowed_media_domains)} only; send a data URI."
+        f"{path}: this worker fetches files from {', '.join(settings.allowed_media_domains)} only, by http or https on "
+        "its own port; send a data URI."
         if settings.allowed_media_domains
         else f"{path}: this worker fetches no files; send a data URI, or let its operator set ALLOWED_MEDIA_DOMAINS.",
         field=path,
@@ -215,6 +237,7 @@ async def _fetch(session: aiohttp.ClientSession, url: URL, path: str, settings: 
                 if response.status != 200:
                     raise JobError(Code.INVALID_INPUT, f"{path}: the server answered {response.status}.", field=path)
                 data = await _read(response, path, settings)
+                _check_pixels(data, path)
                 kind = response.content_type or "application/octet-stream"
                 return f"data:{kind};base64,{base64.b64encode(data).decode()}"
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError):

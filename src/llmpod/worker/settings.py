@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AliasChoices, BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from llmpod.worker import pace
 from llmpod.worker.errors import StartError
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -165,8 +166,14 @@ class Settings(BaseSettings):
     min_stream_gap_ms: float = setting(
         0.0,
         "Worker",
-        "Least milliseconds between two chunks of a stream. All streams together send 1,000 a second at most.",
+        "Least milliseconds between two chunks of a stream. 0: as fast as RunPod and the next setting allow.",
         ge=0,
+    )
+    max_stream_chunks_per_s: float = setting(
+        pace.CHUNKS_PER_S,
+        "Worker",
+        "Most chunks a second that all streams together send; the more streams there are, the more tokens has each.",
+        gt=0,
     )
     drain_seconds: float = setting(
         25.0,
