@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
@@ -47,6 +47,15 @@ async def engine() -> AsyncIterator[Engine]:
     yield engine
     assert engine.unfinished == 0, "a test left a request in the engine"
     engine.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def same_environment_after() -> Iterator[None]:
+    """vLLM sets variables when it reads its arguments; the next engine to start must not take them for a person's."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
 
 
 @pytest.fixture
