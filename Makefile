@@ -15,16 +15,9 @@ run: setup ## answer test_input.json with the demo model
 serve: setup ## a RunPod endpoint on http://127.0.0.1:8000/v2/local with real worker processes
 	@$(PY) -m llmpod.endpoint --workers-min 1 --workers-max 1 $(ARGS)
 
-# Two at a time: those of the worker compute, the others mostly wait.
 test: setup ## every test
 	@builder/test_tools.sh
-	@$(MAKE) --jobs=2 --output-sync=target --keep-going --no-print-directory test-worker test-others
-
-test-worker: setup ## the worker's tests
-	$(PY) -m pytest tests/worker
-
-test-others: setup ## the tests of the endpoint and the load tester
-	$(PY) -m pytest tests/endpoint tests/loadtest
+	$(PY) -m pytest
 
 lint: setup ## ruff, mypy, generated docs up to date
 	$(PY) -m ruff check .
