@@ -3,9 +3,9 @@
 python bench/routes.py [--concurrency 1 16 128] [--rounds 3] [--model …]
 
 Every request generates 128 tokens. The bare engine is `AsyncLLM.generate` with token ids, final output only (or deltas,
-for the streamed comparison); a route job goes through `Worker.handle`: input, limits, policy, admission, vLLM's
-application, server-sent events, log lines. Rounds are interleaved, so that a machine whose speed changes changes both;
-the best round of each counts. Exit status 1 if a ratio misses its target.
+for the streamed comparison); a route job goes through `JobRun`, as in the job loop: input, limits, policy, admission,
+vLLM's application, server-sent events, taking turns, log lines. Rounds are interleaved, so that a machine whose speed
+changes changes both; the best round of each counts. Exit status 1 if a ratio misses its target.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ import asyncio
 import sys
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import aclosing, closing
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from llmpod.worker.deltas import Deltas
+from llmpod.worker.delivery import Delivery
 from llmpod.worker.engine import Engine
 from llmpod.worker.handler import Worker
+from llmpod.worker.jobrun import JobRun
 from llmpod.worker.pace import Pace
 from llmpod.worker.settings import Settings
 
@@ -45,8 +46,25 @@ async def bare(engine: Engine, ids: list[int], number: int, *, stream: bool) -> 
             pass
 
 
+class Posts(Delivery):
+    """RunPod, as one job sees it: each chunk takes so long, and all of them arrive."""
+
+    def __init__(self, post_s: float) -> None:
+        self.post_s = post_s
+        self.chunks = 0
+
+    async def chunk(self, job_id: str, item: object, **_: object) -> bool:
+        self.chunks += 1
+        await asyncio.sleep(self.post_s)
+        return True
+
+    async def result(self, job_id: str, result: dict[str, Any], **_: object) -> bool:
+        assert "output" in result, result
+        return True
+
+
 async def route(worker: Worker, pace: Pace, number: int, *, stream: bool, post_s: float) -> int:
-    """One route job, read as jobrun.py reads it; `post_s` stands for the POST of each chunk. How many chunks."""
+    """One route job, as the job loop runs it; `post_s` stands for the POST of each chunk. How many chunks."""
     body = {
         "messages": QUESTION,
         "max_tokens": TOKENS,
@@ -55,21 +73,10 @@ async def route(worker: Worker, pace: Pace, number: int, *, stream: bool, post_s
         "seed": number,
         "stream": stream,
     }
-    job = {"id": f"route-{time.monotonic_ns()}-{number}", "input": {"openai_route": "/v1/chat/completions"}}
-    job["input"]["openai_input"] = body  # type: ignore[index]
-    chunks = 0
-    record = worker.record(job)
-    with closing(pace.stream()) as turns:
-        async with aclosing(Deltas(worker.handle(job, record))) as deltas:
-            while (chunk := await deltas.next()) is not None:
-                assert not (isinstance(chunk, dict) and chunk.get("error")), chunk
-                chunks += 1
-                if stream:
-                    turns.take()
-                    await asyncio.sleep(post_s)
-                    if not record.generated:
-                        await turns.next()
-    return chunks
+    job_input = {"openai_route": "/v1/chat/completions", "openai_input": body}
+    posts = Posts(post_s)
+    await JobRun({"id": f"route-{time.monotonic_ns()}-{number}", "input": job_input}, worker, posts, pace).run()
+    return max(1, posts.chunks)
 
 
 async def rate(call: Callable[[int], Awaitable[Any]], concurrency: int, requests: int) -> tuple[float, float]:
@@ -98,7 +105,7 @@ async def main() -> int:
     engine = Engine(chosen, {}, lambda *_, **__: None)
     await engine.start()
     worker = Worker(chosen, engine, lambda *_, **__: None)
-    pace = Pace()
+    pace = Pace(chosen.min_stream_gap_ms / 1000, chosen.max_stream_chunks_per_s)
     from llmpod.worker.inputs import Message, NativeRequest
 
     message = Message("user", QUESTION[0]["content"])

@@ -12,7 +12,7 @@ from llmpod.worker.pace import Pace
 
 
 async def test_a_first_chunk_never_waits_and_the_next_waits_for_its_turn() -> None:
-    pace = Pace(0.2)
+    pace = Pace(0.2, 500)
     with closing(pace.stream()) as turns:
         began = time.monotonic()
         await turns.next()
@@ -23,7 +23,7 @@ async def test_a_first_chunk_never_waits_and_the_next_waits_for_its_turn() -> No
 
 
 async def test_time_spent_sending_counts() -> None:
-    with closing(Pace(0.1).stream()) as turns:
+    with closing(Pace(0.1, 500).stream()) as turns:
         turns.take()
         await asyncio.sleep(0.15)
         sent = asyncio.ensure_future(turns.next())
@@ -33,7 +33,7 @@ async def test_time_spent_sending_counts() -> None:
 
 @pytest.mark.parametrize("count", [1, 16, 128])
 def test_more_streams_speak_less_often(count: int) -> None:
-    pace = Pace(chunks_per_s=200)
+    pace = Pace(0, 200)
     with ExitStack() as stack:
         for _ in range(count):
             turns = stack.enter_context(closing(pace.stream()))
@@ -46,6 +46,6 @@ def test_more_streams_speak_less_often(count: int) -> None:
 
 
 def test_a_stream_that_has_not_begun_does_not_count() -> None:
-    pace = Pace(0.01)
+    pace = Pace(0.01, 500)
     with closing(pace.stream()):
         assert pace.gap_s == 0.01

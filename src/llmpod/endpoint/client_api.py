@@ -55,7 +55,6 @@ class ClientApi:
         if not job.chunks and not job.ended:
             await next_change(job, wait_ms / 1000)
         chunks, job.chunks = job.chunks, []
-        job.chunks_read += len(chunks)
         # Chunks are JSON text already: joining them is all the encoding there is.
         items = b",".join(b'{"output":' + chunk + b"}" for chunk in chunks)
         body = b'{"status":"' + self._name(job.state.value).encode() + b'","stream":[' + items + b"]}"

@@ -78,7 +78,6 @@ class Job:
     error: str | None = None
     late_progress: bytes | None = None
     chunks: list[bytes] = field(default_factory=list)
-    chunks_read: int = 0
     missed_pings: int = 0
     pinned: bool = False
     """A client has already read part of the answer over /openai: running the job again would repeat it."""

@@ -69,7 +69,6 @@ class OpenAiApi:
         await response.prepare(request)
         while True:
             chunks, job.chunks = job.chunks, []
-            job.chunks_read += len(chunks)
             for chunk in chunks:
                 await response.write(streamed(chunk, self.options.openai_objects))
             if job.ended and not job.chunks:

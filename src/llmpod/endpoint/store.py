@@ -119,7 +119,6 @@ class JobStore:
         job.output = job.error = job.worker_id = job.late_progress = None
         job.taken_s = job.first_chunk_s = job.finished_s = job.expires_s = None
         job.chunks.clear()
-        job.chunks_read = 0
         job.queued_s = self.clock()
         job.retries += 1
         self.totals["retried"] += 1

@@ -71,7 +71,6 @@ class Runner:
         self._already = list(already)
         self._check, self._climb = check, climb
         self._stopping = asyncio.Event()
-        self._starts: dict[str, float] = {}
 
     def stop(self, stop: Stop) -> None:
         if self.stopped is None:

@@ -38,7 +38,7 @@ class JobRun:
         self._job = job
         self._worker = worker
         self._delivery = delivery
-        self._turns = pace.stream()
+        self._pace = pace
         self._extra = {"stopPod": True} if stop_pod else {}
         self._scope = asyncio.timeout(None)
         self._working = False
@@ -93,7 +93,7 @@ class JobRun:
 
     async def _work(self) -> dict[str, Any]:
         replies = self._worker.handle(self._job, self.record)
-        with closing(self._turns) as turns:
+        with closing(self._pace.stream()) as turns:
             async with aclosing(Deltas(replies)) as deltas:
                 while (item := await deltas.next()) is not None:
                     if isinstance(item, dict) and isinstance(item.get("error"), str):

@@ -8,6 +8,7 @@ from typing import Any
 
 import orjson
 
+from llmpod.worker import nested
 from llmpod.worker.errors import Code, JobError
 from llmpod.worker.inputs import NativeRequest
 from llmpod.worker.settings import Settings
@@ -84,22 +85,19 @@ def check_constraint(given: Mapping[str, Any], settings: Settings, *, within: st
 def _repeats(constraint: object) -> int:
     """Repetitions in the regexes and grammars of a constraint; a JSON schema's or a tag's may come as text."""
     count = 0
-    pending = [constraint]
-    while pending:
-        found = pending.pop()
-        if isinstance(found, list):
-            pending += found
-        elif isinstance(found, dict):
-            for name, value in found.items():
-                if not isinstance(value, str):
-                    pending.append(value)
-                    if name == "patternProperties" and isinstance(value, dict):
-                        pending += [{"pattern": key} for key in value]
-                elif name in ("regex", "pattern", "grammar", "definition"):
-                    count += sum(map(value.count, "*+{"))
-                elif name in ("json", "structural_tag", "syntax"):
-                    pending.append(_parsed(value))
+    for found in nested.objects(constraint):
+        for name, value in found.items():
+            if name == "patternProperties" and isinstance(value, dict):
+                count += sum(map(_repeats_in, value))
+            elif isinstance(value, str) and name in ("regex", "pattern", "grammar", "definition"):
+                count += _repeats_in(value)
+            elif isinstance(value, str) and name in ("json", "structural_tag", "syntax"):
+                count += _repeats(_parsed(value))
     return count
+
+
+def _repeats_in(expression: str) -> int:
+    return sum(map(expression.count, "*+{"))
 
 
 def _parsed(text: str) -> object:

@@ -10,36 +10,35 @@ from __future__ import annotations
 import asyncio
 import time
 
-CHUNKS_PER_S = 500.0
-"""Of all streams together: 100 streams speak five times a second each. Where a POST to RunPod takes longer than their
-turn anyway, nothing changes."""
-
 
 class Pace:
     """The pace of one worker's streams."""
 
-    def __init__(self, min_gap_s: float = 0.0, chunks_per_s: float = CHUNKS_PER_S) -> None:
-        """`min_gap_s`: MIN_STREAM_GAP_MS, in seconds. `chunks_per_s`: MAX_STREAM_CHUNKS_PER_S."""
+    def __init__(self, min_gap_s: float, chunks_per_s: float) -> None:
+        """`min_gap_s`: MIN_STREAM_GAP_MS, in seconds. `chunks_per_s`: MAX_STREAM_CHUNKS_PER_S, of all streams together.
+
+        With 500, each of 100 streams speaks five times a second. Where a POST to RunPod takes longer than a stream's
+        turn anyway, nothing changes.
+        """
         self._min_gap_s = min_gap_s
         self._chunk_s = 1 / chunks_per_s
-        self._streams: set[Turns] = set()
+        self.streams: set[Turns] = set()  # that have begun and not ended
 
     @property
     def gap_s(self) -> float:
         """Seconds between two chunks of a stream."""
-        return max(self._min_gap_s, self._chunk_s * len(self._streams))
+        return max(self._min_gap_s, self._chunk_s * len(self.streams))
 
     def stream(self) -> Turns:
         """A stream that counts from its first chunk until it is closed."""
-        return Turns(self, self._streams)
+        return Turns(self)
 
 
 class Turns:
     """When one stream may speak."""
 
-    def __init__(self, pace: Pace, streams: set[Turns]) -> None:
+    def __init__(self, pace: Pace) -> None:
         self._pace = pace
-        self._streams = streams
         self._last = 0.0
 
     async def next(self) -> None:
@@ -49,9 +48,9 @@ class Turns:
 
     def take(self) -> None:
         """Note that the stream speaks now."""
-        self._streams.add(self)
+        self._pace.streams.add(self)
         self._last = time.monotonic()
 
     def close(self) -> None:
         """The stream has ended."""
-        self._streams.discard(self)
+        self._pace.streams.discard(self)

@@ -175,11 +175,12 @@ class Routes:
         if call.rule.form:
             return
         files = media.find(call.new.body)
-        for item in files:
-            media.check(item, self.settings)
         if files and self.engine.application.takes_media:
             call.new.body = orjson.loads(orjson.dumps(call.new.body))  # the job's input stays as it came
             await media.inline(media.find(call.new.body), self.settings)
+            return
+        for item in files:
+            media.check(item, self.settings)
 
 
 def explain(error: JobError, job_input: object) -> JobError:

@@ -21,7 +21,6 @@ from typing import Annotated, Any, Literal
 from pydantic import AliasChoices, BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from llmpod.worker import pace
 from llmpod.worker.errors import StartError
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -170,7 +169,7 @@ class Settings(BaseSettings):
         ge=0,
     )
     max_stream_chunks_per_s: float = setting(
-        pace.CHUNKS_PER_S,
+        500.0,
         "Worker",
         "Most chunks a second that all streams together send; the more streams there are, the more tokens has each.",
         gt=0,

@@ -11,6 +11,7 @@ from typing import Any
 
 import orjson
 
+from llmpod.worker import nested
 from llmpod.worker.errors import Code, JobError
 
 MAX_BLANKS = 4
@@ -95,13 +96,7 @@ def bounded(structural_tag: str) -> str:
         tag = orjson.loads(structural_tag)
     except orjson.JSONDecodeError:
         return structural_tag  # a client's own, and the engine's to refuse
-    pending = [tag]
-    while pending:
-        found = pending.pop()
-        if isinstance(found, list):
-            pending += found
-        elif isinstance(found, dict):
-            if found.get("type") == "json_schema" and found.get("max_whitespace_cnt", MAX_BLANKS) is None:
-                found["max_whitespace_cnt"] = MAX_BLANKS
-            pending += [value for name, value in found.items() if name != "json_schema"]
+    for found in nested.objects(tag, closed=("json_schema",)):
+        if found.get("type") == "json_schema" and found.get("max_whitespace_cnt", MAX_BLANKS) is None:
+            found["max_whitespace_cnt"] = MAX_BLANKS
     return orjson.dumps(tag).decode()
