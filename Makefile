@@ -15,9 +15,10 @@ run: setup ## answer test_input.json with the demo model
 serve: setup ## a RunPod endpoint on http://127.0.0.1:8000/v2/local with real worker processes
 	@$(PY) -m llmpod.endpoint --workers-min 1 --workers-max 1 $(ARGS)
 
-test: setup ## every test
+test: setup ## every test: those that mostly wait two at a time, those of the engine alone
 	@builder/test_tools.sh
-	$(PY) -m pytest
+	$(PY) -m pytest -n 2 --dist worksteal tests/endpoint tests/loadtest
+	$(PY) -m pytest tests/worker
 
 lint: setup ## ruff, mypy, generated docs up to date
 	$(PY) -m ruff check .

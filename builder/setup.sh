@@ -40,7 +40,8 @@ if [ ${#torch_source[@]} -eq 0 ]; then torch_source=(--torch-backend cpu); fi
 echo "setup: building .venv with $("$python" --version)" >&2
 rm -rf .venv
 "$uv" venv --quiet --python "$("$python" -c 'import sys; print(sys.executable)')" .venv
-VIRTUAL_ENV=$PWD/.venv "$uv" pip install --quiet --no-deps --require-hashes "${torch_source[@]}" \
+# Compiled now: otherwise each of vLLM's processes compiles it anew where Python may not write (PYTHONDONTWRITEBYTECODE).
+VIRTUAL_ENV=$PWD/.venv "$uv" pip install --quiet --compile-bytecode --no-deps --require-hashes "${torch_source[@]}" \
     -r builder/torch-cpu.txt -r builder/requirements-cpu.txt -r builder/requirements-dev.txt
 # The package itself: a path entry, so that the checkout is what runs.
 echo "$PWD/src" > "$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/llmpod.pth"

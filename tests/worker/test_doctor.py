@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from llmpod.worker.doctor import SYMPTOMS, diagnose, read_last_words
+from llmpod.worker.doctor import SYMPTOMS, diagnose, examine, read_last_words
 from llmpod.worker.errors import StartError
-from llmpod.worker.settings import Settings
+from llmpod.worker.settings import DEMO_MODEL, Settings
 
 SETTINGS = Settings(model_name="owner/name")
 
@@ -102,3 +103,26 @@ def test_a_start_error_is_passed_on() -> None:
 
 def test_missing_last_words_are_no_words(tmp_path: Path) -> None:
     assert read_last_words(tmp_path / "none") == ""
+
+
+@pytest.mark.parametrize(
+    ("given", "setting"),
+    [
+        ({"model_name": "/no/such/folder"}, "MODEL_NAME"),
+        ({"model_name": "./no-such-folder"}, "MODEL_NAME"),
+        ({"model_name": "/proc/1/root/model"}, "MODEL_NAME"),
+        ({"tokenizer": "/no/such/folder"}, "TOKENIZER"),
+        ({"lora_modules": {"Coach": "/no/such/folder"}}, "LORA_MODULES"),
+        ({"lora_modules": {"LLMPOD-demo": "owner/name"}}, "LORA_MODULES"),
+    ],
+)
+def test_what_shows_without_vllm_is_said_without_it(given: dict[str, Any], setting: str) -> None:
+    with pytest.raises(StartError) as caught:
+        examine(Settings(**given))
+    assert caught.value.setting == setting
+    assert caught.value.cure
+
+
+@pytest.mark.parametrize("name", [None, "owner/name", str(DEMO_MODEL)])
+def test_a_model_that_may_be_there_passes(name: str | None, tmp_path: Path) -> None:
+    examine(Settings(model_name=name, tokenizer=str(tmp_path)))

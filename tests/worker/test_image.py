@@ -70,6 +70,15 @@ def test_the_handler_is_pid_1_and_not_root() -> None:
     assert order.index("USER") > max(n for n, word in enumerate(order) if word in ("RUN", "COPY"))
 
 
+def test_everything_is_compiled_once_it_is_there() -> None:
+    steps = [f"{word} {rest}" for word, rest in instructions()]
+    found = {
+        part: next(number for number, step in enumerate(steps) if re.search(part, step))
+        for part in ("pip install", "vllm.*compileall", "COPY src", "compileall -q src")
+    }
+    assert list(found.values()) == sorted(found.values())
+
+
 def test_no_secret_can_end_up_in_a_layer() -> None:
     for word, rest in instructions():
         if word in ("ARG", "ENV", "LABEL"):

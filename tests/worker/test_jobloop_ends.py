@@ -103,7 +103,8 @@ async def test_the_platforms_timeout_ends_a_job(monkeypatch: pytest.MonkeyPatch)
 async def test_shutdown_lets_running_jobs_finish_and_takes_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = ScriptedEngine(tokens_per_s=100)
     async with serving(monkeypatch, engine) as served:
-        ids = [await served.submit(stream=index % 2 == 0) for index in range(6)]
+        seconds = {"max_tokens": 200}
+        ids = [await served.submit(stream=index % 2 == 0, sampling_params=seconds) for index in range(6)]
         await until(lambda: engine.unfinished == 6)
         served.scaler.kill_worker()
         late = await served.submit()

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from llmpod.worker import served
 from llmpod.worker.inputs import NativeRequest
 
 PARAMETERS: list[tuple[str, str, set[str]]] = [
@@ -191,6 +192,26 @@ def test_a_dead_engine_says_so() -> None:
     assert isinstance(
         inspect.getattr_static(found("vllm.engine.async_llm_engine", "AsyncLLMEngine"), "errored"), property
     )
+
+
+def test_the_application_is_built_from_what_the_worker_gives_it() -> None:
+    from llmpod.worker.application import _application
+
+    takes = [list(inspect.signature(function).parameters.values()) for function in _application()]
+    for parameters, given in zip(takes, (3, 4), strict=True):
+        assert len(parameters) >= given
+        assert all(parameter.default is not parameter.empty for parameter in parameters[given:])
+
+
+async def test_the_application_has_the_parts_the_worker_reaches_into(engine: Any) -> None:
+    application, renderer = engine.application, engine._llm.renderer
+    assert inspect.iscoroutinefunction(renderer._tokenize_prompt_async)
+    assert list(inspect.signature(type(renderer)._tokenize_prompt).parameters) == ["self", "prompt", "params"]
+    assert application._guards, "control tokens in a client's text are not defused"
+    assert application._state.openai_serving_models.lora_requests == {}
+    responses = application._state.openai_serving_responses
+    for store in ("response_store", "msg_store", "event_store"):
+        assert isinstance(getattr(responses, store), served.Bounded)
 
 
 async def test_every_step_is_a_sign_of_life(engine: Any) -> None:

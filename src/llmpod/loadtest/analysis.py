@@ -221,11 +221,8 @@ def served(jobs: Sequence[Job], start_ms: float, end_ms: float) -> tuple[float, 
     """
     answered = tokens = 0.0
     for job in jobs:
-        if not job.ok or job.sent_ms is None or job.done_ms is None:
-            continue
-        inside = min(job.done_ms, end_ms) - max(job.sent_ms, start_ms)
-        if inside > 0:
-            share = inside / (job.done_ms - job.sent_ms)
+        if job.ok:
+            share = job.share_within(start_ms, end_ms)
             answered += share
             tokens += share * (job.output_tokens or 0)
     return answered, tokens

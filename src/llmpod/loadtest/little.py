@@ -29,12 +29,11 @@ def little(jobs: Sequence[Job], clients: int, window_start_ms: float, window_end
         return None
     done, busy_ms = 0.0, [0.0] * BATCHES
     for job in jobs:
-        if job.sent_ms is None or job.done_ms is None or job.done_ms <= job.sent_ms:
+        share = job.share_within(window_start_ms, window_end_ms)
+        if job.sent_ms is None or job.done_ms is None or not share:
             continue
         start, end = max(job.sent_ms, window_start_ms), min(job.done_ms, window_end_ms)
-        if end <= start:
-            continue
-        done += (end - start) / (job.done_ms - job.sent_ms)
+        done += share
         at = int((start - window_start_ms) / batch_ms)
         while start < end and at < BATCHES:
             until = min(end, window_start_ms + (at + 1) * batch_ms)

@@ -67,6 +67,13 @@ class Job:
             return None
         return self.sent_ms - self.scheduled_ms
 
+    def share_within(self, start_ms: float, end_ms: float) -> float:
+        """How much of the job's time, from sent to done, lies in a window: 0 to 1; 0 too if it never ended."""
+        if self.sent_ms is None or self.done_ms is None or self.done_ms <= self.sent_ms:
+            return 0.0
+        inside_ms = min(self.done_ms, end_ms) - max(self.sent_ms, start_ms)
+        return max(0.0, inside_ms) / (self.done_ms - self.sent_ms)
+
     @property
     def overhead_ms(self) -> float | None:
         """What of the total is neither queue nor execution: network, the platform's hand-overs, this client."""

@@ -6,10 +6,12 @@ kept in a file (`events.logging_config`) and read here together with the excepti
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from llmpod.worker import adapters
 from llmpod.worker.errors import StartError
 from llmpod.worker.settings import Settings
 
@@ -158,6 +160,24 @@ SYMPTOMS = (
     ),
     Symptom(r"No space left on device", "The disk is full.", "Give the container more disk, or a volume for HF_HOME."),
 )
+
+
+def examine(settings: Settings) -> None:
+    """What can be told before vLLM has been imported, which takes half a minute on a small machine.
+
+    Raises:
+        StartError: the model's folder is not there, or an adapter in a folder cannot be served.
+    """
+    for setting, name in (("MODEL_NAME", settings.model), ("TOKENIZER", settings.tokenizer)):
+        if name is None or not name.startswith(("/", "./", "../")):
+            continue
+        if not os.path.exists(name):  # noqa: PTH110 - Path's raises where it may not look
+            raise StartError(
+                f"{setting}={name!r}: there is no such folder.",
+                "Set it to a folder that the worker may read, or to a Hugging Face id (owner/name).",
+                setting=setting,
+            )
+    adapters.rank_for(settings.lora_modules, settings.model_names)
 
 
 def diagnose(error: BaseException, settings: Settings, last_words: str = "") -> StartError:

@@ -51,9 +51,14 @@ class Engine:
     # -- life ----------------------------------------------------------------------------------------------------------
 
     def prepare(self) -> None:
-        """Begin what needs no event loop: vLLM's processes import it while other things start. `start` does it, too."""
+        """Begin what needs no event loop: vLLM's processes import it while other things start. `start` does it, too.
+
+        Raises:
+            StartError: something is wrong that shows without vLLM.
+        """
         if self._prepared:
             return
+        doctor.examine(self._settings)
         self._prepared = True
         engine_process.last_words().unlink(missing_ok=True)
         engine_process.prepare(self._settings)

@@ -154,11 +154,10 @@ def _lora(settings: Settings) -> dict[str, str | int | float | bool | None]:
     """Room for the adapters: all of them in memory, the first few in one batch."""
     if not settings.lora_modules:
         return {}
-    known = (settings.model, settings.served_model_name or "")
     count = len(settings.lora_modules)
     return {
         "enable_lora": True,
-        "max_lora_rank": adapters.rank_for(settings.lora_modules, known),
+        "max_lora_rank": adapters.rank_for(settings.lora_modules, settings.model_names),
         "max_loras": min(count, 4),
         "max_cpu_loras": max(count, 4),
     }

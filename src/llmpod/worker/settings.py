@@ -271,12 +271,18 @@ class Settings(BaseSettings):
         if self.model_name is None:
             return str(DEMO_MODEL)
         stored = Path(self.model_store, self.model_name)
-        return str(stored) if (stored / "config.json").is_file() else self.model_name
+        is_there = os.path.isfile(stored / "config.json")  # noqa: PTH113 - Path's raises where it may not look
+        return str(stored) if is_there else self.model_name
 
     @property
     def served_name(self) -> str:
         """What the model is called in replies and requests, wherever it was loaded from."""
         return self.served_model_name or self.model_name or DEMO_NAME
+
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        """What no adapter may be called."""
+        return self.model, self.served_name
 
 
 @dataclass(frozen=True)
