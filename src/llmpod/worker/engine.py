@@ -14,7 +14,7 @@ import time
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
-from llmpod.worker import doctor, engine_arguments, engine_process, fork_server, generation, sampling
+from llmpod.worker import doctor, engine_arguments, engine_process, fork_server, generation, heap, sampling
 from llmpod.worker.application import Application
 from llmpod.worker.errors import Code, JobError
 from llmpod.worker.events import Emit
@@ -72,7 +72,8 @@ class Engine:
         """
         self.prepare()
         try:
-            await self._start()
+            with heap.built_to_last():
+                await self._start()
         except BaseException as error:
             self.shutdown()
             if isinstance(error, Exception):

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import gc
 import importlib.metadata
 import importlib.util
 import multiprocessing
@@ -52,6 +53,8 @@ class ServedProcess(context.ForkServerProcess):
         super().start()
 
     def run(self) -> None:
+        gc.freeze()
+        gc.enable()
         threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
         settings.adopt(self._environment)
         _contexts["spawn"] = BoundContext()  # for what this process starts
@@ -96,7 +99,7 @@ def start(modules: Sequence[str]) -> None:
     libraries = ":".join(map(str, _preloads()))
     quiet = variables.get("TORCH_LOGS", "-torch._library")  # it warns of a missing Triton, in a form of its own
     with settings.temporarily({"LD_PRELOAD": libraries, "OMP_NUM_THREADS": "1", "TORCH_LOGS": quiet}):
-        forkserver.set_forkserver_preload(list(modules))
+        forkserver.set_forkserver_preload(["llmpod.worker.fork_server_preload", *modules])
         forkserver.ensure_running()
     _contexts["spawn"] = ServedContext()
     atexit.register(end)
