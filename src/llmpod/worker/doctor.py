@@ -163,7 +163,7 @@ SYMPTOMS = (
 
 
 def examine(settings: Settings) -> None:
-    """What can be told before vLLM has been imported, which takes half a minute on a small machine.
+    """What can be told before vLLM has been imported, which takes long.
 
     Raises:
         StartError: the model's folder is not there, or an adapter in a folder cannot be served.
