@@ -2,8 +2,8 @@
 
     python bench/loop.py
 
-The engine says 100 tokens/s per job and costs nothing, so what is above its own time is the loop's. Seconds, not
-minutes; for the real engine see worker.py.
+The engine says 100 tokens/s per job and costs nothing, so what is above its own time is the loop's, the endpoint's and
+the clients', which share one thread. Seconds, not minutes; for the real engine see worker.py.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from tests.worker.scripted import ScriptedEngine, Serving, serving  # noqa: E402
 
 PACE = 100
 SEATS = 16
+CLIENTS = 64
 
 
 async def main() -> None:
@@ -35,6 +36,9 @@ async def main() -> None:
             engine = ScriptedEngine(tokens_per_s=PACE, max_num_seqs=SEATS)
             async with serving(patch, engine, base=base, options={"rate_limits": False}) as served:
                 columns[name] = await figures(served)
+            crowd = ScriptedEngine(tokens_per_s=PACE, max_num_seqs=CLIENTS)
+            async with serving(patch, crowd, base=base, options={"rate_limits": False}) as served:
+                columns[name]["TTFT ms, 64 clients, RTT 0"] = await crowded_ttft_ms(served)
     stock, ours = columns.values()
     print("| | stock loop | llmpod | llmpod / stock |\n|---|---|---|---|")
     for row, value in ours.items():
@@ -61,6 +65,20 @@ async def figures(served: Serving) -> dict[str, float]:
         await served.ended(job_id, 120)
     found["seconds for 20 rounds of 0.2 s, all seats"] = time.monotonic() - began
     return found
+
+
+async def crowded_ttft_ms(served: Serving) -> float:
+    """Clients that each send their next job when the last has ended, all of them at the same moment at first."""
+    firsts: list[float] = []
+
+    async def client() -> None:
+        for _ in range(4):
+            job = await served.run(stream=True, sampling_params={"max_tokens": 128})
+            assert job.first_chunk_s is not None
+            firsts.append(job.first_chunk_s - job.submitted_s)
+
+    await asyncio.gather(*(client() for _ in range(CLIENTS)))
+    return 1000 * statistics.median(firsts)
 
 
 async def ages(served: Serving) -> list[float]:
