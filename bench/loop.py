@@ -12,6 +12,7 @@ import asyncio
 import statistics
 import sys
 import time
+from collections import defaultdict
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[1] / "src")]
@@ -70,10 +71,14 @@ async def figures(served: Serving) -> dict[str, float]:
 async def crowded_ttft_ms(served: Serving) -> float:
     """Clients that each send their next job when the last has ended, all of them at the same moment at first."""
     firsts: list[float] = []
+    ended: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
+    served.endpoint.listen(lambda job, was, reason: ended[job.id].set() if job.ended else None)
 
     async def client() -> None:
         for _ in range(4):
-            job = await served.run(stream=True, sampling_params={"max_tokens": 128})
+            job_id = await served.submit(stream=True, sampling_params={"max_tokens": 128})
+            await ended[job_id].wait()
+            job = served.endpoint.job(job_id)
             assert job.first_chunk_s is not None
             firsts.append(job.first_chunk_s - job.submitted_s)
 
