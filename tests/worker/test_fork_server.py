@@ -20,7 +20,7 @@ from llmpod.worker.engine import Engine
 from .processes import REPOSITORY, environment
 
 PROGRAM = """
-import json, multiprocessing, os, sys
+import gc, json, multiprocessing, os, sys
 from llmpod.worker import fork_server
 
 def worker(answers):
@@ -36,6 +36,7 @@ def engine(answers):
     forked.start()
     forked.join()
     answers.put({"engine": {"pid": os.getpid(), "late": os.environ.get("LATE"), "method": context.get_start_method(),
+                            "collects": gc.isenabled(), "frozen": gc.get_freeze_count(),
                             "gone": "EARLY" not in os.environ, "imported": "wave" in sys.modules,
                             "preload": os.environ.get("LD_PRELOAD")}})
 
@@ -83,6 +84,8 @@ def test_a_forked_process_finds_what_a_spawned_one_would(tmp_path: Path) -> None
     engine, worker = said["engine"], said["worker"]
     assert engine["imported"], "the server had not imported what it was told to"
     assert (engine["late"], engine["gone"]) == ("set after the server was started", True)
+    assert engine["collects"], "garbage would pile up in the engine for ever"
+    assert engine["frozen"] > 10_000
     assert engine["preload"] is None, "what only the server needs has leaked"
     assert engine["method"] == "fork"
     assert (worker["threads"], worker["cores"], worker["ppid"]) == (1, [0], engine["pid"])

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import gc
 import importlib.metadata
 import importlib.util
 import multiprocessing
@@ -26,7 +25,7 @@ from multiprocessing import context, forkserver
 from pathlib import Path
 from typing import Any
 
-from llmpod.worker import settings
+from llmpod.worker import heap, settings
 
 DECIDED_BY_OTHERS = (
     "LD_PRELOAD",
@@ -53,8 +52,7 @@ class ServedProcess(context.ForkServerProcess):
         super().start()
 
     def run(self) -> None:
-        gc.freeze()
-        gc.enable()
+        heap.settle()
         threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
         settings.adopt(self._environment)
         _contexts["spawn"] = BoundContext()  # for what this process starts
