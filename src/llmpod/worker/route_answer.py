@@ -131,7 +131,13 @@ class RouteAnswer:
         return self._failed(status, error)
 
     def _failed(self, status: int, error: dict[str, Any]) -> RouteError:
-        """The failure with vLLM's status and error object, in which the field is named."""
+        """The failure with vLLM's status and error object, in which the field is named.
+
+        Where the worker itself refused the request inside the application, its own error is the failure.
+        """
+        refusal = self._call.watch.refusal
+        if refusal is not None:
+            return RouteError(refusal, anthropic=self._call.rule.anthropic)
         if not error.get("param") and status < 500:
             error = error | {"param": route_policy.blamed(str(error.get("message", "")), self._call.new.body)}
         code = _CODES.get(status, Code.INVALID_INPUT if status < 500 else Code.GENERATION_FAILED)

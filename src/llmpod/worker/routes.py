@@ -66,6 +66,8 @@ class Routes:
                 async with aclosing(answer.replies()) as replies:
                     async for reply in replies:
                         yield reply
+                if call.watch.refusal is not None:  # vLLM's application went on without what was refused
+                    raise call.watch.refusal
         except Broken as error:
             cause = error.__cause__
             self.emit("route_broken", level="error", request_id=record.id, cause=type(cause).__name__)

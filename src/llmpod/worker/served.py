@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from llmpod.worker import tools
+from llmpod.worker.errors import JobError
 from llmpod.worker.generation import ConstraintError, Timings, timings_of
 
 
@@ -30,6 +31,7 @@ class Watch:
     cached_tokens: int = 0
     finish_reason: str | None = None
     timings: Timings | None = None  # of the first request that finished
+    refusal: JobError | None = None  # why the worker refused it while vLLM's application was at work
 
     def ended(self) -> bool:
         """Whether the engine has nothing more to say, as far as it has been asked."""
@@ -38,6 +40,18 @@ class Watch:
 
 current: ContextVar[Watch | None] = ContextVar("current", default=None)
 """The watch of the job in whose context the application runs; its tasks inherit it."""
+
+
+class RequestRefusedError(ValueError):
+    """Ends a request inside vLLM's application, which answers a ValueError with 400; the job fails with the cause."""
+
+
+def refuse(error: JobError) -> RequestRefusedError:
+    """The exception to raise inside vLLM's application so that the job at work fails with `error`."""
+    watch = current.get()
+    if watch is not None:
+        watch.refusal = watch.refusal or error
+    return RequestRefusedError(error.message)
 
 
 class WatchedEngine:
