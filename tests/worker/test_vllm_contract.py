@@ -9,6 +9,7 @@ import dataclasses
 import importlib
 import inspect
 from collections.abc import Callable
+from contextlib import aclosing
 from typing import Any
 
 import msgspec
@@ -20,6 +21,7 @@ from llmpod.worker.inputs import NativeRequest
 PARAMETERS: list[tuple[str, str, set[str]]] = [
     ("vllm.engine.async_llm_engine", "AsyncLLMEngine.from_engine_args", {"engine_args", "stat_loggers"}),
     ("vllm.engine.async_llm_engine", "AsyncLLMEngine.generate", {"prompt", "sampling_params", "request_id"}),
+    ("vllm.engine.async_llm_engine", "AsyncLLMEngine.abort", {"request_id"}),
     ("vllm.engine.async_llm_engine", "AsyncLLMEngine.get_tokenizer", set()),
     ("vllm.engine.async_llm_engine", "AsyncLLMEngine.shutdown", set()),
     ("vllm.engine.arg_utils", "AsyncEngineArgs.add_cli_args", {"parser"}),
@@ -212,6 +214,24 @@ async def test_the_application_has_the_parts_the_worker_reaches_into(engine: Any
     responses = application._state.openai_serving_responses
     for store in ("response_store", "msg_store", "event_store"):
         assert isinstance(getattr(responses, store), served.Bounded)
+
+
+async def test_what_a_request_has_produced_is_there_until_it_is_aborted(engine: Any) -> None:
+    processor = engine._llm.output_processor
+    ids = await engine.render(NativeRequest("Hello", None, {}, None, False, None, True))
+    params = engine.sampling({"ignore_eos": True, "n": 2}, 64, stream=True)
+    async with aclosing(engine.generate(ids, params, "running")) as steps:
+        await anext(steps)
+        [parent] = processor.parent_requests.values()
+        assert parent.external_req_id == "running"
+        assert parent.output_aggregator == []
+        for name in parent.child_requests:
+            state = processor.request_states[name]
+            assert (state.external_req_id, state.prompt_len) == ("running", len(ids))
+            assert state.request_index in (0, 1)
+            assert isinstance(state.is_prefilling, bool)
+            assert isinstance(state.num_cached_tokens, int)
+            assert isinstance(state.detokenizer.num_output_tokens(), int)
 
 
 async def test_every_step_is_a_sign_of_life(engine: Any) -> None:

@@ -14,7 +14,7 @@ import time
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
-from llmpod.worker import doctor, engine_arguments, engine_process, fork_server, generation, heap, sampling
+from llmpod.worker import doctor, engine_arguments, engine_process, fork_server, generation, heap, sampling, served
 from llmpod.worker.application import Application
 from llmpod.worker.errors import Code, JobError
 from llmpod.worker.events import Emit
@@ -100,6 +100,7 @@ class Engine:
             else None,
         )
         self._llm = AsyncLLMEngine.from_engine_args(arguments.engine, stat_loggers=[self._step_observer()])
+        served.count_cut_requests(self._llm)
         loaded = time.monotonic()
         await self._learn(arguments.application.chat_template)
         if self.generates:
@@ -226,13 +227,13 @@ class Engine:
         """
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
-        completion_tokens = 0
+        watch = served.current.get() or served.Watch()
         stream = self._llm.generate({"type": "token", "prompt_token_ids": prompt_ids}, params, request_id)
         try:
             async with contextlib.aclosing(stream):
                 async for output in stream:
                     self.last_step = time.monotonic()
-                    completion_tokens += sum(len(choice.token_ids) for choice in output.outputs)
+                    completion_tokens = watch.count(request_id, output)
                     if any(choice.finish_reason == "error" for choice in output.outputs):
                         raise _failed_choice(params)
                     yield generation.step(output, completion_tokens)

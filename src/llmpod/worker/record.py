@@ -31,6 +31,7 @@ class JobRecord:
         self.streaming = False  # part of a route's stream has been sent
         self.generated = False  # the engine has said everything; what is left to send need not wait for more
         self.interruption: JobError | None = None  # why the job is being cut short, if it was not cancelled
+        self.watch = Watch()  # what the engine does for it
         self._emit = emit
         self._log_prompts = log_prompts
         self._received = time.monotonic()
@@ -75,23 +76,20 @@ class JobRecord:
             prompt=list(texts) if self._log_prompts else None,
         )
 
-    def finish_route(self, watch: Watch) -> None:
-        """vLLM's application is done; `watch` has what the engine did for it, if it got that far.
+    def finish_route(self) -> None:
+        """vLLM's application is done.
 
         Pooling requests and requests that were cut off have no timings: vLLM gives none.
         """
         self._finished = time.monotonic()
         self._result = {"model": self.model}
-        if watch.requests:
-            self._result |= {
-                "prompt_tokens": watch.prompt_tokens,
-                "cached_tokens": watch.cached_tokens,
-                "tokens_generated": watch.completion_tokens,
-                "finish_reason": watch.finish_reason,
-                "engine_requests": watch.requests if watch.requests > 1 else None,
+        if self.watch.requests:
+            self._result |= self._counts() | {
+                "finish_reason": self.watch.finish_reason,
+                "engine_requests": self.watch.requests if self.watch.requests > 1 else None,
             }
-        if watch.timings is not None:
-            self._result |= self._times(watch.timings)
+        if self.watch.timings is not None:
+            self._result |= self._times(self.watch.timings)
 
     def finish(self, step: Step, answer: Answer, validation: Reply | None) -> None:
         """The engine is done: `step` is its last one. With several answers, `finish_reason` is the first one's.
@@ -110,6 +108,13 @@ class JobRecord:
         }
         if step.timings is not None:
             self._result |= self._times(step.timings)
+
+    def _counts(self) -> dict[str, int]:
+        return {
+            "prompt_tokens": self.watch.prompt_tokens,
+            "cached_tokens": self.watch.cached_tokens,
+            "tokens_generated": self.watch.completion_tokens,
+        }
 
     def _times(self, timings: Timings) -> dict[str, float]:
         before = ((self.submitted or self._received) - self._received) * 1000
@@ -153,7 +158,7 @@ class JobRecord:
             exec_ms=round(((self._finished or time.monotonic()) - self._received) * 1000, 1),
             intent=self.intent,
             max_tokens=self.max_tokens.as_dict() if self.max_tokens else None,
-            **self._result,
+            **(self._counts() if self.watch.generated else {}) | self._result,
             **fields,
         )
 

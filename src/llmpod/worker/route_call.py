@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextvars
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -30,7 +30,11 @@ class RouteCall:
     given: dict[str, Any]  # the client's body
     prompt: Prompt  # what it says to the model
     new: Rewritten  # the body as vLLM gets it
-    watch: served.Watch = field(default_factory=served.Watch)
+
+    @property
+    def watch(self) -> served.Watch:
+        """What the engine does for the job."""
+        return self.record.watch
 
     @property
     def generates(self) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 
 import orjson
 
-from llmpod.worker import answers, inputs, limits, media, route_policy, served, tools
+from llmpod.worker import answers, inputs, limits, media, route_policy, tools
 from llmpod.worker.asgi import Broken
 from llmpod.worker.engine import Engine
 from llmpod.worker.errors import Code, JobError, RouteError
@@ -73,7 +73,7 @@ class Routes:
             self.emit("route_broken", level="error", request_id=record.id, cause=type(cause).__name__)
             raise answer.broken_off() from None
         finally:
-            record.finish_route(call.watch)
+            record.finish_route()
 
     def _call(self, request: inputs.OpenAIRequest, record: JobRecord) -> RouteCall:
         """The open route that the request means, and its body with the numbers within the limits."""
@@ -86,8 +86,8 @@ class Routes:
         given = request.body or {}
         prompt = route_policy.prompt_of(given)
         new = self._rewritten(rule, request, prompt, record)
-        watch = served.Watch(max_tokens=None if new.max_tokens is None else max(1, new.max_tokens.effective))
-        return RouteCall(record, rule, method, path, query, fields, given, prompt, new, watch)
+        record.watch.max_tokens = None if new.max_tokens is None else max(1, new.max_tokens.effective)
+        return RouteCall(record, rule, method, path, query, fields, given, prompt, new)
 
     def _route(self, method: str, path: str) -> Route:
         """The route is open; whether this model has it is another question."""

@@ -7,10 +7,10 @@ application calls it. Knows vLLM's objects only by the names it reads from them.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from llmpod.worker import tools
@@ -20,15 +20,15 @@ from llmpod.worker.generation import ConstraintError, Timings, timings_of
 
 @dataclass
 class Watch:
-    """What one job may use, and what the engine did for it, over all the requests that its route makes of it."""
+    """What one job may use, and what the engine has done so far for all the requests that are made of the job."""
 
     max_tokens: int | None = None
     wanted: asyncio.Event | None = None  # set while somebody waits for more of the answer
     requests: int = 0
     finished: int = 0  # of them
     prompt_tokens: int = 0
-    completion_tokens: int = 0
     cached_tokens: int = 0
+    generated: dict[str, dict[int, int]] = field(default_factory=dict)  # tokens, by request and answer
     finish_reason: str | None = None
     timings: Timings | None = None  # of the first request that finished
     refusal: JobError | None = None  # why the worker refused it while vLLM's application was at work
@@ -37,9 +37,55 @@ class Watch:
         """Whether the engine has nothing more to say, as far as it has been asked."""
         return 0 < self.requests == self.finished
 
+    @property
+    def completion_tokens(self) -> int:
+        """Tokens generated so far."""
+        return sum(sum(answers.values()) for answers in self.generated.values())
+
+    def count(self, request_id: str, output: Any, *, cumulative: bool = False) -> int:
+        """Take in vLLM's RequestOutput, which has all of an answer's tokens or the new ones; the request's so far."""
+        so_far = self._known(request_id, len(output.prompt_token_ids or ()), output.num_cached_tokens or 0)
+        for choice in output.outputs:
+            before = 0 if cumulative else so_far.get(choice.index, 0)
+            so_far[choice.index] = before + len(choice.token_ids)
+        return sum(so_far.values())
+
+    def count_cut(self, processor: Any, request_id: str) -> None:
+        """Take in what a request has produced, read or not, from vLLM's output processor, before it is aborted."""
+        parent = processor.parent_requests.get(request_id)
+        ids: Iterable[str] = (request_id,) if parent is None else parent.child_requests
+        for state in filter(None, map(processor.request_states.get, ids)):
+            if state.detokenizer is not None and not state.is_prefilling:
+                so_far = self._known(state.external_req_id, state.prompt_len, state.num_cached_tokens)
+                so_far[state.request_index] = state.detokenizer.num_output_tokens()
+        for answer in filter(None, parent.output_aggregator if parent is not None else ()):
+            self._known(parent.external_req_id, 0, 0)[answer.index] = len(answer.token_ids)
+
+    def _known(self, request_id: str, prompt_tokens: int, cached_tokens: int) -> dict[int, int]:
+        """The counts of a request's answers; its prompt is counted with the first output."""
+        if request_id not in self.generated:
+            self.generated[request_id] = {}
+            self.prompt_tokens += prompt_tokens
+            self.cached_tokens += cached_tokens
+        return self.generated[request_id]
+
 
 current: ContextVar[Watch | None] = ContextVar("current", default=None)
-"""The watch of the job in whose context the application runs; its tasks inherit it."""
+"""The watch of the job in whose context the engine or the application works; its tasks inherit it."""
+
+
+def count_cut_requests(engine: Any) -> None:
+    """Have the watches of `engine`'s jobs count what was produced when it aborts a request: it is forgotten then."""
+    abort = engine.abort
+
+    async def counting(request_id: str | Iterable[str], *args: Any, **named: Any) -> None:
+        watch = current.get()
+        if watch is not None:
+            for one in (request_id,) if isinstance(request_id, str) else request_id:
+                watch.count_cut(engine.output_processor, one)
+        await abort(request_id, *args, **named)
+
+    engine.abort = counting
 
 
 class RequestRefusedError(ValueError):
@@ -79,21 +125,17 @@ class WatchedEngine:
         if constraint is not None:
             params.structured_outputs.structural_tag = tools.bounded(constraint)
         watch.requests += 1
-        tokens: dict[int, int] = {}
+        request_id = str(args[0] if args else named.get("request_id", watch.requests))
         cumulative = getattr(params.output_kind, "name", "") == "CUMULATIVE"
         async with aclosing(self._engine.generate(prompt, params, *args, **named)) as outputs:
             async for output in outputs:
                 for choice in output.outputs:
                     if choice.finish_reason == "error" and params.structured_outputs is not None:
                         raise ConstraintError
-                    so_far = 0 if cumulative else tokens.get(choice.index, 0)
-                    tokens[choice.index] = so_far + len(choice.token_ids)
                     watch.finish_reason = watch.finish_reason or choice.finish_reason
+                watch.count(request_id, output, cumulative=cumulative)
                 if output.finished:
                     watch.finished += 1
-                    watch.prompt_tokens += len(output.prompt_token_ids or ())
-                    watch.completion_tokens += sum(tokens.values())
-                    watch.cached_tokens += output.num_cached_tokens or 0
                     if watch.timings is None and output.metrics is not None:
                         watch.timings = timings_of(output.metrics)
                 yield output
