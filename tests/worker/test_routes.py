@@ -13,7 +13,7 @@ import pytest
 from llmpod.worker import route_policy, sse, tools
 from llmpod.worker.engine import Engine
 from llmpod.worker.handler import Worker
-from llmpod.worker.prompts import GUARD
+from llmpod.worker.inputs import GUARD
 from tests.worker.conftest import Events, Json
 
 CHAT = "/v1/chat/completions"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.metadata
 import types
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,8 @@ import orjson
 from llmpod.worker import route_table, served
 from llmpod.worker.asgi import App, Exchange
 from llmpod.worker.errors import Code, JobError, StartError
-from llmpod.worker.prompts import GUARD, Prompts
+from llmpod.worker.inputs import GUARD
+from llmpod.worker.prompts import Prompts
 from llmpod.worker.route_table import Route
 from llmpod.worker.settings import Settings
 
@@ -48,7 +50,7 @@ class Application:
         app = build_app(arguments, tasks, self._llm.model_config)
         self._state = app.state
         try:
-            await init_app_state(served.WatchedEngine(self._llm), app.state, arguments, tasks)
+            await init_app_state(self._watched_engine(), app.state, arguments, tasks)
         except ValueError as error:
             name = self._missing_adapter()
             if name is None:
@@ -134,6 +136,13 @@ class Application:
     def unguard(self, answer: bytes) -> bytes:
         """An answer without the marks of `guard`, should one have come through (in a tool's name, say)."""
         return answer.replace(_GUARD_BYTES, b"") if _GUARD_BYTES in answer else answer
+
+    def _watched_engine(self) -> served.WatchedEngine:
+        """The engine as the application gets it. Logits processors are named in LOGITS_PROCESSORS, or are plug-ins."""
+        plugins = importlib.metadata.entry_points(group="vllm.logits_processors")
+        return served.WatchedEngine(
+            self._llm, custom_processors=bool(self._llm.model_config.logits_processors or plugins)
+        )
 
     def _missing_adapter(self) -> str | None:
         """The adapter at which vLLM stopped loading them."""

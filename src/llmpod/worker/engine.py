@@ -228,7 +228,8 @@ class Engine:
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
         watch = served.current.get() or served.Watch()
-        stream = self._llm.generate({"type": "token", "prompt_token_ids": prompt_ids}, params, request_id)
+        prompt = served.salted({"type": "token", "prompt_token_ids": prompt_ids}, watch)
+        stream = self._llm.generate(prompt, params, request_id)
         try:
             async with contextlib.aclosing(stream):
                 async for output in stream:

@@ -11,6 +11,7 @@ import time
 import traceback
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -64,6 +65,8 @@ class Worker:
         reaches this generator as CancelledError while it awaits, or as GeneratorExit while the SDK sends a chunk.
         """
         record = record or self.record(job)
+        record.watch.cache_salt = record.id if self.settings.isolate_prefix_cache else None
+        record.watch.show_cached_tokens = self.settings.show_cached_tokens
         served.current.set(record.watch)
         try:
             async with aclosing(self._answer(job.get("input"), record)) as replies:
@@ -120,7 +123,8 @@ class Worker:
                         yield reply
         validation = self._validation(request, intent, answer)
         record.finish(step, answer, validation)
-        ending = answers.ending(step.usage, max_tokens, model=self.engine.model_name, request_id=record.id)
+        usage = step.usage if self.settings.show_cached_tokens else replace(step.usage, cached_tokens=None)
+        ending = answers.ending(usage, max_tokens, model=self.engine.model_name, request_id=record.id)
         yield reply | ending | ({"validation": validation} if validation else {})
 
     def _validates(self, request: inputs.NativeRequest) -> bool:

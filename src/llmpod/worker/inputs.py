@@ -19,6 +19,9 @@ from llmpod.worker.errors import Code, JobError
 MAX_DEPTH = 32
 """Deepest nesting of lists and objects in a job. A JSON schema for structured output needs the most."""
 
+GUARD = "\U0010fffd"
+"""The mark that prompts.py puts into control tokens: Unicode's last private character, which means nothing anywhere."""
+
 Role = Literal["system", "developer", "user", "assistant", "tool"]
 
 
@@ -251,6 +254,10 @@ def _check_text(value: object, path: str) -> None:
             raise JobError(
                 Code.INVALID_INPUT, f"{path} is not valid Unicode at character {error.start}.", field=path
             ) from None
+        if GUARD in value:
+            raise JobError(
+                Code.INVALID_INPUT, f"{path} holds U+10FFFD, which this worker keeps for itself.", field=path
+            )
 
 
 def _explain(error: ValidationError) -> JobError:

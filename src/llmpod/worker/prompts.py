@@ -13,10 +13,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 from llmpod.worker.errors import Code, JobError
-from llmpod.worker.inputs import Message, NativeRequest
-
-GUARD = "\U0010fffd"
-"""The mark in texts that vLLM's application renders: Unicode's last private character, which means nothing anywhere."""
+from llmpod.worker.inputs import GUARD, Message, NativeRequest
 
 
 class Tokenizer(Protocol):

@@ -290,10 +290,9 @@ def rewrite(rule: Rule, body: Mapping[str, Any], settings: Settings) -> Rewritte
     new.body.pop("request_id", None)  # the engine's request has the job's id, and nobody else's
     if rule.kind != "generate":
         return new
-    if body.get("kv_transfer_params") is not None:
-        raise JobError(
-            Code.UNSUPPORTED, "kv_transfer_params belongs to split serving, not here.", field="kv_transfer_params"
-        )
+    for name, value in body.items():
+        if name.endswith("_transfer_params") and value is not None:
+            raise JobError(Code.UNSUPPORTED, f"{name[:100]} belongs to split serving, not here.", field=name[:100])
     if rule.max_tokens:
         new.answers = _limit_answers(body, settings)
         new.max_tokens = _limit_max_tokens(rule, new.body, settings)

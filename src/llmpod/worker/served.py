@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from llmpod.worker import tools
-from llmpod.worker.errors import JobError
+from llmpod.worker.errors import Code, JobError
 from llmpod.worker.generation import ConstraintError, Timings, timings_of
 
 
@@ -23,6 +23,8 @@ class Watch:
     """What one job may use, and what the engine has done so far for all the requests that are made of the job."""
 
     max_tokens: int | None = None
+    cache_salt: str | None = None  # what the job's prompts share the prefix cache under; None: with all other jobs
+    show_cached_tokens: bool = False  # whether the client may know how much of its prompt was in the cache
     wanted: asyncio.Event | None = None  # set while somebody waits for more of the answer
     requests: int = 0
     finished: int = 0  # of them
@@ -100,11 +102,33 @@ def refuse(error: JobError) -> RequestRefusedError:
     return RequestRefusedError(error.message)
 
 
+ENGINE_ARGUMENTS = frozenset({"kv_transfer_params", "ec_transfer_params", "kv_cache_report_mode"})
+"""What the engine itself reads from a request's `extra_args` (vllm/v1/request.py): for split serving, no client's."""
+
+
+def _check_extra_arguments(given: dict[str, Any], *, custom: bool) -> None:
+    """A client's `vllm_xargs` are for `custom` logits processors; without one, only the engine would read them."""
+    refused = ENGINE_ARGUMENTS.intersection(given) if custom else given
+    if refused:
+        name = min(refused)[:100]
+        raise refuse(
+            JobError(
+                Code.UNSUPPORTED,
+                f"{name} belongs to split serving, not here."
+                if name in ENGINE_ARGUMENTS
+                else "This worker has no custom logits processor, which alone would read vllm_xargs.",
+                field="vllm_xargs",
+            )
+        )
+
+
 class WatchedEngine:
     """An engine client that limits and counts `generate` and is the engine itself in everything else."""
 
-    def __init__(self, engine: Any) -> None:
+    def __init__(self, engine: Any, *, custom_processors: bool = False) -> None:
+        """`custom_processors`: whether the operator's logits processors read a request's `vllm_xargs`."""
         self._engine = engine
+        self._custom_processors = custom_processors
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
@@ -118,6 +142,8 @@ class WatchedEngine:
         watch = current.get()
         if watch is None:
             watch = Watch()
+        if getattr(params, "extra_args", None):
+            _check_extra_arguments(params.extra_args, custom=self._custom_processors)
         limit = watch.max_tokens
         if limit is not None and (params.max_tokens is None or params.max_tokens > limit):
             params.max_tokens = limit
@@ -127,7 +153,7 @@ class WatchedEngine:
         watch.requests += 1
         request_id = str(args[0] if args else named.get("request_id", watch.requests))
         cumulative = getattr(params.output_kind, "name", "") == "CUMULATIVE"
-        async with aclosing(self._engine.generate(prompt, params, *args, **named)) as outputs:
+        async with aclosing(self._engine.generate(salted(prompt, watch), params, *args, **named)) as outputs:
             async for output in outputs:
                 for choice in output.outputs:
                     if choice.finish_reason == "error" and params.structured_outputs is not None:
@@ -138,9 +164,24 @@ class WatchedEngine:
                     watch.finished += 1
                     if watch.timings is None and output.metrics is not None:
                         watch.timings = timings_of(output.metrics)
+                if not watch.show_cached_tokens:
+                    output.num_cached_tokens = output.num_cache_creation_tokens = None
                 yield output
                 if not output.finished and watch.wanted is not None:
                     await watch.wanted.wait()
+
+    def encode(self, prompt: Any, *args: Any, **named: Any) -> Any:
+        """As the engine's, with the job's salt."""
+        return self._engine.encode(salted(prompt, current.get()), *args, **named)
+
+
+def salted(prompt: Any, watch: Watch | None) -> Any:
+    """vLLM's engine input with the job's salt in place of a client's; the decoder's is the one that counts."""
+    if watch is None or watch.cache_salt is None:
+        return prompt
+    if "decoder_prompt" in prompt:
+        return prompt | {"decoder_prompt": salted(prompt["decoder_prompt"], watch)}
+    return prompt | {"cache_salt": watch.cache_salt}
 
 
 Value = TypeVar("Value")

@@ -219,6 +219,19 @@ class Settings(BaseSettings):
         "Guardrails",
         "Let text in a job become the model's control tokens (<|im_start|> and the like). Off: they stay plain text.",
     )
+    show_cached_tokens: bool = setting(
+        False,
+        "Guardrails",
+        "Let answers say how many of the prompt's tokens were in the prefix cache. Jobs share the cache, so the number "
+        "tells a client whether another job's prompt began with the text that it guessed. The log always has it.",
+    )
+    isolate_prefix_cache: bool = setting(
+        False,
+        "Guardrails",
+        "Let no job reuse what the prefix cache holds of another's prompt. Off: a prompt that begins like another "
+        "job's is faster, which a client can measure, and which /metrics adds up. On: a system prompt that all jobs "
+        "share is computed for each of them.",
+    )
     profile: str | None = setting(
         None,
         "Guardrails",
