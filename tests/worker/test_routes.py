@@ -14,7 +14,7 @@ from llmpod.worker import route_policy, sse, tools
 from llmpod.worker.engine import Engine
 from llmpod.worker.handler import Worker
 from llmpod.worker.inputs import GUARD
-from tests.worker.conftest import Events, Json
+from tests.worker.conftest import Events, Json, error_of, replies_of
 
 CHAT = "/v1/chat/completions"
 QUESTION = [{"role": "user", "content": "How do I write a CV?"}]
@@ -532,14 +532,75 @@ async def test_a_conversation_goes_on_with_previous_response_id_and_control_toke
     assert (await answer(worker, call(f"/v1/responses/{first['id']}"), "r3"))["id"] == first["id"]
 
 
-async def test_a_background_response_can_be_cancelled(make_worker: Callable[..., Worker], engine: Engine) -> None:
-    worker = make_worker(max_tokens_max=0)
-    body = {"input": "Count", "max_output_tokens": 3000, "background": True, "ignore_eos": True}
-    begun = await answer(worker, call("/v1/responses", body), "b1")
-    assert begun["status"] in ("queued", "in_progress")
-    cancelled = await answer(worker, call(f"/v1/responses/{begun['id']}/cancel"), "b2")
-    assert cancelled["status"] == "cancelled"
-    await idle(engine)
+async def test_a_background_response_is_refused_with_runpods_own_way(make_worker: Callable[..., Worker]) -> None:
+    """Its answer would be in the memory of one of several workers, which may be gone before anybody asks for it."""
+    error = await error_of(make_worker(), call("/v1/responses", {"input": "Hi", "background": True}))
+    assert (error["code"], error["status"], error["field"]) == ("unsupported", 400, "background")
+    assert "/run" in error["message"]
+    answered = await answer(make_worker(), call("/v1/responses", {"input": "Hi", "background": False}), "b2")
+    assert answered["status"] in ("completed", "incomplete")
+
+
+# -- slots -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("route", "body", "requests"),
+    [
+        ("/v1/completions", {"prompt": ["One", "Two", "Three"], "max_tokens": 3}, 3),
+        ("/v1/completions", {"prompt": "One", "n": 2, "use_beam_search": True, "max_tokens": 3}, 5),
+        ("/v1/chat/completions/batch", {"messages": [QUESTION, QUESTION], "max_tokens": 3}, 2),
+        ("/generative_scoring", {"query": "Is it", "items": list("abcdefgh"), "label_token_ids": [5, 6]}, 8),
+    ],
+)
+async def test_every_engine_request_of_a_job_has_a_slot(
+    make_worker: Callable[..., Worker],
+    engine: Engine,
+    events: Events,
+    monkeypatch: pytest.MonkeyPatch,
+    route: str,
+    body: Json,
+    requests: int,
+) -> None:
+    worker = make_worker()
+    worker.slots.capacity = 2
+    add, taken = engine._llm.add_request, 0
+
+    async def adding(*args: Any, **named: Any) -> Any:
+        nonlocal taken
+        taken += 1
+        assert engine.unfinished < worker.slots.in_use <= 2
+        return await add(*args, **named)
+
+    monkeypatch.setattr(engine._llm, "add_request", adding)
+    await answer(worker, call(route, body), "s1")
+    assert taken == events.end_of("s1")["engine_requests"] == requests
+    assert (worker.slots.in_use, worker.slots.waiting, engine.unfinished) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("route", [CHAT, "/v1/completions", "/v1/responses", "/v1/messages", "/generative_scoring"])
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_full_worker_is_overload_on_every_route(
+    make_worker: Callable[..., Worker], events: Events, route: str, stream: bool
+) -> None:
+    worker = make_worker(max_queue_wait=0.05)
+    body: Json = {"max_tokens": 5, "messages": QUESTION}
+    body = {"query": "a", "items": ["b"], "label_token_ids": [5]} if route == "/generative_scoring" else body
+    body = {"prompt": "a"} if route == "/v1/completions" else {"input": "a"} if route == "/v1/responses" else body
+    if route != "/generative_scoring":
+        body["stream"] = stream
+    with await worker.slots.take(worker.slots.capacity):
+        error = json.loads((await replies_of(worker, call(route, body)))[-1]["error"])
+    assert (error["code"], error["status"], error["retryable"]) == ("overloaded", 503, True)
+    assert error["details"]["capacity"] == worker.slots.capacity
+    assert events.end_of("job-1")["outcome"] == "error"
+    assert (worker.slots.in_use, worker.slots.waiting) == (0, 0)
+
+
+async def test_more_inputs_than_a_job_may_have_are_a_400_by_name(make_worker: Callable[..., Worker]) -> None:
+    body = {"query": "Is it", "items": [""] * 2049, "label_token_ids": [5]}
+    error = await error_of(make_worker(max_prompt_chars=0), call("/generative_scoring", body))
+    assert (error["code"], error["field"]) == ("invalid_input", "items")
 
 
 # -- the end of a job --------------------------------------------------------------------------------------------------

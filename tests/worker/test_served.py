@@ -7,13 +7,16 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import StreamingResponse
 from starlette.routing import Route
 
+from llmpod.worker.admission import Slots
 from llmpod.worker.asgi import Exchange
-from llmpod.worker.served import Bounded, Watch, WatchedEngine, current
+from llmpod.worker.errors import Code
+from llmpod.worker.served import Bounded, RequestRefusedError, Watch, WatchedEngine, current
 
 
 class MergingEngine:
@@ -103,3 +106,74 @@ def test_a_bounded_store_forgets_the_oldest() -> None:
         store[str(number)] = number
     store["2"] = 5
     assert store == {"3": 3, "2": 5}
+
+
+# -- slots -------------------------------------------------------------------------------------------------------------
+
+
+class CountingEngine:
+    """Works on each request for a tick, and knows how many there are."""
+
+    def __init__(self) -> None:
+        self.now = self.most = self.all = 0
+
+    async def encode(self, prompt: object) -> AsyncGenerator[object, None]:
+        self.now += 1
+        self.all += 1
+        self.most = max(self.most, self.now)
+        try:
+            await asyncio.sleep(0.001)
+            yield prompt
+        finally:
+            self.now -= 1
+
+
+async def embed(engine: CountingEngine, watch: Watch, inputs: int) -> None:
+    """A job's requests, all at once, as vLLM's application makes them."""
+    current.set(watch)
+    watched = WatchedEngine(engine)
+
+    async def one(number: int) -> None:
+        async for _ in watched.encode(number):
+            pass
+
+    async with asyncio.TaskGroup() as group:
+        for number in range(inputs):
+            group.create_task(one(number))
+
+
+async def test_the_requests_of_a_job_take_slots_and_leave_other_jobs_their_turn() -> None:
+    engine, slots = CountingEngine(), Slots(3, 10)
+    large = asyncio.create_task(embed(engine, Watch(take=slots.take), 300))
+    while engine.all < 5:
+        await asyncio.sleep(0)
+    await asyncio.create_task(embed(engine, Watch(take=slots.take), 1))
+    assert engine.all < 20, "a small job waited for all of a large one"
+    assert slots.waiting <= 1
+    await large
+    assert (engine.all, engine.most, engine.now) == (301, 3, 0)
+    assert (slots.in_use, slots.waiting) == (0, 0)
+
+
+async def test_a_job_that_is_cancelled_while_its_requests_wait_leaves_no_slot() -> None:
+    engine, slots = CountingEngine(), Slots(2, 10)
+    job = asyncio.create_task(embed(engine, Watch(take=slots.take), 100))
+    while engine.all < 5:
+        await asyncio.sleep(0)
+    job.cancel()
+    await asyncio.wait({job})
+    assert (engine.now, slots.in_use, slots.waiting) == (0, 0, 0)
+
+
+async def test_a_job_with_too_many_requests_at_once_is_refused_and_so_is_one_in_a_full_worker() -> None:
+    engine, slots = CountingEngine(), Slots(1, 0.01)
+    for watch, code in (
+        (Watch(take=slots.take, most=4), Code.INVALID_INPUT),
+        (Watch(take=slots.take), Code.OVERLOADED),
+    ):
+        with await slots.take(), pytest.raises(ExceptionGroup) as caught:
+            await asyncio.create_task(embed(engine, watch, 5))
+        assert caught.group_contains(RequestRefusedError)
+        assert watch.refusal is not None
+        assert watch.refusal.code is code
+    assert (engine.all, slots.in_use, slots.waiting) == (0, 0, 0)

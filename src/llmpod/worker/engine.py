@@ -237,6 +237,8 @@ class Engine:
                     completion_tokens = watch.count(request_id, output)
                     if any(choice.finish_reason == "error" for choice in output.outputs):
                         raise _failed_choice(params)
+                    if not watch.show_cached_tokens:
+                        output.num_cached_tokens = None
                     yield generation.step(output, completion_tokens)
         except EngineDeadError:
             raise JobError(Code.ENGINE_DEAD, "The engine died while it worked on this job.") from None

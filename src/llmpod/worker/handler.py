@@ -7,11 +7,9 @@
 from __future__ import annotations
 
 import asyncio
-import time
 import traceback
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -32,7 +30,7 @@ class Worker:
         self.engine = engine
         self.emit = emit
         self.profile = profile.load(settings.profile) if settings.profile else None
-        self.routes = routes.Routes(settings, engine, self.profile, emit, lambda seats: self.slots.take(seats))
+        self.routes = routes.Routes(settings, engine, self.profile, emit)
         self.on_engine_death: Callable[[], None] = lambda: None
 
     @property
@@ -65,9 +63,7 @@ class Worker:
         reaches this generator as CancelledError while it awaits, or as GeneratorExit while the SDK sends a chunk.
         """
         record = record or self.record(job)
-        record.watch.cache_salt = record.id if self.settings.isolate_prefix_cache else None
-        record.watch.show_cached_tokens = self.settings.show_cached_tokens
-        served.current.set(record.watch)
+        served.current.set(record.watch.begin(self.settings, record.id, self.slots.take))
         try:
             async with aclosing(self._answer(job.get("input"), record)) as replies:
                 async for reply in replies:
@@ -114,17 +110,15 @@ class Worker:
         params = self.engine.sampling(request.sampling, max_tokens.effective, stream=request.stream)
 
         answer = answers.Answer()
-        with await self.slots.take(int(request.sampling.get("n") or 1)):
-            record.submitted = time.monotonic()
-            async with aclosing(self.engine.generate(prompt_ids, params, record.id)) as steps:
-                async for step in steps:
-                    reply = answer.add(step.deltas)
-                    if not step.finished and answers.says_something(reply):
-                        yield reply
+        slot = record.watch.slot(params.n)
+        async with slot, aclosing(self.engine.generate(prompt_ids, params, record.id)) as steps:
+            async for step in steps:
+                reply = answer.add(step.deltas)
+                if not step.finished and answers.says_something(reply):
+                    yield reply
         validation = self._validation(request, intent, answer)
         record.finish(step, answer, validation)
-        usage = step.usage if self.settings.show_cached_tokens else replace(step.usage, cached_tokens=None)
-        ending = answers.ending(usage, max_tokens, model=self.engine.model_name, request_id=record.id)
+        ending = answers.ending(step.usage, max_tokens, model=self.engine.model_name, request_id=record.id)
         yield reply | ending | ({"validation": validation} if validation else {})
 
     def _validates(self, request: inputs.NativeRequest) -> bool:

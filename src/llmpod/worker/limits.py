@@ -16,6 +16,9 @@ from llmpod.worker.settings import Settings
 CONSTRAINTS = ("structured_outputs", "response_format", "text", "output_config", "output_format")
 """The fields of a request that bound the form of its answer."""
 
+MAX_INPUTS = 2048
+"""Texts that one job may have embedded, scored or classified: as many as OpenAI's embeddings take."""
+
 
 @dataclass(frozen=True)
 class MaxTokens:
@@ -128,6 +131,23 @@ def check_answers(n: int, settings: Settings, *, field: str) -> None:
         raise JobError(
             Code.INVALID_INPUT, f"n is {n}; this worker gives at most {settings.max_n} answers.", field=field
         )
+
+
+def check_inputs(count: int, *, field: str) -> None:
+    """MAX_INPUTS for what is embedded, scored or classified.
+
+    Raises:
+        JobError: invalid_input, with both numbers.
+    """
+    if count > MAX_INPUTS:
+        raise JobError(
+            Code.INVALID_INPUT, f"{field} has {count} inputs; this worker accepts {MAX_INPUTS} in a job.", field=field
+        )
+
+
+def most_at_once(settings: Settings, *, scores: bool) -> int:
+    """Answers, or inputs that are scored, which a job may have in the engine and before it at once."""
+    return MAX_INPUTS if scores else settings.max_n
 
 
 def cap_max_tokens(requested: int | None, settings: Settings, *, field: str) -> MaxTokens:

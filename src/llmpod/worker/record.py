@@ -25,7 +25,6 @@ class JobRecord:
         self.stream = False
         self.intent: str | None = None
         self.max_tokens: MaxTokens | None = None
-        self.submitted: float | None = None  # monotonic seconds, when the engine got the request
         self.route = "native"
         self.model: str | None = None  # what the model of a route job was called, or is
         self.streaming = False  # part of a route's stream has been sent
@@ -100,7 +99,7 @@ class JobRecord:
         self.generated = True
         self._result = {
             "prompt_tokens": step.usage.prompt_tokens,
-            "cached_tokens": step.usage.cached_tokens,
+            "cached_tokens": self.watch.cached_tokens,
             "tokens_generated": step.usage.completion_tokens,
             "finish_reason": answer.finish_reasons.get(0),
             "valid": validation.get("valid") if validation else None,
@@ -117,7 +116,7 @@ class JobRecord:
         }
 
     def _times(self, timings: Timings) -> dict[str, float]:
-        before = ((self.submitted or self._received) - self._received) * 1000
+        before = ((self.watch.submitted or self._received) - self._received) * 1000
         return {
             "ttft_ms": round(before + timings.queue_ms + timings.prefill_ms, 1),
             "queue_ms": timings.queue_ms,

@@ -42,11 +42,6 @@ class RouteCall:
         return self.rule.kind == "generate"
 
     @property
-    def takes_places(self) -> bool:
-        """Whether it is work for the engine, and not only for the application around it."""
-        return self.rule.kind in ("generate", "embed")
-
-    @property
     def reported_limits(self) -> dict[str, Any] | None:
         """What the answer says about its limits: only what was changed, on routes whose answers are known."""
         max_tokens = self.record.max_tokens

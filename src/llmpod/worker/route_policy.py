@@ -30,6 +30,11 @@ class Rule:
     form: bool = False  # multipart: the file comes as base64
 
     @property
+    def scores(self) -> bool:
+        """Whether its engine requests are inputs (texts, pairs, seconds of speech), which MAX_N does not count."""
+        return self.kind == "embed" or self.form or self.path == "/generative_scoring"
+
+    @property
     def anthropic(self) -> bool:
         """Whether its clients expect Anthropic's error object."""
         return self.path.startswith("/v1/messages")
@@ -272,7 +277,6 @@ class Rewritten:
     body: dict[str, Any]
     max_tokens: limits.MaxTokens | None = None
     client: dict[str, str] = field(default_factory=dict)  # the client's own ids, for the log
-    answers: int = 1  # places that it takes in the engine
     owed_call: tools.OwedCall | None = None
 
 
@@ -288,18 +292,26 @@ def rewrite(rule: Rule, body: Mapping[str, Any], settings: Settings) -> Rewritte
         ids = {f"metadata.{key}": _id(value) for key, value in list(body["metadata"].items())[:8] if key != "user"}
         new.client |= {name: text for name, text in ids.items() if text}
     new.body.pop("request_id", None)  # the engine's request has the job's id, and nobody else's
+    if rule.scores:
+        _limit_inputs(body)
     if rule.kind != "generate":
         return new
     for name, value in body.items():
         if name.endswith("_transfer_params") and value is not None:
             raise JobError(Code.UNSUPPORTED, f"{name[:100]} belongs to split serving, not here.", field=name[:100])
+    if body.get("background"):
+        raise JobError(
+            Code.UNSUPPORTED,
+            "background is not offered: its answer would end with this worker. Send the job to RunPod's /run, which "
+            "works in the background, and poll /status.",
+            field="background",
+        )
     if rule.max_tokens:
-        new.answers = _limit_answers(body, settings)
+        _limit_answers(body, settings)
         new.max_tokens = _limit_max_tokens(rule, new.body, settings)
     if tools.forced(body):
         new.body["tools"] = tools.strict(body["tools"])
-        if not body.get("background"):  # its answer comes later, and elsewhere
-            new.owed_call = tools.OwedCall(next((name for name in rule.max_tokens if name in body), "max_tokens"))
+        new.owed_call = tools.OwedCall(next((name for name in rule.max_tokens if name in body), "max_tokens"))
     wanted = settings.default_sampling_params
     for name in wanted if rule.sampling is None else [name for name in wanted if name in rule.sampling]:
         if new.body.get(name) is None:
@@ -307,13 +319,19 @@ def rewrite(rule: Rule, body: Mapping[str, Any], settings: Settings) -> Rewritte
     return new
 
 
-def _limit_answers(body: Mapping[str, Any], settings: Settings) -> int:
+def _limit_answers(body: Mapping[str, Any], settings: Settings) -> None:
     n = _whole(body, "n")
     prompts = body.get("prompt") if "prompt" in body else body.get("messages")
     several = isinstance(prompts, list) and len(prompts) > 1 and not isinstance(prompts[0], int | dict)
     answers = (1 if n is None else n) * (len(prompts) if several and prompts else 1)
     limits.check_answers(answers, settings, field="n")
-    return max(1, answers)
+
+
+def _limit_inputs(body: Mapping[str, Any]) -> None:
+    for name in PROMPT_FIELDS:
+        inputs_of = body.get(name)
+        if isinstance(inputs_of, list) and inputs_of and not isinstance(inputs_of[0], int | float):
+            limits.check_inputs(len(inputs_of), field=name)
 
 
 def _limit_max_tokens(rule: Rule, body: dict[str, Any], settings: Settings) -> limits.MaxTokens:

@@ -7,10 +7,8 @@ and error object in it.
 
 from __future__ import annotations
 
-import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
-from contextlib import AbstractContextManager, AsyncExitStack, aclosing
-from typing import Any
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing
 
 import orjson
 
@@ -37,10 +35,7 @@ class Routes:
         engine: Engine,
         profile: Profile | None,
         emit: Emit,
-        take: Callable[[int], Awaitable[AbstractContextManager[Any]]],
     ) -> None:
-        """`take`: waits for so many places in the engine."""
-        self.take = take
         self.emit = emit
         self.settings = settings
         self.engine = engine
@@ -57,11 +52,7 @@ class Routes:
         exchange = call.exchange(self.engine.application.asgi, self.settings)
         answer = RouteAnswer(call, exchange, self.engine)
         try:
-            async with AsyncExitStack() as stack:
-                if call.takes_places:
-                    stack.enter_context(await self.take(call.new.answers))
-                record.submitted = time.monotonic()
-                await stack.enter_async_context(exchange)
+            async with exchange:
                 await exchange.started()
                 async with aclosing(answer.replies()) as replies:
                     async for reply in replies:
@@ -87,6 +78,7 @@ class Routes:
         prompt = route_policy.prompt_of(given)
         new = self._rewritten(rule, request, prompt, record)
         record.watch.max_tokens = None if new.max_tokens is None else max(1, new.max_tokens.effective)
+        record.watch.most = limits.most_at_once(self.settings, scores=rule.scores)
         return RouteCall(record, rule, method, path, query, fields, given, prompt, new)
 
     def _route(self, method: str, path: str) -> Route:

@@ -1,4 +1,4 @@
-"""What stands between vLLM's application and the engine: the last limits, and the engine's own figures.
+"""What stands between vLLM's application and the engine: slots, the last limits, and the engine's own figures.
 
 The application is vLLM's and answers in shapes of its own; so what the engine really did for a job is read where the
 application calls it. Knows vLLM's objects only by the names it reads from them.
@@ -7,15 +7,18 @@ application calls it. Knows vLLM's objects only by the names it reads from them.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable
-from contextlib import aclosing
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from llmpod.worker import tools
+from llmpod.worker.admission import Slot
 from llmpod.worker.errors import Code, JobError
 from llmpod.worker.generation import ConstraintError, Timings, timings_of
+from llmpod.worker.settings import Settings
 
 
 @dataclass
@@ -34,6 +37,43 @@ class Watch:
     finish_reason: str | None = None
     timings: Timings | None = None  # of the first request that finished
     refusal: JobError | None = None  # why the worker refused it while vLLM's application was at work
+    take: Callable[[int], Awaitable[Slot]] | None = None  # waits for that many seats
+    most: int | None = None  # answers and inputs that it may have in the engine, and before it, at once
+    submitted: float | None = None  # monotonic seconds, when its first request got a slot
+    _at_once: int = 0
+    _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    def begin(self, settings: Settings, job_id: str, take: Callable[[int], Awaitable[Slot]]) -> Self:
+        """Itself, once it is known which job it is for."""
+        self.cache_salt = job_id if settings.isolate_prefix_cache else None
+        self.show_cached_tokens = settings.show_cached_tokens
+        self.take = take
+        return self
+
+    @asynccontextmanager
+    async def slot(self, seats: int) -> AsyncGenerator[None, None]:
+        """The slot of one engine request with so many answers.
+
+        The requests of a job queue for their slots one after the other: of a job with a thousand inputs, one stands in
+        the line, and other jobs wait for that one only.
+
+        Raises:
+            JobError: the job makes more requests than it may, or the worker stayed full for MAX_QUEUE_WAIT.
+        """
+        self._at_once += seats
+        try:
+            if self.most is not None and self._at_once > self.most:
+                raise JobError(Code.INVALID_INPUT, f"The job asks for more than {self.most} answers or inputs at once.")
+            async with AsyncExitStack() as stack:
+                if self.take is not None:
+                    async with self._turn:
+                        if self.refusal is not None:
+                            raise self.refusal
+                        stack.enter_context(await self.take(seats))
+                self.submitted = self.submitted or time.monotonic()
+                yield
+        finally:
+            self._at_once -= seats
 
     def ended(self) -> bool:
         """Whether the engine has nothing more to say, as far as it has been asked."""
@@ -102,6 +142,17 @@ def refuse(error: JobError) -> RequestRefusedError:
     return RequestRefusedError(error.message)
 
 
+@asynccontextmanager
+async def _slot(watch: Watch, seats: int) -> AsyncGenerator[None, None]:
+    """As the watch's, inside vLLM's application."""
+    async with AsyncExitStack() as stack:
+        try:
+            await stack.enter_async_context(watch.slot(seats))
+        except JobError as error:
+            raise refuse(error) from None
+        yield
+
+
 ENGINE_ARGUMENTS = frozenset({"kv_transfer_params", "ec_transfer_params", "kv_cache_report_mode"})
 """What the engine itself reads from a request's `extra_args` (vllm/v1/request.py): for split serving, no client's."""
 
@@ -123,7 +174,7 @@ def _check_extra_arguments(given: dict[str, Any], *, custom: bool) -> None:
 
 
 class WatchedEngine:
-    """An engine client that limits and counts `generate` and is the engine itself in everything else."""
+    """An engine client whose requests take slots, and which limits and counts `generate`; else the engine itself."""
 
     def __init__(self, engine: Any, *, custom_processors: bool = False) -> None:
         """`custom_processors`: whether the operator's logits processors read a request's `vllm_xargs`."""
@@ -153,7 +204,10 @@ class WatchedEngine:
         watch.requests += 1
         request_id = str(args[0] if args else named.get("request_id", watch.requests))
         cumulative = getattr(params.output_kind, "name", "") == "CUMULATIVE"
-        async with aclosing(self._engine.generate(salted(prompt, watch), params, *args, **named)) as outputs:
+        async with (
+            _slot(watch, getattr(params, "n", None) or 1),
+            aclosing(self._engine.generate(salted(prompt, watch), params, *args, **named)) as outputs,
+        ):
             async for output in outputs:
                 for choice in output.outputs:
                     if choice.finish_reason == "error" and params.structured_outputs is not None:
@@ -170,9 +224,12 @@ class WatchedEngine:
                 if not output.finished and watch.wanted is not None:
                     await watch.wanted.wait()
 
-    def encode(self, prompt: Any, *args: Any, **named: Any) -> Any:
-        """As the engine's, with the job's salt."""
-        return self._engine.encode(salted(prompt, current.get()), *args, **named)
+    async def encode(self, prompt: Any, *args: Any, **named: Any) -> AsyncGenerator[Any, None]:
+        """As the engine's: one input that is embedded, scored or classified."""
+        watch = current.get() or Watch()
+        async with _slot(watch, 1), aclosing(self._engine.encode(salted(prompt, watch), *args, **named)) as outputs:
+            async for output in outputs:
+                yield output
 
 
 def salted(prompt: Any, watch: Watch | None) -> Any:
