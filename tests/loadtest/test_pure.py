@@ -15,7 +15,7 @@ from llmpod.loadtest.correct import correct_total
 from llmpod.loadtest.polling import PollPace
 from llmpod.loadtest.sse import SseParser
 from llmpod.loadtest.stats import (
-    block_bootstrap,
+    correlation_time,
     difference_interval,
     effective_n,
     jain,
@@ -23,6 +23,7 @@ from llmpod.loadtest.stats import (
     needed_n,
     quantile,
     quantile_ranks,
+    quantiles,
 )
 from llmpod.loadtest.units import parse_duration_s, show_duration, show_ms
 
@@ -157,18 +158,30 @@ def test_an_interval_at_a_small_effective_n_is_wider() -> None:
     assert quantile(values, 95, n_eff=50).low is None
 
 
-def test_the_block_bootstrap_sees_two_states_that_order_statistics_do_not() -> None:
+def test_a_run_in_two_states_gets_no_interval_however_many_jobs_it_has() -> None:
     draw = random.Random(7)
     values = [draw.gauss(6.9 if (at // 200) % 3 == 0 else 3.4, 0.05) for at in range(2400)]
-    times = [at * 2.0 for at in range(2400)]
-    found = block_bootstrap(values, times, [50, 70], 400.0)
-    p50, p70 = found[50], found[70]
-    assert p50[0] <= nearest_rank(sorted(values), 50) <= p50[1]
-    assert block_bootstrap(values[:100], times[:100], [50], 400.0) == {}
-    iid = quantile(sorted(values), 70)
-    assert iid.low is not None
-    assert iid.high is not None
-    assert p70[1] - p70[0] > 5 * (iid.high - iid.low)
+    for found in quantiles(values, [50, 70, 95]):
+        assert (found.low, found.high) == (None, None)
+        assert found.n_eff < found.needed_n
+    draw.shuffle(values)
+    assert all(found.low is not None and found.n_eff == 2400 for found in quantiles(values, [50, 70, 95]))
+
+
+@settings(deadline=None)
+@given(st.lists(st.booleans(), min_size=1, max_size=200))
+def test_a_correlation_time_is_that_of_the_plain_sum(above: list[bool]) -> None:
+    n, mean = len(above), sum(above) / len(above)
+    variance = mean * (1 - mean)
+    expected = 1.0
+    if variance:
+        total, lag = 1.0, 0
+        while lag < n - 1 and lag < 6 * total:
+            lag += 1
+            pairs = zip(above, above[lag:], strict=False)
+            total += 2 * sum((a - mean) * (b - mean) for a, b in pairs) / n / variance
+        expected = max(1.0, total) * (1 + math.sqrt(24 * max(1.0, total) / n))
+    assert correlation_time(above) == pytest.approx(expected if n > 1 else 1.0)
 
 
 def test_a_difference_is_found_where_there_is_one_and_not_where_there_is_none() -> None:

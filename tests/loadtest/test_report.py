@@ -77,7 +77,7 @@ async def test_the_page_opens_offline_and_says_what_the_run_says(
     assert "worker-0" in page
     assert "worker-1" in page
     assert "n/a (n=3" in page
-    assert "need 299" in page
+    assert re.search(r"need (299|897)\)", page)  # 897 where neighbours seem to depend on each other
     pictures = browser.find_elements(By.TAG_NAME, "svg")
     assert len(pictures) >= 2 * 3
     for picture in pictures:
@@ -108,7 +108,7 @@ async def test_the_soaks_page_shows_its_two_states(tmp_path: Path, browser: webd
     text = browser.find_element(By.TAG_NAME, "body").text
     assert "Two states, not one" in text
     assert "n_eff 5" in text
-    assert len(browser.find_elements(By.TAG_NAME, "svg")) == 3
+    assert len(browser.find_elements(By.TAG_NAME, "svg")) == 5
 
 
 def test_a_page_has_no_address_of_another_place() -> None:
@@ -130,7 +130,7 @@ async def test_the_door_prints_plain_lines_where_there_is_no_terminal(tmp_path: 
         "exec ",
         "overhead ",
         "n/a (n=2",
-        "✓ exec.p50<1s",
+        "✓ met  exec.p50<1s",
         "why  ",
         "not counted: 2 warm-up",
         "cost  busy workers",
@@ -206,9 +206,9 @@ async def test_recorded_once_judged_many_times(load_test: LoadTest) -> None:
         result = await load_test(server.url, "-c", "1", "--runs", "10", "--slo", "exec.p50<1s")
     assert result.code == 0
     same = command("report", str(result.directory))
-    assert (same.code, "✓ exec.p50<1s" in same.out) == (0, True)
+    assert (same.code, "✓ met  exec.p50<1s" in same.out) == (0, True)
     stricter = command("report", str(result.directory), "--slo", "exec.p50<10ms", "--slo", "total.p95<30s")
-    assert (stricter.code, "✗ exec.p50<10ms" in stricter.out) == (3, True)
+    assert (stricter.code, "✗ missed  exec.p50<10ms" in stricter.out) == (3, True)
     preset = command("report", str(result.directory), "--slo-preset", "career")
     assert (preset.code, preset.out.count("✓")) == (0, 1 + 7)
 

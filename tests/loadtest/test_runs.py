@@ -97,7 +97,8 @@ async def test_a_sweep_stops_at_the_knee_and_says_so(load_test: LoadTest) -> Non
         result = await load_test(server.url, "--sweep", "auto", "--runs", "16")
     names = [phase["phase"]["name"] for phase in result.report["phases"]]
     assert names == ["c=1", "c=2", "c=4"]
-    assert any("knee" in note for note in result.report["notes"])
+    assert result.report["answer"]["best"] == "c=2"
+    assert result.report["answer"]["text"].startswith("knee: c=2, ")
     rates = [phase["throughput_per_s"] for phase in result.report["phases"]]
     assert rates[1] == pytest.approx(2 * rates[0], rel=0.15)
     assert all(phase["little"]["holds"] for phase in result.report["phases"])
@@ -107,7 +108,14 @@ async def test_a_sweep_stops_at_the_first_broken_objective(load_test: LoadTest) 
     async with scripted(Script(job=lambda _: JobScript(exec_s=0.1), workers=1)) as server:
         result = await load_test(server.url, "--sweep", "1..8", "--runs", "8", "--slo", "total.p50<150ms")
     assert [phase["phase"]["name"] for phase in result.report["phases"]] == ["c=1", "c=2"]
+    assert result.code == 0
+    assert result.report["answer"]["best"] == "c=1"
+    assert result.report["answer"]["text"].startswith("highest that holds: c=1, ")
+    async with scripted(Script(job=lambda _: JobScript(exec_s=0.1), workers=1)) as server:
+        result = await load_test(server.url, "--sweep", "1..8", "--runs", "8", "--slo", "total.p50<50ms")
     assert result.code == 3
+    assert result.report["answer"]["best"] is None
+    assert result.report["answer"]["text"].startswith("none holds: already c=1")
 
 
 async def test_prompts_differ_so_that_a_prefix_cache_does_not_answer(load_test: LoadTest) -> None:
@@ -176,7 +184,8 @@ async def test_a_change_of_workers_withholds_the_verdict_except_in_a_soak(load_t
 
     script = Script(job=lambda _: JobScript(exec_s=0.05), health=health)
     async with scripted(script) as server:
-        result = await load_test(server.url, "-c", "1", "--duration", "2500ms", "--slo", "total.p50<2s")
+        words = ["--scaler-value", "1", "--duration", "2500ms", "--slo", "total.p50<2s"]
+        result = await load_test(server.url, "-c", "4", *words)
     assert result.code == 5
     assert any("live workers changed" in doubt["text"] and doubt["fatal"] for doubt in result.phase["doubts"])
     assert {one["workers"] for one in result.phase["strata"]} == {1, 2}

@@ -1,6 +1,8 @@
 """From recorded jobs to what a report says. Everything here can be done again from the files, as often as one likes."""
 
+import itertools
 import math
+from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -9,10 +11,10 @@ from typing import Any
 from llmpod.loadtest.classify import ERROR_CLASSES, WARNINGS
 from llmpod.loadtest.cost import Cost, cost
 from llmpod.loadtest.explain import why
-from llmpod.loadtest.health import HealthReport, Scaler
+from llmpod.loadtest.health import HealthReport, InFlight, Scaler
 from llmpod.loadtest.health import report as health_report
 from llmpod.loadtest.little import Little, little
-from llmpod.loadtest.measures import METRICS, Row, Share, row, shares
+from llmpod.loadtest.measures import METRICS, Row, Share, Spread, row, shares, spreads
 from llmpod.loadtest.plan import Phase
 from llmpod.loadtest.records import Job
 from llmpod.loadtest.slo import Slo, Verdict, judge
@@ -29,6 +31,8 @@ from llmpod.loadtest.workers import (
 )
 
 LONG_RUN_S = 600.0
+BATCHES = 8
+BIN_WIDTHS_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 15.0, 30.0, 60.0, 120.0, 300.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +77,38 @@ class Slice:
 
 
 @dataclass(frozen=True, slots=True)
+class Prompts:
+    """The jobs of one named kind of prompt of a mix."""
+
+    name: str
+    n: int
+    failed: int
+    p50_ms: float | None
+    p95_ms: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Bin:
+    """A stretch of the phase, from its first sending to its last end, jobs of every role: what was done, what failed,
+    and how many were in flight on average."""
+
+    start_s: float
+    width_s: float
+    done: int
+    failed: int
+    in_flight: float
+
+
+@dataclass(frozen=True, slots=True)
+class Silence:
+    """A stretch of the window in which jobs were in flight and nothing was answered."""
+
+    from_s: float
+    to_s: float
+    in_flight: int
+
+
+@dataclass(frozen=True, slots=True)
 class PhaseReport:
     phase: Phase
     mode: str
@@ -85,14 +121,17 @@ class PhaseReport:
     requested_per_s: float | None
     achieved_per_s: float | None
     throughput_per_s: float | None
+    throughput_error: float | None  # relative standard error, from batches of the window
     tokens_per_s: float | None
     output_tokens: int
     tokens_estimated: int
     finish_reasons: dict[str, int]
     rows: dict[str, Row]
+    spreads: tuple[Spread, ...]
     shares: tuple[Share, ...]
     failures: tuple[Failures, ...]
     warnings: dict[str, int]
+    prompts: tuple[Prompts, ...]
     classes: tuple[StartClass, ...]
     without_cold: Row | None
     workers: tuple[WorkerRow, ...]
@@ -100,6 +139,8 @@ class PhaseReport:
     strata: tuple[Stratum, ...]
     little: Little | None
     slices: tuple[Slice, ...]
+    over_time: tuple[Bin, ...]
+    silences: tuple[Silence, ...]
     health: HealthReport | None
     cost: Cost | None
     goodput_share: float | None
@@ -130,12 +171,9 @@ def analyse(
     start_ms, end_ms = window(measured)
     span_s = (end_ms - start_ms) / 1000
     failed = len(measured) - len(ok)
-    block_s = None
-    if phase.shape == "soak" or span_s >= LONG_RUN_S:
-        block_s = min(300.0, span_s / 12)
     rows = {}
     for metric in METRICS:
-        found = row(metric, ok, failed, view.all_percentiles, block_s=block_s)
+        found = row(metric, ok, failed, view.all_percentiles)
         if found is not None:
             rows[metric] = found
     classes = start_classes(everyone, measured)
@@ -144,7 +182,8 @@ def analyse(
     scaler = view.scaler
     if scaler.assumed:
         scaler = replace(scaler, value=max((one.at_once for one in per_worker), default=1))
-    timeline = health_report(samples, scaler, start_ms, end_ms)
+    flight = InFlight(jobs)
+    timeline = health_report(samples, scaler, flight, start_ms, end_ms)
     good = [job for job in ok if _is_good(job, view.goodput)] if view.goodput else []
     tokens = sum(job.output_tokens or 0 for job in ok)
     answered, tokens_then = served(jobs, start_ms, end_ms)
@@ -168,14 +207,17 @@ def analyse(
         requested_per_s=requested,
         achieved_per_s=achieved,
         throughput_per_s=answered / span_s if span_s > 0 else None,
+        throughput_error=throughput_error(jobs, start_ms, end_ms),
         tokens_per_s=tokens_then / span_s if span_s > 0 and tokens else None,
         output_tokens=tokens,
         tokens_estimated=sum(1 for job in ok if job.tokens_estimated),
         finish_reasons=dict(Counter(job.finish_reason for job in ok if job.finish_reason).most_common()),
         rows=rows,
+        spreads=spreads(ok, view.percentiles),
         shares=shares(ok),
         failures=failures(measured),
         warnings=_warnings(measured),
+        prompts=prompts(measured),
         classes=class_rows(measured, classes),
         without_cold=row("total", warm, 0, view.percentiles) if len(warm) < len(ok) else None,
         workers=per_worker,
@@ -183,6 +225,8 @@ def analyse(
         strata=strata(ok),
         little=little(jobs, phase.concurrency, start_ms, end_ms) if phase.kind == "closed" else None,
         slices=slices(measured, start_ms, end_ms, timeline, view.slice_s or _slice_s(phase, span_s)),
+        over_time=over_time(jobs, flight, start_ms),
+        silences=silences(jobs, rows.get("total"), ok, flight, start_ms, end_ms),
         health=timeline,
         cost=cost(
             # Jobs that name no worker are taken to have had one each.
@@ -283,6 +327,98 @@ def slices(
             )
         )
     return tuple(out)
+
+
+def prompts(measured: Sequence[Job]) -> tuple[Prompts, ...]:
+    groups: dict[str, list[Job]] = defaultdict(list)
+    for job in measured:
+        if job.prompt is not None:
+            groups[job.prompt].append(job)
+    out = []
+    for name, some in sorted(groups.items()):
+        totals = sorted(job.total_ms for job in some if job.ok and job.total_ms is not None)
+        p50, p95 = (nearest_rank(totals, p) if totals else None for p in (50, 95))
+        out.append(Prompts(name, len(some), sum(1 for job in some if not job.ok), p50, p95))
+    return tuple(out)
+
+
+def throughput_error(jobs: Sequence[Job], start_ms: float, end_ms: float) -> float | None:
+    """The relative standard error of the throughput, from the spread of what batches of the window answered (their sum
+    is nearly free of dependence, one job is not). None with too few answers for that."""
+    width_ms = (end_ms - start_ms) / BATCHES
+    if width_ms <= 0:
+        return None
+    counts = [0.0] * BATCHES
+    for job in jobs:
+        if not job.ok or job.sent_ms is None or job.done_ms is None:
+            continue
+        first = max(0, int((job.sent_ms - start_ms) // width_ms))
+        last = min(BATCHES - 1, int((job.done_ms - start_ms) // width_ms))
+        for number in range(first, last + 1):
+            low = start_ms + number * width_ms
+            counts[number] += job.share_within(low, low + width_ms)
+    mean = math.fsum(counts) / BATCHES
+    if mean < 2:
+        return None
+    return math.sqrt(math.fsum((one - mean) ** 2 for one in counts) / (BATCHES - 1) / BATCHES) / mean
+
+
+def over_time(jobs: Sequence[Job], flight: InFlight, zero_ms: float) -> tuple[Bin, ...]:
+    """The phase in about 60 stretches of a round length; times from the start of the measured window."""
+    sent = [job.sent_ms for job in jobs if job.sent_ms is not None]
+    done = [job.done_ms for job in jobs if job.done_ms is not None]
+    if not sent or not done or max(done) <= min(sent):
+        return ()
+    start_ms, end_ms = min(sent), max(done)
+    rough_s = (end_ms - start_ms) / 1000 / 60
+    width_s = next((one for one in BIN_WIDTHS_S if one >= rough_s), rough_s)
+    number = math.ceil((end_ms - start_ms) / 1000 / width_s)
+    answers, failed, busy_ms = [0] * number, [0] * number, [0.0] * number
+    for job in jobs:
+        if job.done_ms is not None:
+            at = min(number - 1, int((job.done_ms - start_ms) / 1000 / width_s))
+            answers[at] += 1
+            failed[at] += not job.ok
+    for low, high, count in flight.steps(start_ms, end_ms):
+        at = int((low - start_ms) / 1000 / width_s)
+        while low < high and at < number:
+            until = min(high, start_ms + (at + 1) * width_s * 1000)
+            busy_ms[at] += count * (until - low)
+            low, at = until, at + 1
+    return tuple(
+        Bin(
+            (start_ms - zero_ms) / 1000 + at * width_s,
+            width := min(width_s, (end_ms - start_ms) / 1000 - at * width_s),
+            answers[at],
+            failed[at],
+            busy_ms[at] / 1000 / width if width > 0 else 0.0,
+        )
+        for at in range(number)
+    )
+
+
+def silences(
+    jobs: Sequence[Job], total: Row | None, ok: Sequence[Job], flight: InFlight, start_ms: float, end_ms: float
+) -> tuple[Silence, ...]:
+    """When jobs were in flight and no answer came for more than a second and eight times what three quarters of the
+    answers took. An observation, not a verdict on whose fault it was; the longest first."""
+    totals = sorted(job.total_ms for job in ok if job.total_ms is not None)
+    if total is None or len(totals) < 10:
+        return ()
+    limit_ms = max(1000.0, 8 * nearest_rank(totals, 75))
+    ends = sorted(job.done_ms for job in jobs if job.done_ms is not None and start_ms <= job.done_ms <= end_ms)
+    sent = sorted(job.sent_ms for job in jobs if job.sent_ms is not None)
+    found = []
+    for before, after in itertools.pairwise([start_ms, *ends]):
+        if after - before <= limit_ms:
+            continue
+        if not flight.at(before):  # nothing was asked before that
+            before = sent[min(bisect_right(sent, before), len(sent) - 1)]
+        if after - before > limit_ms:
+            found.append(
+                Silence((before - start_ms) / 1000, (after - start_ms) / 1000, flight.at(math.nextafter(after, before)))
+            )
+    return tuple(sorted(found, key=lambda one: one.from_s - one.to_s))
 
 
 def _slice_s(phase: Phase, span_s: float) -> float | None:

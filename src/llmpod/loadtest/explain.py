@@ -9,12 +9,16 @@ if TYPE_CHECKING:
     from llmpod.loadtest.measures import Share
 
 
+# So many looks at /health must have seen too few workers before the latency is put down to that.
+SHORT_SAMPLES = 3
+
+
 def why(report: "PhaseReport") -> str:
     """The strongest of the explanations that the numbers support."""
     if report.counted == 0:
         return "Nothing was measured."
     if report.ok == 0:
-        first = report.failures[0]
+        first = report.failures[0]  # the most frequent
         return (
             f"Nothing succeeded: {first.n} of {report.counted} jobs ended as {first.error_class} "
             f"({first.example or first.meaning})."
@@ -24,18 +28,24 @@ def why(report: "PhaseReport") -> str:
         parts = [_where(report)]
     if report.failed / report.counted > 0.01:
         first = report.failures[0]
-        parts.append(f"{report.failed} of {report.counted} jobs failed, most as {first.error_class}.")
+        most = f"most as {first.error_class}" if first.n > report.failed / 2 else ""
+        named = ", ".join(f"{one.n} as {one.error_class}" for one in report.failures[:3])
+        rest = len(report.failures) - 3
+        ways = most or named + (f", the others in {count(rest, 'other way')}" if rest > 0 else "")
+        parts.append(f"{report.failed} of {report.counted} jobs failed: {ways}.")
     return " ".join(parts)
 
 
 def _workers_missing(report: "PhaseReport") -> str | None:
     health = report.health
-    if health is None or health.span_s <= 0 or health.short_s < 0.1 * health.span_s:
+    if health is None or health.short_s is None or health.short_s < 0.1 * health.span_s:
         return None
     delay, total = _mean(report, "delay_ms"), _mean(report, "total_ms")
     if delay is None or total is None or delay < 0.3 * total:
         return None
     short = [point for point in health.points if point.live < point.wanted]
+    if len(short) < SHORT_SAMPLES:
+        return None
     live = sorted(point.live for point in short)[len(short) // 2]
     wanted = sorted(point.wanted for point in short)[len(short) // 2]
     text = (

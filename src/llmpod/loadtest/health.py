@@ -2,10 +2,12 @@
 
 import itertools
 import math
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from llmpod.loadtest.records import Job
 from llmpod.loadtest.stats import nearest_rank
 
 JOB_COUNTS = ("inQueue", "inProgress", "completed", "failed", "retried")
@@ -43,8 +45,8 @@ class Scaler:
     workers_max: int | None = None
     assumed: bool = True
 
-    def wanted(self, queued: int, running: int) -> int:
-        wanted = max(self.workers_min, math.ceil((queued + running) / self.value))
+    def wanted(self, jobs: int) -> int:
+        wanted = max(self.workers_min, math.ceil(jobs / self.value))
         return wanted if self.workers_max is None else min(wanted, self.workers_max)
 
 
@@ -59,16 +61,21 @@ class Point:
     initializing: int
 
 
+# With fewer looks at /health than this, how long workers were missing is not known.
+ENOUGH_SAMPLES = 5
+
+
 @dataclass(frozen=True, slots=True)
 class HealthReport:
-    """`short_s`: seconds with fewer live workers than wanted; `throttled_s`: seconds with a throttled worker."""
+    """`short_s`: seconds with fewer live workers than this client's own jobs in flight want; None with too few samples
+    to tell. `throttled_s`: seconds with a throttled worker."""
 
     points: tuple[Point, ...]
     live_min: int
     live_median: float
     live_max: int
     steady: bool
-    short_s: float
+    short_s: float | None
     throttled_s: float
     initializing_s: float
     span_s: float
@@ -76,23 +83,52 @@ class HealthReport:
     assumed_per_worker: int | None
 
 
-def points(samples: Sequence[dict[str, Any]], scaler: Scaler) -> list[Point]:
-    out = []
-    for sample in samples:
-        workers, jobs = sample.get("workers"), sample.get("jobs")
-        if not isinstance(workers, dict) or not isinstance(jobs, dict):
+class InFlight:
+    """How many of a client's jobs were between sending and end, at any moment."""
+
+    def __init__(self, jobs: Iterable[Job]) -> None:
+        spans = [(job.sent_ms, job.done_ms) for job in jobs if job.sent_ms is not None and job.done_ms is not None]
+        self._sent = sorted(sent for sent, _ in spans)
+        self._done = sorted(done for _, done in spans)
+
+    def at(self, t_ms: float) -> int:
+        return bisect_right(self._sent, t_ms) - bisect_right(self._done, t_ms)
+
+    def steps(self, start_ms: float, end_ms: float) -> list[tuple[float, float, int]]:
+        """(from, to, jobs): the stretches of a window in which the number does not change."""
+        edges = [(at, 1) for at in self._sent if start_ms < at < end_ms]
+        edges += [(at, -1) for at in self._done if start_ms < at < end_ms]
+        out, low, now = [], start_ms, self.at(start_ms)
+        for at, step in sorted(edges):
+            if at > low:
+                out.append((low, at, now))
+            low, now = at, now + step
+        return [*out, (low, end_ms, now)] if end_ms > low else out
+
+
+def points(samples: Sequence[dict[str, Any]], scaler: Scaler, flight: InFlight) -> list[Point]:
+    """A worker count that is there for one sample only is passed over: idle and running are not counted at one instant
+    on the other side."""
+    out: list[Point] = []
+    counts = [
+        live_workers(workers) if isinstance(workers := sample.get("workers"), dict) else None for sample in samples
+    ]
+    for number, (sample, live) in enumerate(zip(samples, counts, strict=True)):
+        jobs = sample.get("jobs")
+        if live is None or not isinstance(jobs, dict):
             continue
-        live = live_workers(workers)
-        if live is None:
-            continue
-        queued, running = jobs.get("inQueue", 0), jobs.get("inProgress", 0)
+        after = counts[number + 1] if number + 1 < len(counts) else live
+        if out and live != out[-1].live and after == out[-1].live:
+            live = out[-1].live
+        at = float(sample["t_ms"])
+        workers = sample["workers"]
         out.append(
             Point(
-                float(sample["t_ms"]),
+                at,
                 live,
-                scaler.wanted(queued, running),
-                queued,
-                running,
+                scaler.wanted(flight.at(at)),
+                jobs.get("inQueue", 0),
+                jobs.get("inProgress", 0),
                 workers.get("throttled", 0),
                 workers.get("initializing", 0),
             )
@@ -100,26 +136,34 @@ def points(samples: Sequence[dict[str, Any]], scaler: Scaler) -> list[Point]:
     return out
 
 
-def report(samples: Sequence[dict[str, Any]], scaler: Scaler, start_ms: float, end_ms: float) -> HealthReport | None:
+def report(
+    samples: Sequence[dict[str, Any]], scaler: Scaler, flight: InFlight, start_ms: float, end_ms: float
+) -> HealthReport | None:
     """The timeline between two moments; None when /health said nothing until its end.
 
-    A worker count counts as changed only when a new value holds for two samples in a row: the counts of idle and
-    running are not taken at one instant on the other side.
+    A worker count counts as changed only when a new value holds for two samples in a row.
     """
-    known = points(samples, scaler)
+    known = points(samples, scaler, flight)
     inside = [point for point in known if start_ms <= point.t_ms <= end_ms]
+    looks = len(inside)
     before = [point for point in known if point.t_ms < start_ms]
-    if before:
-        inside.insert(0, replace(before[-1], t_ms=start_ms))  # what was so stays so until something else is seen
+    if before:  # what was so stays so until something else is seen
+        inside.insert(0, replace(before[-1], t_ms=start_ms, wanted=scaler.wanted(flight.at(start_ms))))
     if not inside:
         return None
     lasting = {a.live for a, b in itertools.pairwise(inside) if a.live == b.live} or {p.live for p in inside}
-    short = throttled = initializing = 0.0
+    short_ms = throttled = initializing = 0.0
     for point, after in zip(inside, [*inside[1:], None], strict=True):
-        seconds = ((after.t_ms if after else end_ms) - point.t_ms) / 1000
-        short += seconds if point.live < point.wanted else 0.0
-        throttled += seconds if point.throttled else 0.0
-        initializing += seconds if point.initializing else 0.0
+        until = after.t_ms if after else end_ms
+        throttled += (until - point.t_ms) / 1000 if point.throttled else 0.0
+        initializing += (until - point.t_ms) / 1000 if point.initializing else 0.0
+    if looks >= ENOUGH_SAMPLES:
+        times = [point.t_ms for point in inside]
+        for low, high, jobs in flight.steps(inside[0].t_ms, end_ms):
+            live_then = inside[bisect_right(times, low) - 1].live
+            # A look at the counts is worth its own moment: between two different ones, the better of both.
+            after = inside[min(bisect_right(times, low), len(inside) - 1)]
+            short_ms += high - low if max(live_then, after.live) < scaler.wanted(jobs) else 0.0
     live = sorted(point.live for point in inside)
     return HealthReport(
         points=tuple(inside),
@@ -127,7 +171,7 @@ def report(samples: Sequence[dict[str, Any]], scaler: Scaler, start_ms: float, e
         live_median=nearest_rank(live, 50),
         live_max=live[-1],
         steady=len(lasting) == 1,
-        short_s=short,
+        short_s=short_ms / 1000 if looks >= ENOUGH_SAMPLES else None,
         throttled_s=throttled,
         initializing_s=initializing,
         span_s=(end_ms - start_ms) / 1000,

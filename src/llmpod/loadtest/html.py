@@ -7,20 +7,19 @@ from html import escape
 from pathlib import Path
 from string import Template
 
-from llmpod.loadtest.analysis import PhaseReport
-from llmpod.loadtest.classify import WARNINGS
-from llmpod.loadtest.console import HEADLINES
-from llmpod.loadtest.errors import DirectoryError, Exit
-from llmpod.loadtest.measures import MEANING, METRICS, Row
+from llmpod.loadtest import view
+from llmpod.loadtest.analysis import Bin, PhaseReport
+from llmpod.loadtest.errors import DirectoryError
+from llmpod.loadtest.measures import METRICS
 from llmpod.loadtest.records import Job
 from llmpod.loadtest.report import METHODS, Report
-from llmpod.loadtest.stats import Quantile, nearest_rank
+from llmpod.loadtest.stats import nearest_rank
 from llmpod.loadtest.svg import Series, legend, plot, stack
-from llmpod.loadtest.units import count, show_duration, show_ms, show_rate, show_share, show_usd
+from llmpod.loadtest.units import show_duration, show_ms, show_rate
 
 MOST_DOTS = 3000
 CURVE = (50.0, 60.0, 70.0, 75.0, 80.0, 85.0, 90.0, 92.5, 95.0, 98.0, 99.0, 99.5, 99.9, 99.95, 99.99)
-TONE = {Exit.PASS: "pass", Exit.INVALID: "warn", Exit.INTERRUPTED: "warn"}
+BANNER = {"good": "pass", "warn": "warn", "bad": "fail", "": "fail"}
 
 
 def write_html(path: Path, report: Report, jobs: Sequence[Job]) -> None:
@@ -47,14 +46,11 @@ def page(report: Report, jobs: Sequence[Job]) -> str:
 
 
 def _banner(report: Report) -> str:
-    words, _ = HEADLINES.get(report.exit_code, ("", ""))
-    if report.exit_code is Exit.PASS and not any(phase.verdicts for phase in report.phases):
-        words = "Done; no objectives were given"
-    out = [
-        f'<section class="card banner {TONE.get(report.exit_code, "fail")}"><strong '
-        f'id="verdict">{escape(words)}</strong>'
-    ]
+    words, tone = view.headline(report)
+    out = [f'<section class="card banner {BANNER[tone]}"><strong id="verdict">{escape(words)}</strong>']
     out.append(f' <span class="dim">exit code {int(report.exit_code)}</span>')
+    if report.answer is not None:
+        out.append(f'<p class="why">{escape(report.answer.text)}</p>')
     if report.stopped:
         out.append(f'<p class="warn">Stopped: {escape(report.stopped)}</p>')
     if report.notes:
@@ -63,141 +59,68 @@ def _banner(report: Report) -> str:
 
 
 def _overview(report: Report) -> str:
-    if len(report.phases) < 2:
+    table = view.phases(report)
+    return f'<section class="card"><h2>Phases</h2>{_table(table, titled=False)}</section>' if table else ""
+
+
+def _table(table: view.Table | None, *, titled: bool = True) -> str:
+    if table is None:
         return ""
-    rows = []
-    for phase in report.phases:
-        total = phase.rows.get("total")
-        cells = [_ms(total, 50), _ms(total, 95), _ms(phase.rows.get("delay"), 50), _ms(phase.rows.get("exec"), 50)]
-        failed = f'<span class="{"bad" if phase.failed else "dim"}">{phase.failed}</span>'
-        cells = [str(phase.counted), failed, escape(show_rate(phase.throughput_per_s)), *cells]
-        valid = '<span class="good">yes</span>' if phase.valid else '<span class="warn">no</span>'
-        rows.append(
-            f"<tr><td>{escape(phase.phase.name)}</td>"
-            + "".join(f'<td class="r">{cell}</td>' for cell in [*cells, valid])
-            + "</tr>"
-        )
-    heads = ("jobs", "failed", "done", "total p50", "p95", "delay p50", "exec p50", "valid")
-    head = "<tr><th>phase</th>" + "".join(f'<th class="r">{name}</th>' for name in heads) + "</tr>"
-    return (
-        f'<section class="card"><h2>Phases</h2><div class="scroll"><table>{head}{"".join(rows)}</table></div></section>'
+    heads = "".join(f"<th{_side(head, table)}>{escape(head)}</th>" for head in table.heads)
+    rows = "".join(
+        "<tr>"
+        + "".join(f"<td{_side(head, table)}>{_cell(cell)}</td>" for head, cell in zip(table.heads, row, strict=False))
+        + "</tr>"
+        for row in table.rows
     )
+    title = f"<h3>{escape(table.title)}</h3>" if titled else ""
+    return f'{title}<div class="scroll"><table><tr>{heads}</tr>{rows}</table></div>'
 
 
-def _ms(row: Row | None, p: float) -> str:
-    found = row.at(p) if row else None
-    return escape(show_ms(found.value)) if found else ""
+def _side(head: str, table: view.Table) -> str:
+    return "" if head in table.left else ' class="r"'
+
+
+def _cell(cell: view.Cell) -> str:
+    text = f'<span class="{cell.tone}">{escape(cell.text)}</span>' if cell.tone else escape(cell.text)
+    return text + (f"<small>{escape(cell.small)}</small>" if cell.small else "")
 
 
 def _phase(phase: PhaseReport, jobs: Sequence[Job]) -> str:
-    left_out = ", ".join(f"{count} {name}" for name, count in phase.excluded.items() if count) or "none"
     out = [
         f'<section class="card phase"><h2>{escape(phase.phase.name)}</h2>',
         f'<span class="dim">{phase.phase.shape}, {show_duration(phase.window_s)} measured; not counted: '
-        f"{escape(left_out)}</span>",
+        f"{escape(view.left_out(phase))}</span>",
         f'<p class="why">{escape(phase.why)}</p>',
         _numbers(phase),
-        _doubts(phase),
-        _verdicts(phase),
-        _latencies(phase),
+        _status(phase),
+        _table(view.verdicts(phase)),
+        _table(view.latencies(phase)),
+        _table(view.spreads(phase)),
         _where(phase),
-        _over_time(phase, jobs),
+        _dots(phase, jobs),
+        _over_time(phase),
         _curve(phase, jobs),
         _workers(phase),
+        _table(view.prompts(phase)),
         _slices(phase),
-        _failures(phase),
+        _table(view.failures(phase)),
     ]
     return "\n".join(part for part in out if part) + "</section>"
 
 
 def _numbers(phase: PhaseReport) -> str:
     pairs = [("jobs", f"{phase.counted}"), ("failed", f"{phase.failed}"), ("done", show_rate(phase.throughput_per_s))]
-    if phase.requested_per_s is not None:
-        pairs.append(("sent of asked", f"{show_rate(phase.achieved_per_s)} of {show_rate(phase.requested_per_s)}"))
-    if phase.tokens_per_s:
-        pairs.append(("output tokens", f"{phase.tokens_per_s:.1f}/s"))
-    if phase.goodput_share is not None:
-        pairs.append(("goodput", f"{show_share(phase.goodput_share)}, {show_rate(phase.goodput_per_s)}"))
-    if phase.cost is not None:
-        pairs += [
-            (
-                "cost, busy to all worker time",
-                f"{show_usd(phase.cost.busy_usd)} to {show_usd(phase.cost.workers_usd)}",
-            ),
-            ("per 1k requests", show_usd(phase.cost.per_1k_requests)),
-            ("per 1k output tokens", show_usd(phase.cost.per_1k_tokens)),
-        ]
-    return (
-        '<div class="numbers">'
-        + "".join(f'<div class="dim">{escape(k)}<b>{escape(v)}</b></div>' for k, v in pairs)
-        + "</div>"
-    )
+    tiles = "".join(f'<div class="dim">{escape(k)}<b>{escape(v)}</b></div>' for k, v in pairs)
+    facts = "".join(f"<li><b>{escape(label)}</b>: {escape(words)}</li>" for label, words in view.facts(phase))
+    return f'<div class="numbers">{tiles}</div>' + (f"<ul>{facts}</ul>" if facts else "")
 
 
-def _doubts(phase: PhaseReport) -> str:
-    facts = []
-    if "loop_lag_p99_ms" in phase.client:
-        facts.append(f"client loop lag p99 {show_ms(phase.client['loop_lag_p99_ms'])}")
-    if phase.little is not None:
-        facts.append(f"Little's law {phase.little.ratio * phase.little.clients:.2f} of {phase.little.clients} clients")
-    if phase.poll_overshoot_ms:
-        facts.append(f"polling corrected by {show_ms(phase.poll_overshoot_ms)} on average")
-    mark = '<span class="warn">✗ not valid</span>'
-    if phase.valid:
-        mark = '<span class="good">✓ valid</span>' if phase.ok else '<span class="dim">nothing to judge</span>'
-    lines = "".join(f'<li class="warn">{escape(doubt.text)}</li>' for doubt in phase.doubts)
-    lines += "".join(
-        f'<li class="warn">{count} × {escape(name)}: {escape(WARNINGS[name])}</li>'
-        for name, count in phase.warnings.items()
-    )
-    return f'<p>{mark} <span class="dim">{escape(", ".join(facts))}</span></p>' + (f"<ul>{lines}</ul>" if lines else "")
-
-
-def _verdicts(phase: PhaseReport) -> str:
-    if not phase.verdicts:
-        return ""
-    rows = []
-    for verdict in phase.verdicts:
-        mark = '<span class="good">✓ met</span>' if verdict.passed else '<span class="bad">✗ missed</span>'
-        unsure = f"<small>{escape(verdict.unsure)}</small>" if verdict.unsure else ""
-        rows.append(
-            f"<tr><td>{escape(verdict.slo.text)}</td><td>{escape(verdict.shown)}{unsure}</td><td>{mark}</td></tr>"
-        )
-    return f"<h3>Objectives</h3><table><tr><th>objective</th><th>measured</th><th></th></tr>{''.join(rows)}</table>"
-
-
-def _latencies(phase: PhaseReport) -> str:
-    if not phase.rows:
-        return ""
-    first = next(iter(phase.rows.values()))
-    ps = [found.p for found in first.quantiles]
-    heads = "".join(f'<th class="r">p{p:g}</th>' for p in ps)
-    rows = []
-    for name, row in phase.rows.items():
-        cells = "".join(f'<td class="r">{_cell(row.at(p))}</td>' for p in ps)
-        size = f"{row.n}" + (f"<small>n_eff {row.n_eff:.0f}</small>" if row.n_eff < 0.9 * row.n else "")
-        mean = escape(show_ms(row.mean_ms))
-        rows.append(
-            f'<tr><td>{name}<small>{escape(MEANING[name])}</small></td>{cells}<td class="r">{mean}</td><td '
-            f'class="r">{size}</td></tr>'
-        )
-        if phase.failed and row.adjusted is not None:
-            cells = "".join(f'<td class="r">{escape(show_ms(row.adjusted[f"p{p:g}"]))}</td>' for p in ps)
-            rows.append(
-                f"<tr><td>{name}<small>failed jobs counted as infinitely "
-                f"slow</small></td>{cells}<td></td><td></td></tr>"
-            )
-    head = f'<tr><th>latency</th>{heads}<th class="r">mean</th><th class="r">n</th></tr>'
-    return f'<h3>Latency, with 95 % intervals</h3><div class="scroll"><table>{head}{"".join(rows)}</table></div>'
-
-
-def _cell(found: Quantile | None) -> str:
-    if found is None:
-        return ""
-    if found.low is None or found.high is None:
-        size = f"n={found.n}" if found.n_eff > 0.9 * found.n else f"n_eff={found.n_eff:.0f}"
-        return f"{escape(show_ms(found.value))}<small>n/a ({size}, need {found.needed_n})</small>"
-    return f"{escape(show_ms(found.value))}<small>{escape(show_ms(found.low))} to {escape(show_ms(found.high))}</small>"
+def _status(phase: PhaseReport) -> str:
+    status = view.status(phase)
+    lines = "".join(f'<li class="warn">{escape(words)}</li>' for words, _ in status.doubts)
+    facts = escape(", ".join(status.facts))
+    return f'<p>{_cell(status.valid)} <span class="dim">{facts}</span></p>' + (f"<ul>{lines}</ul>" if lines else "")
 
 
 def _where(phase: PhaseReport) -> str:
@@ -227,7 +150,7 @@ def thin(points: list[tuple[float, float | None]], most: int = MOST_DOTS) -> lis
     return [max(ordered[at : at + size], key=lambda one: one[1] or 0.0) for at in range(0, len(ordered), size)]
 
 
-def _over_time(phase: PhaseReport, jobs: Sequence[Job]) -> str:
+def _dots(phase: PhaseReport, jobs: Sequence[Job]) -> str:
     groups: dict[str, list[tuple[float, float | None]]] = {"counted": [], "failed": [], "not counted": []}
     for job in jobs:
         if job.sent_ms is not None and job.total_ms is not None:
@@ -303,37 +226,35 @@ def _workers(phase: PhaseReport) -> str:
         pairs = zip(seconds, [*seconds[1:], phase.window_s], points, strict=True)
         shaded = [(x, after) for x, after, point in pairs if point.throttled]
         drawn = plot(series, title="workers", x_text=show_seconds, y_text=axis_count, shaded=shaded)
-        health = phase.health
-        each = health.assumed_per_worker
-        assumed = f"; wanted assumes {count(each, 'job')} per worker" if each else ""
-        out += (
-            f"<h3>Workers and queue, from /health</h3>{drawn}<p class='dim'>short of workers for "
-            f"{show_duration(health.short_s)} of "
-            f"{show_duration(health.span_s)}, throttled for {show_duration(health.throttled_s)} (shaded){assumed}</p>"
-        )
-    if phase.workers:
-        rows = "".join(
-            f"<tr><td>{escape(one.worker_id)}{' <span class=warn>slow</span>' if one.slow else ''}</td>"
-            + "".join(
-                f'<td class="r">{cell}</td>'
-                for cell in (one.jobs, one.failed, show_ms(one.exec_p50_ms), show_ms(one.exec_p95_ms), one.at_once)
-            )
-            + "</tr>"
-            for one in phase.workers[:50]
-        )
-        heads = "".join(f'<th class="r">{name}</th>' for name in ("jobs", "failed", "exec p50", "exec p95", "at once"))
-        out += f'<h3>Workers</h3><div class="scroll"><table><tr><th>worker</th>{heads}</tr>{rows}</table></div>'
-    classes = [one for one in phase.classes if one.n]
-    if any(one.name != "warm" for one in classes):
-        words = "; ".join(f"{one.n} {one.name}, delay p50 {show_ms(one.delay_p50_ms)}" for one in classes)
-        out += f"<p>Starts: {escape(words)}</p>"
-    if len(phase.strata) > 1:
-        words = "; ".join(
-            f"{one.workers} live: p50 {show_ms(one.p50_ms)}, p95 {show_ms(one.p95_ms)}, n={one.n}"
-            for one in phase.strata
-        )
-        out += f"<p>By workers live at sending: {escape(words)}</p>"
-    return out
+        note = "<p class='dim'>shaded: with a throttled worker</p>" if shaded else ""
+        out += f"<h3>Workers and queue, from /health</h3>{drawn}{note}"
+    return out + _table(view.workers(phase))
+
+
+def _over_time(phase: PhaseReport) -> str:
+    """Throughput and failures per second, and jobs in flight, each on axes of its own."""
+    bins = phase.over_time
+    if len(bins) < 3:
+        return ""
+
+    def steps(label: str, css: str, values: list[float]) -> Series:
+        ends = [one.start_s for one in bins] + [bins[-1].start_s + bins[-1].width_s]
+        return Series(label, css, "steps", list(zip(ends, [*values, values[-1]], strict=True)))
+
+    def per_s(count: int, one: Bin) -> float:
+        return count / one.width_s if one.width_s > 0 else 0.0
+
+    rates = [steps("done per second", "exec", [per_s(one.done, one) for one in bins])]
+    if any(one.failed for one in bins):
+        rates.append(steps("failed per second", "bad", [per_s(one.failed, one) for one in bins]))
+    flight = [steps("jobs in flight", "total", [one.in_flight for one in bins])]
+    width = show_duration(bins[0].width_s)
+    return (
+        f"<h3>Throughput, in stretches of {width}</h3>"
+        + plot(rates, title="throughput over time", x_text=show_seconds, y_text=lambda y: f"{y:g}/s")
+        + "<h3>Jobs in flight</h3>"
+        + plot(flight, title="jobs in flight over time", x_text=show_seconds, y_text=lambda y: f"{y:g}")
+    )
 
 
 def _slices(phase: PhaseReport) -> str:
@@ -346,18 +267,6 @@ def _slices(phase: PhaseReport) -> str:
     width = show_duration(phase.slices[1].start_s - phase.slices[0].start_s)
     drawn = plot(series, title="percentiles over time", x_text=show_seconds, y_text=axis_ms)
     return f"<h3>Total over time, in slices of {width}</h3>{drawn}"
-
-
-def _failures(phase: PhaseReport) -> str:
-    if not phase.failures:
-        return ""
-    rows = "".join(
-        f'<tr><td class="bad">{escape(one.error_class)}<small>{escape(one.meaning)}</small></td><td '
-        f'class="r">{one.n}</td>'
-        f"<td><code>{escape(one.example)}{escape(f' [{one.job_id}]') if one.job_id else ''}</code></td></tr>"
-        for one in phase.failures
-    )
-    return f'<h3>Failures</h3><table><tr><th>class</th><th class="r">n</th><th>for example</th></tr>{rows}</table>'
 
 
 def _methods(report: Report) -> str:

@@ -2,11 +2,11 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from operator import attrgetter
 
 from llmpod.loadtest.records import Job
-from llmpod.loadtest.stats import Quantile, block_bootstrap, effective_n, nearest_rank, quantile
+from llmpod.loadtest.stats import Quantile, effective_n, nearest_rank, quantiles
 
 # As attrgetters: a report of a hundred thousand jobs calls them millions of times.
 METRICS: dict[str, Callable[[Job], float | None]] = {
@@ -19,6 +19,7 @@ METRICS: dict[str, Callable[[Job], float | None]] = {
     "ttft": attrgetter("ttft_ms"),
     "tpot": attrgetter("tpot_ms"),
     "chunk_gap": attrgetter("gap_p50_ms"),
+    "chunk_gap_max": attrgetter("gap_max_ms"),
 }
 
 MEANING = {
@@ -31,6 +32,7 @@ MEANING = {
     "ttft": "sent to first token",
     "tpot": "time per output token after the first",
     "chunk_gap": "median gap between chunks of one answer",
+    "chunk_gap_max": "longest gap between chunks of one answer",
 }
 
 # A job that failed has not met a limit on these; what a failed job's queue or execution took says nothing.
@@ -57,32 +59,13 @@ class Row:
         return next((q for q in self.quantiles if q.p == p), None)
 
 
-def row(
-    metric: str, ok: Sequence[Job], failed: int, percentiles: Sequence[float], *, block_s: float | None = None
-) -> Row | None:
-    """The row of a metric over successful jobs in order of sending; None when no job has it.
-
-    `block_s` asks for block-bootstrap intervals (long runs, whose conditions change); without enough blocks it is order
-    statistics.
-    """
+def row(metric: str, ok: Sequence[Job], failed: int, percentiles: Sequence[float]) -> Row | None:
+    """The row of a metric over successful jobs in order of sending; None when no job has it."""
     read = METRICS[metric]
-    pairs = [(value, (job.sent_ms or 0.0) / 1000) for job in ok if (value := read(job)) is not None]
-    if not pairs:
+    values = [value for job in ok if (value := read(job)) is not None]
+    if not values:
         return None
-    values = [value for value, _ in pairs]
     ordered = sorted(values)
-    n_eff = effective_n(values)
-    method = "order statistics"
-    quantiles = [quantile(ordered, p, n_eff) for p in percentiles]
-    if block_s is not None:
-        sure = [found.p for found in quantiles if found.n >= found.needed_n]
-        around = block_bootstrap(values, [at for _, at in pairs], sure, block_s)
-        if around:
-            method = f"block bootstrap, blocks of {block_s:g} s"
-            quantiles = [
-                replace(found, low=around[found.p][0], high=around[found.p][1]) if found.p in around else found
-                for found in quantiles
-            ]
     adjusted = None
     if metric in FAILURE_AWARE:
         with_failures = ordered + [math.inf] * failed
@@ -94,11 +77,56 @@ def row(
         mean_ms=math.fsum(values) / len(values),
         min_ms=ordered[0],
         max_ms=ordered[-1],
-        n_eff=n_eff,
-        quantiles=tuple(quantiles),
+        n_eff=effective_n(values),
+        quantiles=quantiles(values, percentiles),
         adjusted=adjusted,
-        interval_method=method,
+        interval_method="order statistics",
     )
+
+
+SPREADS = {
+    "gap": "ms between chunks, every gap of every answer (inter-token latency where a chunk is a token)",
+    "output tokens/s": "of one answer: after its first token where it was streamed, else over its execution",
+    "input tokens": "of one prompt, as the endpoint counted them",
+    "output tokens": "of one answer",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """How something that is no latency of a job is distributed: percentiles by nearest rank, without intervals."""
+
+    name: str
+    n: int
+    mean: float
+    max: float
+    percentiles: dict[str, float]
+
+
+def spreads(ok: Sequence[Job], percentiles: Sequence[float]) -> tuple[Spread, ...]:
+    values: dict[str, list[float]] = {
+        "gap": [gap for job in ok for gap in job.gaps or ()],
+        "output tokens/s": [rate for job in ok if (rate := _tokens_per_s(job)) is not None],
+        "input tokens": [float(job.prompt_tokens) for job in ok if job.prompt_tokens is not None],
+        "output tokens": [float(job.output_tokens) for job in ok if job.output_tokens is not None],
+    }
+    return tuple(
+        Spread(
+            name,
+            len(some),
+            math.fsum(some) / len(some),
+            max(some),
+            {f"p{p:g}": nearest_rank(ordered, p) for p in percentiles},
+        )
+        for name, some in values.items()
+        if (ordered := sorted(some))
+    )
+
+
+def _tokens_per_s(job: Job) -> float | None:
+    if job.tpot_ms:
+        return 1000 / job.tpot_ms
+    return job.output_tokens / job.exec_ms * 1000 if job.output_tokens and job.exec_ms and not job.chunks else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,11 +59,12 @@ class Phase:
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """A ladder of closed-loop phases that stops climbing when an SLO breaks or more clients bring no more
-    throughput."""
+    """A ladder of phases: of clients, or of rates (`by_rate`). It stops climbing when an SLO breaks; `auto` also where
+    more clients bring no more throughput, `by_rate` where the endpoint does not keep up."""
 
-    rungs: tuple[int, ...]
+    rungs: tuple[float, ...]
     auto: bool
+    by_rate: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +99,7 @@ def from_dict(data: dict[str, Any]) -> Plan:
             phases=tuple(phases),
             mode=data["mode"],
             seed=int(data["seed"]),
-            sweep=Sweep(tuple(sweep["rungs"]), bool(sweep["auto"])) if sweep else None,
+            sweep=Sweep(tuple(sweep["rungs"]), bool(sweep["auto"]), bool(sweep.get("by_rate"))) if sweep else None,
         )
     except (KeyError, TypeError, ValueError) as error:
         raise UsageError(f"the saved plan is not one of this version ({type(error).__name__}: {error})") from None

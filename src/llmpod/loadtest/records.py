@@ -4,6 +4,7 @@ Times are milliseconds on the run's monotonic clock, 0 being the start of the ru
 stamp. A record is filled in while its job runs and is not changed once it is written.
 """
 
+from array import array
 from dataclasses import dataclass, field, fields
 from operator import attrgetter
 from typing import Any, Literal
@@ -46,8 +47,10 @@ class Job:
     output_tokens: int | None = None
     tokens_estimated: bool = False
     finish_reason: str | None = None
+    prompt: str | None = None  # the name of its kind, in a mix
     gap_p50_ms: float | None = None  # between chunks or SSE events of this one job
     gap_max_ms: float | None = None
+    gaps: "array[float] | None" = None  # all of them, ms, in order
     ok: bool = False
     error_class: str | None = None
     error: str | None = None
@@ -137,6 +140,8 @@ def to_dict(job: Job) -> dict[str, Any]:
         value = getattr(job, name)
         if name in _ALWAYS or (value is not None and value is not False and value != []):
             out[name] = round(value, 3) if isinstance(value, float) else value
+    if job.gaps is not None:
+        out["gaps"] = [round(gap, 2) for gap in job.gaps]
     return out
 
 
@@ -152,5 +157,6 @@ def from_dict(data: dict[str, Any]) -> Job:
         raise TypeError("a record has the name of its phase and a number in it")
     if not _NUMERIC.issuperset(map(type, _measured(job))):
         raise TypeError("a time or a count is no number")
+    job.gaps = array("f", job.gaps) if job.gaps is not None else None
     job.states = [(str(state), float(at)) for state, at in job.states]
     return job

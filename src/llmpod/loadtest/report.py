@@ -14,15 +14,18 @@ from llmpod.loadtest.guards import HOPELESS
 from llmpod.loadtest.journal import FORMAT, Recorded
 from llmpod.loadtest.plan import Plan
 from llmpod.loadtest.records import Job
+from llmpod.loadtest.sweep import Answer
+from llmpod.loadtest.sweep import answer as sweep_answer
 from llmpod.loadtest.units import count
 
 METHODS = {
     "clock": "monotonic (perf_counter); timestamps are UTC",
     "percentiles": "nearest rank, over successful measured jobs",
     "adjusted percentiles": "the same with every failed job counted as infinitely slow; objectives are judged on these",
-    "intervals": "95 %, distribution-free, from order statistics at n_eff; block bootstrap for soaks and "
-    "runs of 10 min and more",
-    "n_eff": "n(1-r)/(1+r), r = lag-1 autocorrelation in order of sending",
+    "intervals": "95 %, distribution-free, from order statistics; where neighbours depend on each other, from n / the "
+    "percentile's correlation time, and only if that is three times what independent samples need, and at least 60",
+    "n_eff": "of a row: n(1-r)/(1+r), r = lag-1 autocorrelation in order of sending; of a percentile: n divided by the "
+    "correlation time of being above it, plus a standard error",
     "starts": "a worker's first job, or one sent while no worker was live, is cold if it waited 10 s longer than the "
     "median of the other jobs, a wake if 0.5 s; all others are warm",
     "polled totals": "clamp(rtt_min + delayTime + executionTime) between the last unfinished poll sent and "
@@ -39,6 +42,7 @@ class Report:
     notes: tuple[str, ...]
     stopped: str | None
     exit_code: Exit
+    answer: Answer | None = None  # of a sweep
 
     @property
     def header(self) -> list[str]:
@@ -86,6 +90,7 @@ def build(recorded: Recorded, view: View) -> Report:
     never = [phase.name for phase in plan.phases if phase.name not in by_phase]
     if never and plan.sweep is None:
         notes.append(f"phases that did not run: {', '.join(never)}")
+    answer = sweep_answer(plan.sweep, phases) if plan.sweep is not None else None
     reason = str(stop["reason"]) if stop else None
     forced = _exit(stop.get("exit_code")) if stop else None
     return Report(
@@ -94,12 +99,14 @@ def build(recorded: Recorded, view: View) -> Report:
         phases=phases,
         notes=tuple(notes),
         stopped=reason,
-        exit_code=exit_code(phases, forced),
+        exit_code=exit_code(phases, forced, answer),
+        answer=answer,
     )
 
 
-def exit_code(phases: Sequence[PhaseReport], forced: Exit | None) -> Exit:
-    """A stop's own code comes first; then a run nobody answered, numbers not to be believed, failed objectives."""
+def exit_code(phases: Sequence[PhaseReport], forced: Exit | None, answer: Answer | None = None) -> Exit:
+    """A stop's own code comes first; then a run nobody answered, numbers not to be believed, failed objectives. A sweep
+    climbs until an objective fails: it has failed when not even its first rung holds."""
     if forced is not None:
         return forced
     counted = sum(phase.counted for phase in phases)
@@ -110,6 +117,8 @@ def exit_code(phases: Sequence[PhaseReport], forced: Exit | None) -> Exit:
         return Exit.ERROR
     if any(not phase.valid for phase in phases):
         return Exit.INVALID
+    if answer is not None:
+        return Exit.PASS if answer.best is not None else Exit.SLO_FAILED
     if any(not verdict.passed for phase in phases for verdict in phase.verdicts):
         return Exit.SLO_FAILED
     return Exit.PASS
@@ -133,6 +142,7 @@ def to_json(report: Report) -> dict[str, Any]:
         "meta": report.meta,
         "methods": METHODS,
         "notes": list(report.notes),
+        "answer": dataclasses.asdict(report.answer) if report.answer is not None else None,
         "phases": [_phase_json(phase) for phase in report.phases],
     }
 

@@ -19,7 +19,7 @@ import aiohttp
 
 from llmpod.loadtest import dryrun, journal
 from llmpod.loadtest import plan as plans
-from llmpod.loadtest.analysis import View, analyse
+from llmpod.loadtest.analysis import PhaseReport, View, analyse
 from llmpod.loadtest.buckets import RUNPOD_LIMITS, Gate, gates
 from llmpod.loadtest.client import RUNPOD_BASE, RunPod
 from llmpod.loadtest.clock import Clock, utc_now
@@ -36,12 +36,11 @@ from llmpod.loadtest.report import Report, build
 from llmpod.loadtest.rig import JobOptions, Rig
 from llmpod.loadtest.runner import Runner, RunnerOptions
 from llmpod.loadtest.settings import Environment
+from llmpod.loadtest.sweep import climb
 from llmpod.loadtest.viewing import check_measurable, make_view
 from llmpod.loadtest.watch import HealthWatch
 
 Publish = Callable[[Report, Recorded, Path, argparse.Namespace, Environment], Exit]
-# A further rung that brings less than this much more throughput is not worth its latency.
-GAIN = 1.05
 MIN_JUDGED = 20
 
 
@@ -253,7 +252,7 @@ class _Judge:
         self.runner: Runner | None = None
         self._setup, self._rig, self._health = setup, rig, health
         self._next_s = 0.0
-        self._best: float | None = None
+        self._rungs: list[PhaseReport] = []
 
     def check(self, finished: list[Job]) -> Stop | None:
         """--abort-on-fail: a Stop once an objective fails on at least 20 measured jobs of the phase."""
@@ -276,15 +275,9 @@ class _Judge:
     def climb(self, phase: Phase, finished: list[Job]) -> str | None:
         """A reason to stop the sweep after this rung, or None."""
         mine = [job for job in finished if job.phase == phase.name]
-        report = analyse(phase, mine, mine, self._health.samples, {}, self._setup.view)
-        failed = [verdict for verdict in report.verdicts if not verdict.passed]
-        if failed:
-            return f"the sweep ended at {phase.name}: {failed[0].slo.text} measured {failed[0].shown}"
-        now, best = report.throughput_per_s or 0.0, self._best
-        self._best = max(now, best or 0.0)
-        if best is not None and now < GAIN * best and self._setup.plan.sweep and self._setup.plan.sweep.auto:
-            return f"the sweep ended at {phase.name}: throughput grew from {best:.2f}/s to {now:.2f}/s only (the knee)"
-        return None
+        self._rungs.append(analyse(phase, mine, mine, self._health.samples, {}, self._setup.view))
+        over = climb(self._setup.plan.sweep, self._rungs) if self._setup.plan.sweep else None
+        return f"the sweep ended at {phase.name}: {over.reason}" if over else None
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from array import array
 from statistics import median
 from time import perf_counter
 from typing import Any
@@ -46,6 +47,7 @@ class _Growing:
         answers.note(self._job, answers.joined(self.parts))
         if self._gaps:
             self._job.gap_p50_ms, self._job.gap_max_ms = median(self._gaps), max(self._gaps)
+            self._job.gaps = array("f", self._gaps)
 
 
 async def stream(rig: Rig, job: Job, body: dict[str, Any]) -> None:

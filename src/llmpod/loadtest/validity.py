@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from llmpod.loadtest.units import show_ms, show_rate
+from llmpod.loadtest.units import count, show_ms, show_rate
 
 if TYPE_CHECKING:
     from llmpod.loadtest.analysis import PhaseReport
@@ -37,6 +37,12 @@ def doubts(report: "PhaseReport", *, allow_worker_change: bool) -> tuple[Doubt, 
         found.append(
             Doubt(f"tokens of {report.tokens_estimated} answers are estimated (no usage in the output)", fatal=False)
         )
+    if report.silences:
+        told = ", ".join(f"{one.from_s:.1f} to {one.to_s:.1f} s" for one in report.silences[:3])
+        more = f" and {count(len(report.silences) - 3, 'more time')}" if len(report.silences) > 3 else ""
+        most = max(one.in_flight for one in report.silences)
+        text = f"nothing was answered from {told}{more} of the window, with up to {count(most, 'job')} in flight"
+        found.append(Doubt(text, fatal=False))
     inconsistent = report.warnings.get("timing_inconsistent", 0)
     if inconsistent:
         found.append(

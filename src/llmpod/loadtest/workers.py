@@ -7,7 +7,7 @@ from itertools import pairwise
 from statistics import median
 
 from llmpod.loadtest.records import Job
-from llmpod.loadtest.stats import jain, nearest_rank
+from llmpod.loadtest.stats import jain, nearest_rank, quantile, quantiles
 
 # A delay this much above what the phase's other jobs waited, on a worker's first job, is a start from nothing; the
 # smaller one is a worker that was woken (FlashBoot, an idle flex worker). Measured wakes took 0.7 to 2.6 s, cold starts
@@ -21,7 +21,8 @@ CLASSES = ("cold", "wake", "warm")
 @dataclass(frozen=True, slots=True)
 class WorkerRow:
     """`busy_s`: seconds with at least one job; `at_once`: the most jobs it ran at the same time. Both are inferred from
-    the jobs' own times."""
+    the jobs' own times. `slow`: its p50 is more than 5 % above that of all others, by a test that is wrong about any
+    worker of a phase in at most 5 % of phases; None where its jobs are too few, or too alike in time, to tell."""
 
     worker_id: str
     jobs: int
@@ -30,7 +31,7 @@ class WorkerRow:
     exec_p95_ms: float | None
     busy_s: float
     at_once: int
-    slow: bool
+    slow: bool | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +58,12 @@ def worker_rows(jobs: Sequence[Job]) -> tuple[tuple[WorkerRow, ...], float | Non
     for job in jobs:
         if job.worker_id:
             groups[job.worker_id].append(job)
-    times = {
-        name: sorted(job.exec_ms for job in some if job.ok and job.exec_ms is not None) for name, some in groups.items()
+    in_order = {
+        name: [job.exec_ms for job in some if job.ok and job.exec_ms is not None] for name, some in groups.items()
     }
-    middles = [nearest_rank(values, 50) for values in times.values() if values]
-    usual = median(middles) if middles else 0.0
     rows = []
     for name, some in groups.items():
-        values = times[name]
+        values = sorted(in_order[name])
         p50 = nearest_rank(values, 50) if values else None
         lasted = _lasted_ms(some)
         rows.append(
@@ -76,11 +75,21 @@ def worker_rows(jobs: Sequence[Job]) -> tuple[tuple[WorkerRow, ...], float | Non
                 exec_p95_ms=nearest_rank(values, 95) if values else None,
                 busy_s=sum(lasted.values()) / 1000,
                 at_once=_most_at_once(lasted),
-                slow=p50 is not None and len(middles) > 1 and len(values) >= 5 and p50 > usual * SLOW,
+                slow=_slow(name, in_order) if len(groups) > 1 else None,
             )
         )
     rows.sort(key=lambda one: (-one.jobs, one.worker_id))
     return tuple(rows), jain([one.jobs for one in rows]) if len(rows) > 1 else None
+
+
+def _slow(name: str, exec_ms: Mapping[str, Sequence[float]]) -> bool | None:
+    others = [value for other, values in exec_ms.items() if other != name for value in values]
+    if not others or not exec_ms[name]:
+        return None
+    confidence = 1 - 0.05 / len(exec_ms)
+    low = quantiles(exec_ms[name], [50], confidence)[0].low
+    usual = quantile(sorted(others), 50, confidence=0.5)
+    return None if low is None or usual.high is None else low > SLOW * usual.high
 
 
 def execution_span(job: Job) -> tuple[float, float] | None:
