@@ -110,7 +110,7 @@ class Worker:
         params = self.engine.sampling(request.sampling, max_tokens.effective, stream=request.stream)
 
         answer = answers.Answer()
-        slot = record.watch.slot(params.n)
+        slot = record.watch.slot(int(request.sampling.get("n") or 1))
         async with slot, aclosing(self.engine.generate(prompt_ids, params, record.id)) as steps:
             async for step in steps:
                 reply = answer.add(step.deltas)
