@@ -13,7 +13,7 @@ run: setup ## answer test_input.json with the demo model
 	@$(PY) handler.py
 
 serve: setup ## a RunPod endpoint on http://127.0.0.1:8000/v2/local with real worker processes
-	@$(PY) -m llmpod.endpoint --workers-min 1 --workers-max 1 $(ARGS)
+	@MODEL_NAME=$${MODEL_NAME:-llmpod-demo} $(PY) -m llmpod.endpoint --workers-min 1 --workers-max 1 $(ARGS)
 
 test: setup ## every test: those that mostly wait two at a time, those of the engine alone
 	@builder/test_tools.sh

@@ -34,6 +34,7 @@ def main(argv: list[str]) -> int:
 
         workers = ["--workers-min", arguments.rp_api_concurrency, "--workers-max", arguments.rp_api_concurrency]
         where = ["--host", arguments.rp_api_host, "--port", arguments.rp_api_port]
+        settings.provide({"MODEL_NAME": settings.DEMO_NAME})
         return endpoint.serve([*where, *workers, "--cwd", str(ROOT)])
 
     use_utf8_line_buffered_stdout()
@@ -42,10 +43,13 @@ def main(argv: list[str]) -> int:
         environment = settings.load()
         for correction in environment.corrections:
             log.emit("setting_corrected", **vars(correction))
+        serves = environment.on_runpod and arguments.test_input is None
+        if serves:
+            environment.settings.require_model()
         engine = Engine(environment.settings, environment.others, log.emit)
         engine.prepare()
         worker = Worker(environment.settings, engine, log.emit)
-        if environment.on_runpod and arguments.test_input is None:
+        if serves:
             from llmpod.worker import jobloop  # only here: the SDK takes a second to import
 
             return jobloop.serve(worker)

@@ -19,7 +19,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
 from llmpod.worker.errors import Code  # noqa: E402
-from llmpod.worker.settings import RETIRED, Group, Settings, names  # noqa: E402
+from llmpod.worker.other_workers import REFUSED, RENAMED, RETIRED  # noqa: E402
+from llmpod.worker.settings import Group, Settings, names  # noqa: E402
 
 GROUPS = get_args(Group)
 VLLM = next(line for line in (ROOT / "requirements.txt").read_text().splitlines() if line.startswith("vllm=="))
@@ -88,13 +89,22 @@ def configuration() -> str:
         f"Every field of vLLM {VLLM_VERSION}'s `AsyncEngineArgs` is accepted under its upper-case name and read by",
         "vLLM's own command line parser, so it means what it means to `vllm serve`: `ENABLE_PREFIX_CACHING=false`,",
         "`KV_CACHE_DTYPE=fp8`, `LIMIT_MM_PER_PROMPT='{\"image\": 2}'`, `SPECULATIVE_CONFIG='{…}'`. Exceptions are",
-        "names that belong to others: `MODEL` (use `MODEL_NAME`), `HF_TOKEN` (the hub client reads it itself),",
+        "names that belong to others: `HF_TOKEN` (the hub client reads it itself),",
         "`LOG_LEVEL`, and `MASTER_ADDR`, `MASTER_PORT`, `NNODES`, `NODE_RANK`. vLLM's own `VLLM_…` variables work as",
         "vLLM documents them.",
         "",
-        "## Names of older workers that mean nothing here",
+        "## Names of other workers",
         "",
-        "They are ignored, with a `setting_corrected` event that says why.",
+        "A variable by which another worker would serve something else stops the start, with a line that says what to",
+        "set instead:",
+        "",
+        "| variable | instead |",
+        "|---|---|",
+        *(f"| {', '.join(f'`{name}`' for name in row.examples)} … | rename it to `{row.ours}` |" for row in RENAMED),
+        *(f"| `{name}` | {cure} |" for name, cure in sorted(REFUSED.items())),
+        "",
+        "Those that mean nothing here are ignored, with a `setting_corrected` event that says why; so are the",
+        "arguments of vLLM's server (`ALLOWED_ORIGINS`, `UVICORN_LOG_LEVEL`, …):",
         "",
         "| variable | instead |",
         "|---|---|",

@@ -70,7 +70,7 @@ BEHIND_THE_TESTS = ("sh", "-c", '(echo 19 > /proc/self/autogroup) 2>/dev/null; e
 async def spawn(endpoint: LocalEndpoint, worker_id: str, **variables: str) -> WorkerProcess:
     """handler.py as a worker of `endpoint`, with the real engine."""
     command = (*BEHIND_THE_TESTS, sys.executable, "-u", str(REPOSITORY / "handler.py"))
-    return WorkerProcess(await start(endpoint, worker_id, *command, **variables))
+    return WorkerProcess(await start(endpoint, worker_id, *command, **{"MODEL_NAME": "llmpod-demo"} | variables))
 
 
 async def start(endpoint: LocalEndpoint, worker_id: str, *command: str, **variables: str) -> asyncio.subprocess.Process:

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from llmpod.worker import engine_arguments
 from llmpod.worker.engine_options import clamp_batched_tokens, tensor_parallel_size
 from llmpod.worker.errors import StartError
-from llmpod.worker.settings import DEMO_MODEL, RETIRED, Settings, load
+from llmpod.worker.other_workers import RETIRED
+from llmpod.worker.settings import DEMO_MODEL, Settings, load
 from tests.worker.conftest import Events
 
 

@@ -83,6 +83,9 @@ def test_a_malformed_argument_is_one_line_and_exit_1() -> None:
         ({"MAX_NUM_BATCHED_TOKENS": "abc"}, "MAX_NUM_BATCHED_TOKENS='abc'"),
         ({"MAX_MODEL_LENGTH": "1024"}, "MAX_MODEL_LENGTH is not a setting; MAX_MODEL_LEN is."),
         ({"PROFILE": "carreer"}, "PROFILE=carreer"),
+        ({"RUNPOD_WEBHOOK_GET_JOB": "http://127.0.0.1:9/job-take/$ID"}, "MODEL_NAME is not set."),
+        ({"RUNPOD_WEBHOOK_GET_JOB": "http://127.0.0.1:9/job-take/$ID", "MODEL_NAME": ""}, "MODEL_NAME is not set."),
+        ({"MODEL_PATH": "/models/qwen2-7b-career"}, "MODEL_PATH is not a setting; MODEL_NAME is."),
     ],
 )
 def test_a_bad_setting_stops_the_start_in_one_line_before_anything_is_loaded(

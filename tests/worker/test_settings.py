@@ -8,6 +8,7 @@ import pytest
 
 from llmpod.worker import settings
 from llmpod.worker.errors import StartError
+from llmpod.worker.other_workers import RETIRED
 from llmpod.worker.settings import Settings, load
 
 
@@ -109,7 +110,7 @@ def test_several_faults_are_told_at_once(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "LOG_LEVEL" in caught.value.cause
 
 
-@pytest.mark.parametrize("name", sorted(settings.RETIRED))
+@pytest.mark.parametrize("name", sorted(RETIRED))
 def test_a_retired_name_is_ignored_with_a_reason(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     corrections = loaded(monkeypatch, **{name: "1"}).corrections
     assert [(c.setting, c.used) for c in corrections] == [(name, None)]
@@ -155,3 +156,14 @@ def test_the_demonstration_model_is_used_only_when_none_is_named(monkeypatch: py
     named = loaded(monkeypatch, MODEL_NAME="owner/name").settings
     assert not named.is_demo
     assert named.model == "owner/name"
+    by_name = loaded(monkeypatch, MODEL_NAME=settings.DEMO_NAME).settings
+    assert by_name.is_demo
+    assert (by_name.model, by_name.served_name) == (str(settings.DEMO_MODEL), settings.DEMO_NAME)
+
+
+def test_an_endpoint_is_not_served_by_a_model_that_nobody_chose(monkeypatch: pytest.MonkeyPatch) -> None:
+    for nothing in ("", "None"):
+        with pytest.raises(StartError, match="MODEL_NAME is not set") as caught:
+            loaded(monkeypatch, MODEL_NAME=nothing).settings.require_model()
+        assert caught.value.setting == "MODEL_NAME"
+    loaded(monkeypatch, MODEL_NAME=settings.DEMO_NAME).settings.require_model()

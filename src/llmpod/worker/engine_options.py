@@ -15,7 +15,7 @@ from typing import NoReturn
 from llmpod.worker import adapters
 from llmpod.worker.errors import StartError
 from llmpod.worker.events import Emit
-from llmpod.worker.settings import Correction, Settings, refuse_mistyped
+from llmpod.worker.settings import Correction, Settings, ignored, refuse_mistyped
 
 # Engine arguments whose upper-case name in the environment belongs to somebody else.
 NOT_FROM_ENVIRONMENT = {
@@ -27,15 +27,18 @@ NOT_FROM_ENVIRONMENT = {
     "lora_modules": "LORA_MODULES is ours",
     "chat_template": "CUSTOM_CHAT_TEMPLATE is ours",
     "enable_log_outputs": "LOG_PROMPTS is ours",
-    "enable_log_deltas": "as above",
-    "enable_log_requests": "as above",
-    "max_log_len": "as above",
+    "enable_log_deltas": "LOG_PROMPTS is ours",
+    "enable_log_requests": "LOG_PROMPTS is ours",
+    "max_log_len": "LOG_PROMPTS is ours",
     "master_addr": "RunPod sets it on clusters; a serverless worker is one node",
     "master_port": "as above",
     "nnodes": "as above",
     "node_rank": "as above",
 }
 
+
+# Of those, and of the arguments of vLLM's server, what a machine sets without meaning vLLM.
+_NOBODYS = {"hf_token", "host", "port", "help", "config", "master_addr", "master_port", "nnodes", "node_rank"}
 
 # What we derive ourselves, unless the operator says otherwise.
 _YIELDING = ("max_lora_rank", "max_loras", "max_cpu_loras", "tool_call_parser", "structured_outputs_config")
@@ -110,6 +113,10 @@ def command_line(
     open_names = {name.upper(): name for name in arguments if name not in NOT_FROM_ENVIRONMENT}
     taken = {*Settings.model_fields, *NOT_FROM_ENVIRONMENT}
     refuse_mistyped(environment, open_names, {name.upper() for name in taken})
+    others = {action.dest for action in parser._actions} - {name.lower() for name in open_names} - _NOBODYS
+    for variable in sorted({name.upper() for name in others} & environment.keys()):
+        reason = NOT_FROM_ENVIRONMENT.get(variable.lower(), "it is of vLLM's server, which does not run here")
+        emit("setting_corrected", **dataclasses.asdict(ignored(variable, environment[variable], reason)))
 
     # Progress bars would break the form of the log; first, so that the environment can have them back.
     words: list[str] = ["--no-use-tqdm-on-load"] if "use_tqdm_on_load" in arguments else []

@@ -22,6 +22,7 @@ from pydantic import AliasChoices, BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from llmpod.worker.errors import StartError
+from llmpod.worker.other_workers import REFUSED, RETIRED, meant_by
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 DEMO_MODEL = REPOSITORY / "models" / "demo"
@@ -81,7 +82,8 @@ class Settings(BaseSettings):
     model_name: str | None = setting(
         None,
         "Model",
-        "Model to serve: a Hugging Face id or a folder. Unset: the demonstration model of this repository.",
+        "Model to serve: a Hugging Face id or a folder. llmpod-demo is the demonstration model of this repository, "
+        "which `python handler.py` also runs when none is named; a worker of an endpoint does not start without one.",
     )
     model_revision: str | None = setting(None, "Model", "Branch, tag or commit of the model.")
     model_store: str = setting(
@@ -275,13 +277,13 @@ class Settings(BaseSettings):
 
     @property
     def is_demo(self) -> bool:
-        """Whether the demonstration model is served, because no other was named."""
-        return self.model_name is None
+        """Whether the demonstration model is served: by its name, or because none was named."""
+        return self.model_name in (None, DEMO_NAME)
 
     @property
     def model(self) -> str:
         """What the engine loads: a hub id or a folder."""
-        if self.model_name is None:
+        if self.model_name is None or self.model_name == DEMO_NAME:
             return str(DEMO_MODEL)
         stored = Path(self.model_store, self.model_name)
         is_there = os.path.isfile(stored / "config.json")  # noqa: PTH113 - Path's raises where it may not look
@@ -291,6 +293,19 @@ class Settings(BaseSettings):
     def served_name(self) -> str:
         """What the model is called in replies and requests, wherever it was loaded from."""
         return self.served_model_name or self.model_name or DEMO_NAME
+
+    def require_model(self) -> None:
+        """For a worker of an endpoint, whose clients must not be served by a model that nobody chose.
+
+        Raises:
+            StartError: MODEL_NAME is not set.
+        """
+        if self.model_name is None:
+            raise StartError(
+                "MODEL_NAME is not set.",
+                f"Set it to a Hugging Face id or a folder (or to {DEMO_NAME}, the demonstration model).",
+                setting="MODEL_NAME",
+            )
 
     @property
     def model_names(self) -> tuple[str, ...]:
@@ -303,7 +318,7 @@ class Correction:
     """A value that was changed, or ignored, before it was used."""
 
     setting: str
-    given: str
+    given: str | None  # None: it may be a secret
     used: str | None  # None: as if it were not set
     reason: str
 
@@ -317,28 +332,6 @@ class Environment:
     others: Mapping[str, str]
     on_runpod: bool  # RunPod's own sign (runpod 1.12.0, serverless/worker.py)
 
-
-# Names that older images of RunPod's vLLM worker read and that have no meaning here, with what to use instead.
-RETIRED = {
-    "BASE_PATH": "models are cached where HF_HOME or DOWNLOAD_DIR say",
-    "DEFAULT_BATCH_SIZE": "deltas are merged while RunPod accepts them, without a fixed size",
-    "DEFAULT_BATCH_SIZE_GROWTH_FACTOR": "deltas are merged while RunPod accepts them, without a fixed size",
-    "DEFAULT_MIN_BATCH_SIZE": "deltas are merged while RunPod accepts them, without a fixed size",
-    "DEVICE": "the installed vLLM build decides the device",
-    "DISABLE_LOG_REQUESTS": "prompts are never logged unless LOG_PROMPTS is true",
-    "GUIDED_DECODING_BACKEND": "use STRUCTURED_OUTPUTS_CONFIG",
-    "MAX_SEQ_LEN_TO_CAPTURE": "vLLM no longer has it; use MAX_CUDAGRAPH_CAPTURE_SIZE",
-    "NGRAM_PROMPT_LOOKUP_MAX": "use SPECULATIVE_CONFIG",
-    "NGRAM_PROMPT_LOOKUP_MIN": "use SPECULATIVE_CONFIG",
-    "NUM_SPECULATIVE_TOKENS": "use SPECULATIVE_CONFIG",
-    "OPENAI_RESPONSE_ROLE": "vLLM no longer has it",
-    "RAW_OPENAI_OUTPUT": "OpenAI routes always answer as OpenAI does",
-    "SCHEDULER_DELAY_FACTOR": "vLLM no longer has it",
-    "SPECULATIVE_METHOD": "use SPECULATIVE_CONFIG",
-    "SPECULATIVE_MODEL": "use SPECULATIVE_CONFIG",
-    "SWAP_SPACE": "vLLM no longer has it",
-    "USE_V2_BLOCK_MANAGER": "vLLM no longer has it",
-}
 
 _NONE_WORDS = {"none", "null", "undefined"}
 
@@ -360,6 +353,7 @@ def load(environ: MutableMapping[str, str] = os.environ) -> Environment:
         StartError: a value has the wrong type or range, or a name looks like one of ours and is not.
     """
     known = names()
+    refuse_renamed(environ)
     corrections = tuple(_correct(environ, known))
     others = {name: value for name, value in environ.items() if name.isupper() and name not in known}
     refuse_mistyped(others, known)
@@ -414,8 +408,10 @@ def temporarily(values: Mapping[str, str]) -> Iterator[None]:
 def _correct(environ: MutableMapping[str, str], known: Mapping[str, str]) -> Iterable[Correction]:
     for name in sorted(environ):
         given = environ[name]
-        if name in RETIRED:
-            yield Correction(name, given, None, f"ignored: {RETIRED[name]}")
+        ours = meant_by(name)
+        if name in RETIRED or (ours is not None and given.strip()):
+            yield ignored(name, given, RETIRED.get(name) or f"{ours} says the same")
+            del environ[name]
             continue
         if name not in known:
             continue
@@ -439,6 +435,28 @@ def _vllm_can_decide(field: str) -> bool:
     """A whole number without a default of ours, for which 0 is no possible value."""
     info = Settings.model_fields[field]
     return info.default is None and "int" in str(info.annotation)
+
+
+def ignored(name: str, given: str, reason: str) -> Correction:
+    """The correction that says so, without a value that may be a secret."""
+    secret = re.search(r"KEY|TOKEN|SECRET|PASSWORD", name)
+    return Correction(name, None if secret else given, None, f"ignored: {reason}")
+
+
+def refuse_renamed(environ: Mapping[str, str]) -> None:
+    """Stop at a variable that another worker would serve by, and this one would not.
+
+    Raises:
+        StartError: names the variable and what to set instead.
+    """
+    for name in sorted(environ):
+        ours, value = meant_by(name), environ[name].strip()
+        if not value or value.lower() in _NONE_WORDS:
+            continue
+        if name in REFUSED:
+            raise StartError(f"{name} is not a setting of this worker.", REFUSED[name], setting=name)
+        if ours is not None and value != environ.get(ours, "").strip():
+            raise StartError(f"{name} is not a setting; {ours} is.", f"Rename it to {ours}, or unset it.", setting=name)
 
 
 def refuse_mistyped(found: Iterable[str], known: Iterable[str], also_known: Iterable[str] = ()) -> None:
