@@ -293,12 +293,12 @@ def main() -> None:
 
     said = subprocess.run([sys.executable, __file__, "--bare"], check=True, capture_output=True, text=True).stdout
     note("bare engine", json.loads(said.splitlines()[-1]))
-    note("llmpod", asyncio.run(measure(ours, REPOSITORY, {})))
+    note("llmpod", asyncio.run(measure(ours, REPOSITORY, {"MODEL_NAME": "llmpod-demo"})))
     if arguments.peer:
         command = shlex.split(arguments.peer_command)
         note("peer", asyncio.run(measure(command, arguments.peer.resolve(), peer_variables())))
     if not arguments.no_stock:
-        note("stock loop", asyncio.run(measure(ours, REPOSITORY, {"JOB_LOOP": "stock"})))
+        note("stock loop", asyncio.run(measure(ours, REPOSITORY, {"JOB_LOOP": "stock", "MODEL_NAME": "llmpod-demo"})))
     print(f"{os.cpu_count()} cores, {TOKENS}-token answers; RTT in ms, added to every call of the worker\n")
     print(table(columns))
 
