@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 
-from llmpod.loadtest.classify import ERROR_CLASSES, error_text, is_empty, terminal_class
+from llmpod.loadtest.answers import is_empty, read_output
+from llmpod.loadtest.classify import ERROR_CLASSES, error_text
+from llmpod.loadtest.outcomes import judge
 from tests.loadtest.conftest import Result
 from tests.loadtest.scripted import OUTPUT, JobScript, Script, scripted, sse_answer
 
@@ -58,7 +60,8 @@ async def test_a_wait_that_expires_without_a_result_is_its_own_failure_and_the_j
     async with scripted(script) as server:
         result = await load_test(server.url, "-c", "1", "--runs", "1", "--warmup-requests", "0", "--timeout", "1s")
         assert server.cancelled == ["job-0"]
-    assert result.measured[0].error_class == "wait_expired"
+    # It is what it is in every mode: no result within --timeout. That the wait ended before is told beside it.
+    assert (result.measured[0].error_class, result.measured[0].warnings) == ("client_timeout", ["wait_expired"])
 
 
 async def test_a_job_that_outlasts_its_timeout_is_cancelled(load_test: LoadTest) -> None:
@@ -186,16 +189,16 @@ async def test_failures_make_the_failure_aware_percentiles_infinite(load_test: L
 
 
 def test_every_end_has_a_class_that_the_report_can_explain() -> None:
-    assert terminal_class("COMPLETED", OUTPUT, None) == (None, None)
+    assert judge(read_output(OUTPUT)).outcome == "answered"
     for status, output, error in [
         ("FAILED", None, None),
         ("COMPLETED", None, None),
         ("COMPLETED", {"error": "x"}, None),
         ("ODD", 1, None),
     ]:
-        error_class, detail = terminal_class(status, output, error)
-        assert error_class in ERROR_CLASSES
-        assert detail
+        verdict = judge(read_output(output), status, error)
+        assert verdict.error_class in ERROR_CLASSES
+        assert verdict.error
 
 
 def test_zero_and_false_are_outputs() -> None:

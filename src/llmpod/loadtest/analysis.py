@@ -2,13 +2,14 @@
 
 import itertools
 import math
+import re
 from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from llmpod.loadtest.classify import ERROR_CLASSES, WARNINGS
+from llmpod.loadtest.classify import ERROR_CLASSES, OUTCOMES, WARNINGS
 from llmpod.loadtest.cost import Cost, cost
 from llmpod.loadtest.explain import why
 from llmpod.loadtest.health import HealthReport, InFlight, Scaler
@@ -33,6 +34,8 @@ from llmpod.loadtest.workers import (
 LONG_RUN_S = 600.0
 BATCHES = 8
 BIN_WIDTHS_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 15.0, 30.0, 60.0, 120.0, 300.0)
+# A target that invents names must not make the report as long as its inventions.
+MOST_NAMES = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +59,18 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class Failures:
+    """`code`: the worker's own name for what went wrong, by which failures are grouped where there is one."""
+
     error_class: str
     meaning: str
     n: int
     example: str
     job_id: str | None
+    code: str | None = None
+
+    @property
+    def name(self) -> str:
+        return self.error_class if self.code in (None, self.error_class) else f"{self.error_class} {self.code}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +156,10 @@ class PhaseReport:
     goodput_share: float | None
     goodput_per_s: float | None
     client: dict[str, Any]
+    outcomes: dict[str, int]
+    validated: dict[str, tuple[int, int]]  # intent -> (valid, judged by the worker); "" is all of them
+    refusals: dict[str, int]  # why submits were refused before one was taken: "429" -> 2
+    retry_wait_s: float
     poll_overshoot_ms: float | None  # the mean that polling would have added to the total, had it not been corrected
     doubts: tuple[Doubt, ...]
     verdicts: tuple[Verdict, ...]
@@ -188,6 +202,7 @@ def analyse(
     tokens = sum(job.output_tokens or 0 for job in ok)
     answered, tokens_then = served(jobs, start_ms, end_ms)
     requested, achieved = rates(phase, measured)
+    taken_back = [job for job in jobs if job.role == "measured" and not job.counts]
     overshoot = [
         job.total_upper_ms - job.total_ms for job in ok if job.total_upper_ms is not None and job.total_ms is not None
     ]
@@ -200,7 +215,8 @@ def analyse(
         excluded={
             "warm-up": sum(1 for job in jobs if job.role == "warmup"),
             "cool-down": sum(1 for job in jobs if job.role == "cooldown"),
-            "cancelled by this test": sum(1 for job in jobs if job.role == "measured" and not job.counts),
+            "cancelled by this test": sum(1 for job in taken_back if "left_running" not in job.warnings),
+            "left running without an id": sum(1 for job in taken_back if "left_running" in job.warnings),
         },
         window_s=span_s,
         window_start_ms=start_ms,
@@ -211,7 +227,7 @@ def analyse(
         tokens_per_s=tokens_then / span_s if span_s > 0 and tokens else None,
         output_tokens=tokens,
         tokens_estimated=sum(1 for job in ok if job.tokens_estimated),
-        finish_reasons=dict(Counter(job.finish_reason for job in ok if job.finish_reason).most_common()),
+        finish_reasons=dict(Counter(job.finish_reason for job in ok if job.finish_reason).most_common(MOST_NAMES)),
         rows=rows,
         spreads=spreads(ok, view.percentiles),
         shares=shares(ok),
@@ -241,6 +257,10 @@ def analyse(
         goodput_share=len(good) / len(measured) if view.goodput and measured else None,
         goodput_per_s=len(good) / span_s if view.goodput and span_s > 0 else None,
         client=dict(client),
+        outcomes=outcomes(measured),
+        validated=validated(measured),
+        refusals=dict(Counter(_refusal(entry) for job in measured for entry in job.attempt_log).most_common()),
+        retry_wait_s=math.fsum(job.retry_wait_ms or 0.0 for job in measured) / 1000,
         poll_overshoot_ms=math.fsum(overshoot) / len(overshoot) if overshoot else None,
         doubts=(),
         verdicts=(),
@@ -284,15 +304,39 @@ def rates(phase: Phase, measured: Sequence[Job]) -> tuple[float | None, float | 
     return (len(due) - 1) / (max(due) - min(due)) * 1000, (len(sent) - 1) / (max(sent) - min(sent)) * 1000
 
 
+def outcomes(measured: Sequence[Job]) -> dict[str, int]:
+    """How many jobs had each outcome; records of older versions tell only success from failure."""
+    counts = Counter(job.outcome or ("answered" if job.ok else "failed") for job in measured)
+    return {name: counts[name] for name in OUTCOMES if counts[name]}
+
+
+def validated(measured: Sequence[Job]) -> dict[str, tuple[int, int]]:
+    """(valid, judged) per intent of the answers that the worker validated. A job without a verdict is none of them."""
+    groups: dict[str, list[bool]] = defaultdict(list)
+    for job in measured:
+        if job.valid is not None and job.outcome != "failed":
+            groups[""].append(job.valid)
+            if job.intent:
+                groups[job.intent].append(job.valid)
+    return {name: (sum(some), len(some)) for name, some in itertools.islice(groups.items(), MOST_NAMES)}
+
+
+def _refusal(entry: str) -> str:
+    """ "submit_429: HTTP 429: slow down" -> "429"; an error without an HTTP status keeps its class."""
+    status = re.search(r"HTTP (\d{3})", entry)
+    return status[1] if status else entry.partition(":")[0]
+
+
 def failures(measured: Sequence[Job]) -> tuple[Failures, ...]:
-    groups: dict[str, list[Job]] = defaultdict(list)
+    groups: dict[tuple[str, str | None], list[Job]] = defaultdict(list)
     for job in measured:
         if job.error_class is not None:
-            groups[job.error_class].append(job)
+            group = (job.error_class, job.code)
+            groups[group if group in groups or len(groups) < MOST_NAMES else (job.error_class, None)].append(job)
     order = list(ERROR_CLASSES)
     rows = [
-        Failures(name, ERROR_CLASSES.get(name, ""), len(some), some[0].error or "", some[0].job_id)
-        for name, some in groups.items()
+        Failures(name, ERROR_CLASSES.get(name, ""), len(some), some[0].error or "", some[0].job_id, code)
+        for (name, code), some in groups.items()
     ]
     return tuple(
         sorted(rows, key=lambda one: (-one.n, order.index(one.error_class) if one.error_class in order else 99))

@@ -6,7 +6,7 @@ import json
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,9 @@ from llmpod.loadtest.units import show_ms, show_rate, show_share, show_usd
 
 MOST_JOBS = 10_000
 SHOWN = (50.0, 95.0, 99.0)
+
+
+SIMULATED = frozenset({"total", "delay", "exec", "overhead", "error_rate", "success_rate", "throughput"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,9 @@ class _Judged:
     achieved_per_s: float | None = None
     tokens_per_s: float | None = None
     goodput_share: float | None = None
+    outcomes: dict[str, int] = field(default_factory=dict)
+    warnings: dict[str, int] = field(default_factory=dict)
+    validated: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
 def to_jobs(outcome: Outcome, skip_s: float = 0.0) -> list[Job]:
@@ -179,13 +185,15 @@ def parse_scaler(text: str, options: argparse.Namespace, cold_start_s: float) ->
 
 def answer(options: argparse.Namespace, console: Console) -> Exit:
     found = fit(on_one_axis(journal.read(Path(directory)).jobs for directory in options.directories))
-    slos = [slo.parse(text) for text in options.slo] + [one for name in options.slo_preset for one in slo.preset(name)]
+    # Of a preset, what a simulation can judge: it has no tokens and no policy.
+    preset = [one for name in options.slo_preset for one in slo.preset(name) if one.name in SIMULATED]
+    slos = [slo.parse(text) for text in options.slo] + preset
     if not slos:
         raise UsageError(
             "capacity needs an --slo or --slo-preset: any number of workers holds any rate if nothing is asked of it"
         )
     for one in slos:
-        if one.name not in ("total", "delay", "exec", "overhead", "error_rate", "success_rate", "throughput"):
+        if one.name not in SIMULATED:
             raise UsageError(f"capacity cannot simulate '{one.name}'")
     how: dict[str, Any] = {
         "duration_s": options.duration,

@@ -1,7 +1,14 @@
-"""What became of a job: success is read from its status and its output, never from an HTTP 200."""
+"""The names of what can become of a job: error classes and warnings, each with its meaning."""
 
 import json
-from typing import Any
+from typing import Any, Literal
+
+from llmpod.loadtest.intake import UnreadableError, code, line, read_json
+
+# answered: a usable answer; blocked: the worker's policy refused it; invalid: answered, but not as the worker's own
+# validation wants it; cut: answered until max_tokens; failed: no answer.
+Outcome = Literal["answered", "blocked", "invalid", "cut", "failed"]
+OUTCOMES: tuple[Outcome, ...] = ("answered", "cut", "invalid", "blocked", "failed")
 
 TERMINAL = frozenset({"COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT"})
 
@@ -16,12 +23,13 @@ ERROR_CLASSES: dict[str, str] = {
     "connect": "no connection (refused, reset or unreachable)",
     "tls": "the TLS handshake failed",
     "bad_reply": "the reply is not what RunPod's API answers (HTML, or not a status object)",
-    "client_timeout": "no result within --timeout; the job was cancelled",
-    "wait_expired": "/runsync's wait ended first, and no result followed",
+    "client_timeout": "no result within --timeout; the job was cancelled if it had an id",
+    "wait_expired": "/runsync's wait ended first, and no result followed (records of older versions)",
     "job_failed": "the job ended FAILED",
     "job_timed_out": "the job ended TIMED_OUT",
     "job_cancelled": "the job was cancelled by somebody else",
     "output_error": "COMPLETED, but the output says error",
+    "blocked": "the worker's policy does not answer this (--expect-blocked counts it as a success)",
     "empty_output": "COMPLETED without any output",
     "result_expired": "404 for an accepted job: the result is no longer kept",
     "stream_broken": "the stream ended before its end",
@@ -34,9 +42,12 @@ ERROR_CLASSES: dict[str, str] = {
 NOT_THE_ENDPOINTS_FAULT = frozenset({"client_cancelled"})
 
 WARNINGS: dict[str, str] = {
-    "wait_expired": "/runsync answered HTTP 200 before the job was done; it was followed to its end",
+    "wait_expired": "/runsync answered HTTP 200 before the job was done; from then on its status was asked for",
+    "left_running": "given up before the service had named the job's id: it was not cancelled, and may run on",
     "not_streamed": "the worker answered in one piece: /stream had no chunks, so there is no first token",
     "truncated": "stopped at max tokens (finish_reason=length)",
+    "clamped": "the worker lowered max_tokens to its own limit",
+    "no_text": "tokens were counted, but the answer has no text",
     "timing_inconsistent": "delayTime + executionTime does not fit what the client saw",
     "retried": "the platform ran the job more than once",
 }
@@ -51,68 +62,46 @@ def submit_class(status: int) -> str:
     return "submit_5xx" if status >= 500 else "submit_4xx"
 
 
-def terminal_class(status: str, output: Any, error: Any) -> tuple[str | None, str | None]:
-    """(error class, detail) of a job that reached a terminal state; (None, None) is success."""
-    if status == "FAILED":
-        return "job_failed", error_text(error) or "no error text"
-    if status == "TIMED_OUT":
-        return "job_timed_out", error_text(error) or "TIMED_OUT"
-    if status == "CANCELLED":
-        return "job_cancelled", error_text(error) or "CANCELLED"
-    if status != "COMPLETED":
-        return "bad_reply", f"status '{status}' is no final state"
-    inner = output_error(output)
-    if inner is not None:
-        return "output_error", inner
-    if error:
-        return "output_error", error_text(error)
-    if is_empty(output):
-        return "empty_output", "COMPLETED without output"
-    return None, None
-
-
-def output_error(output: Any) -> str | None:
-    """The text of an error that hides in a COMPLETED job's output: a dict's `error`, or that of one of a list's
-    items."""
-    items = output if isinstance(output, list) else [output]
-    for item in items:
-        if isinstance(item, dict) and item.get("error"):
-            return error_text(item["error"]) or "error"
-    return None
-
-
-def is_empty(output: Any) -> bool:
-    """True when an output holds nothing that a caller could use. `0` and `false` are values; "" and {} are not."""
-    if output is None:
-        return True
-    if isinstance(output, str):
-        return output.strip() == ""
-    if isinstance(output, list):
-        return all(is_empty(item) for item in output)
-    if isinstance(output, dict):
-        if not output:
-            return True
-        return bool(output.get("choices") == [])
-    return False
-
-
 def error_text(error: Any) -> str | None:
     """One line, at most 300 characters, of whatever stands in an `error` field.
 
     RunPod sends a string that is often JSON (`error_type`, `error_message`, a long traceback); the type and the message
-    are what a report groups by.
+    are what a report shows.
     """
-    if error is None or error == "":
+    value = _decoded(error)
+    if value is None or value == "":
         return None
-    value: Any = error
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except ValueError:
-            value = error
     if isinstance(value, dict):
-        kind = value.get("error_type") or value.get("type") or value.get("code")
+        kind = value.get("error_type") or code(value.get("code")) or value.get("type") or value.get("code")
         message = value.get("error_message") or value.get("message") or value.get("detail")
-        parts = [str(part) for part in (kind, message) if part]
+        parts = [line(part, 300) for part in (kind, message) if part]
         value = ": ".join(parts) if parts else json.dumps(value)
-    return " ".join(str(value).split())[:300]
+    return line(value)
+
+
+def error_code(error: Any) -> str | None:
+    """The stable name of an error, by which failures are grouped: `code` if it is a name, else the error's type.
+
+    llmpod's errors have a code (docs/errors.md), OpenAI's have a type beside a number, RunPod's SDK sends the class of
+    an exception as `<class 'ValueError'>`.
+    """
+    value = _decoded(error)
+    if not isinstance(value, dict):
+        return None
+    if isinstance(value.get("error"), dict | str) and "code" not in value:
+        value = _decoded(value["error"])
+        if not isinstance(value, dict):
+            return None
+    kind = value.get("error_type")
+    named = kind.removeprefix("<class '").removesuffix("'>") if isinstance(kind, str) else None
+    return code(value.get("code")) or code(named) or code(value.get("type"))
+
+
+def _decoded(error: Any) -> Any:
+    if not isinstance(error, str):
+        return error
+    try:
+        value = read_json(error)
+    except UnreadableError:
+        return error
+    return value if isinstance(value, dict) else error

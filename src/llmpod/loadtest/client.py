@@ -4,11 +4,10 @@ One aiohttp session serves the whole run, so TCP and TLS handshakes are not part
 quadratic in the number of connections: at 64 clients it reported 353 ms for a 50 ms server; aiohttp 52 ms.)
 """
 
-import json
 import os
 import socket
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from time import perf_counter
@@ -17,7 +16,9 @@ from typing import Any
 import aiohttp
 
 from llmpod.loadtest.buckets import Gate
+from llmpod.loadtest.intake import REPLY_LIMIT_BYTES, UnreadableError, line, number, read_json
 from llmpod.loadtest.settings import Secret
+from llmpod.loadtest.sse import EventTooLargeError
 
 RUNPOD_BASE = "https://api.runpod.ai/v2"
 
@@ -25,17 +26,20 @@ RUNPOD_BASE = "https://api.runpod.ai/v2"
 class CallError(Exception):
     """No usable HTTP reply. `error_class` is one of classify.ERROR_CLASSES."""
 
-    def __init__(self, error_class: str, detail: str, sent_s: float | None) -> None:
+    def __init__(self, error_class: str, detail: str) -> None:
         super().__init__(detail)
         self.error_class = error_class
         self.detail = detail
-        self.sent_s = sent_s
+
+
+class ReplyTooLargeError(Exception):
+    """A reply beyond RunPod's own limit; it is not read to its end."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
     """`sent_s` and `received_s` are perf_counter readings. `body` is None when the reply was not JSON; `text` is its
-    beginning."""
+    beginning. Both are clean: no control characters, no lone surrogates, no key."""
 
     status: int
     body: Any
@@ -67,41 +71,59 @@ class RunPod:
         self._headers = {"Authorization": f"Bearer {key.reveal()}"} if key else {}
 
     async def call(
-        self, op: str, method: str, path: str, *, body: Any = None, timeout_s: float, quick: bool = False
+        self,
+        op: str,
+        method: str,
+        path: str,
+        *,
+        body: Any = None,
+        timeout_s: float,
+        quick: bool = False,
+        on_send: Callable[[float], None] | None = None,
     ) -> Reply:
         """One request and its whole reply. `quick`: the service has nothing to wait for, so it may teach the round-trip
-        time."""
+        time. `on_send` gets the moment of sending. Raises CallError."""
         async with self.gates[op].place():
             sent_s = perf_counter()
+            if on_send is not None:
+                on_send(sent_s)
             try:
                 async with self._request(method, path, body, timeout_s) as response:
-                    raw = await response.read()
+                    raw = await read_whole(response)
                     received_s = perf_counter()
                     retry_after = response.headers.get("Retry-After")
                     status = response.status
-            except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
-                raise self._error(error, sent_s) from None
-        text = self._key.redact(raw.decode("utf-8", "replace"))
-        parsed = _json(text)
-        reply = Reply(
-            status, parsed, "" if parsed is not None else _snippet(text), sent_s, received_s, _seconds(retry_after)
-        )
+            except CAUGHT as error:
+                raise self._error(error) from None
+        reply = self.reply(status, raw, sent_s, received_s, retry_after)
         if quick and status < 400 and (self.rtt_min_ms is None or reply.took_ms < self.rtt_min_ms):
             self.rtt_min_ms = reply.took_ms
         return reply
 
+    def reply(self, status: int, raw: bytes, sent_s: float, received_s: float, retry_after: str | None) -> Reply:
+        """What came back, cleaned: the one place where a reply's bytes become text."""
+        text = self._key.redact(raw.decode("utf-8", "replace"))
+        try:
+            body, beginning = read_json(text, self._key.redact), ""
+        except UnreadableError as error:
+            body, beginning = None, line(text, 200)
+            if beginning.startswith(("{", "[")):
+                beginning = f"{error}: {beginning}"
+        return Reply(status, body, beginning, sent_s, received_s, _seconds(retry_after))
+
     @asynccontextmanager
     async def open_stream(
-        self, path: str, body: Any, timeout_s: float
+        self, path: str, body: Any, timeout_s: float, on_send: Callable[[float], None]
     ) -> AsyncIterator[tuple[aiohttp.ClientResponse, float]]:
-        """A POST whose reply is read as it comes. Yields the response and the moment of sending."""
+        """A POST whose reply is read as it comes. Yields the response and the moment of sending. Raises CallError."""
         async with self.gates["openai"].place():
             sent_s = perf_counter()
+            on_send(sent_s)
             try:
                 async with self._request("POST", path, body, timeout_s) as response:
                     yield response, sent_s
-            except (aiohttp.ClientError, OSError, TimeoutError) as error:
-                raise self._error(error, sent_s) from None
+            except CAUGHT as error:
+                raise self._error(error) from None
 
     def _request(
         self, method: str, path: str, body: Any, timeout_s: float
@@ -119,32 +141,41 @@ class RunPod:
     def clean(self, text: str) -> str:
         return self._key.redact(text)
 
-    def _error(self, error: Exception, sent_s: float) -> CallError:
+    def _error(self, error: BaseException) -> CallError:
         kind, detail = _explain(error)
-        return CallError(kind, self._key.redact(detail)[:300], sent_s)
+        return CallError(kind, line(self._key.redact(detail)))
 
 
-def _json(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return None
-
-
-def _snippet(text: str) -> str:
-    return " ".join(text.split())[:200]
+async def read_whole(response: aiohttp.ClientResponse) -> bytes:
+    """The body, as long as it stays within RunPod's limit, unpacked. Raises ReplyTooLargeError."""
+    parts, size = [], 0
+    async for part in response.content.iter_any():
+        size += len(part)
+        if size > REPLY_LIMIT_BYTES:
+            response.close()
+            raise ReplyTooLargeError
+        parts.append(part)
+    return b"".join(parts)
 
 
 def _seconds(retry_after: str | None) -> float | None:
     try:
-        return max(0.0, float(retry_after)) if retry_after else None
+        return number(float(retry_after)) if retry_after else None
     except ValueError:
         return None  # the HTTP-date form: rare, and a guess from our clock would be worse than the default
 
 
-def _explain(error: Exception) -> tuple[str, str]:
-    """(error class, one line) of what aiohttp raised."""
+# What a request may raise: aiohttp's errors, the network's, and a reply that is larger than any may be.
+CAUGHT = (aiohttp.ClientError, OSError, TimeoutError, ValueError, ReplyTooLargeError)
+
+
+def _explain(error: BaseException) -> tuple[str, str]:
+    """(error class, one line) of what a request raised."""
     name = type(error).__name__
+    if isinstance(error, ReplyTooLargeError):
+        return "bad_reply", f"a reply larger than {REPLY_LIMIT_BYTES // 2**20} MB, RunPod's own limit"
+    if isinstance(error, EventTooLargeError):
+        return "bad_reply", str(error)
     if isinstance(error, aiohttp.ClientConnectorDNSError) or isinstance(error.__cause__, socket.gaierror):
         host = getattr(error, "host", "the host")
         return "dns", f"cannot resolve {host}: {getattr(error.__cause__ or error, 'strerror', None) or name}"

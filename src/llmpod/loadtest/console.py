@@ -100,7 +100,9 @@ def _status(phase: PhaseReport) -> Text:
 
 def _shares(phase: PhaseReport) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
-    for name in ("where it went", "wait ·", "delay ░", "exec █", "overhead ▒", "= total"):
+    retried = any(share.retry_ms for share in phase.shares)
+    retries = ["retries ▞"] if retried else []
+    for name in ("where it went", "wait ·", *retries, "delay ░", "exec █", "overhead ▒", "= total"):
         table.add_column(name, justify="left" if name == "where it went" else "right")
     table.add_column("")
     for share in phase.shares:
@@ -109,12 +111,14 @@ def _shares(phase: PhaseReport) -> Table:
         # A character of its own for each part: the bar is read without colours, too.
         for value, mark, colour in (
             (share.wait_ms, "·", "magenta"),
+            (share.retry_ms, "▞", "red"),
             (share.delay_ms, "░", "yellow"),
             (share.exec_ms, "█", "green"),
             (share.overhead_ms, "▒", "blue"),
         ):
             bar.append(mark * round(max(0.0, value) / total * 32), style=colour)
-        values = (share.wait_ms, share.delay_ms, share.exec_ms, share.overhead_ms, share.total_ms)
+        waits = (share.wait_ms, share.retry_ms) if retried else (share.wait_ms,)
+        values = (*waits, share.delay_ms, share.exec_ms, share.overhead_ms, share.total_ms)
         table.add_row(share.label, *(show_ms(value) for value in values), bar)
     return table
 

@@ -129,6 +129,7 @@ def _where(report: "PhaseReport") -> str:
 def _biggest(share: "Share") -> tuple[str, float]:
     parts = [
         ("Client wait", share.wait_ms),
+        ("Waiting to submit again", share.retry_ms),
         ("Queue", share.delay_ms),
         ("Execution", share.exec_ms),
         ("Overhead", share.overhead_ms),

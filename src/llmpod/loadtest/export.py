@@ -45,19 +45,25 @@ COLUMNS = [
     "states",
     "warnings",
     "error",
+    "outcome",
+    "code",
+    "valid",
+    "intent",
+    "retry_wait_ms",
 ]
 
 
 _READ = attrgetter(*COLUMNS)
 _COMPUTED = tuple(COLUMNS.index(name) for name in ("scheduled_total_ms", "overhead_ms", "ttft_ms", "tpot_ms"))
-_TEXTS = tuple(COLUMNS.index(name) for name in ("phase", "job_id", "worker_id", "finish_reason", "error"))
+# How a formula may begin, the full-width forms included; OWASP, "CSV injection".
+_FORMULA = frozenset("=+-@＝＋－＠")
 _STATES, _WARNINGS = COLUMNS.index("states"), COLUMNS.index("warnings")
 
 
 def write_csv(path: Path, jobs: Sequence[Job]) -> None:
     """Raises DirectoryError when the file cannot be written."""
     try:
-        with path.open("w", newline="", encoding="utf-8") as file:
+        with path.open("w", newline="", encoding="utf-8", errors="replace") as file:
             writer = csv.writer(file)
             writer.writerow(COLUMNS)
             writer.writerows(map(_cells, jobs))
@@ -66,14 +72,15 @@ def write_csv(path: Path, jobs: Sequence[Job]) -> None:
 
 
 def _cells(job: Job) -> list[object]:
-    """Only the few columns that need it are touched: a hundred thousand rows have millions of cells."""
     cells = list(_READ(job))
     for at in _COMPUTED:
         if cells[at] is not None:
             cells[at] = round(cells[at], 3)
-    for at in _TEXTS:
-        if cells[at] and cells[at][0] in "=+-@":
-            cells[at] = "'" + cells[at]  # a spreadsheet would run it as a formula
     cells[_STATES] = " ".join(f"{state}@{at_ms:.0f}" for state, at_ms in job.states)
     cells[_WARNINGS] = " ".join(job.warnings)
-    return cells
+    return [guarded(cell) if type(cell) is str else cell for cell in cells]
+
+
+def guarded(text: str) -> str:
+    """Text that a spreadsheet takes for text: what could be a formula, leading blanks or not, gets an apostrophe."""
+    return f"'{text}" if text.lstrip()[:1] in _FORMULA and text.strip() else text

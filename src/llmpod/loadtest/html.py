@@ -129,6 +129,7 @@ def _where(phase: PhaseReport) -> str:
             share.label,
             [
                 ("wait", share.wait_ms),
+                ("bad", share.retry_ms),
                 ("delay", share.delay_ms),
                 ("exec", share.exec_ms),
                 ("overhead", share.overhead_ms),
@@ -137,7 +138,10 @@ def _where(phase: PhaseReport) -> str:
         for share in phase.shares
     ]
     drawn = stack(rows, show_ms)
-    names = legend([("client wait", "wait"), ("queue", "delay"), ("execution", "exec"), ("overhead", "overhead")])
+    retries = [("refused and sent again", "bad")] if any(share.retry_ms for share in phase.shares) else []
+    names = legend(
+        [("client wait", "wait"), *retries, ("queue", "delay"), ("execution", "exec"), ("overhead", "overhead")]
+    )
     return f"<h3>Where the time went</h3>{drawn}{names}" if drawn else ""
 
 

@@ -1,14 +1,17 @@
 """One job by /runsync or /run: submitted, followed to its end, classified."""
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
-from llmpod.loadtest import answers
-from llmpod.loadtest.classify import TERMINAL, submit_class, terminal_class
+from llmpod.loadtest import intake, outcomes
+from llmpod.loadtest.answers import read_output
+from llmpod.loadtest.classify import TERMINAL, submit_class
 from llmpod.loadtest.client import CallError, Reply
 from llmpod.loadtest.correct import correct_total
+from llmpod.loadtest.intake import count, job_path, label, number
 from llmpod.loadtest.records import Job
-from llmpod.loadtest.rig import RETRIED_CLASSES, Rig, describe
+from llmpod.loadtest.rig import Rig, describe
 
 # The longest wait RunPod grants on /runsync and /status-sync, and the shortest.
 LONGEST_WAIT_S, SHORTEST_WAIT_S = 300.0, 1.0
@@ -31,8 +34,7 @@ async def runsync(rig: Rig, job: Job, body: dict[str, Any]) -> None:
     at_ms = rig.clock.ms(reply.received_s)
     status = reply.job_status
     if status in TERMINAL:
-        if isinstance(reply.body.get("id"), str):
-            job.job_id = reply.body["id"]
+        job.job_id = intake.job_id(reply.body.get("id"))
         total = at_ms - _sent(job)
         finish(rig, job, reply, total_ms=total)
         return
@@ -60,36 +62,38 @@ async def submit(
 ) -> Reply | None:
     """The reply that took the job, or None after the job was marked as failed. Retries only what --retries allows."""
     while True:
-        retry_after: float | None = None
+        reply: Reply | None = None
         try:
             left = max(0.5, deadline_s - asyncio.get_running_loop().time())
-            reply = await rig.client.call(op, "POST", path, body=body, timeout_s=left, quick=quick)
-            rig.sent(job, reply.sent_s)
+            reply = await rig.client.call(
+                op, "POST", path, body=body, timeout_s=left, quick=quick, on_send=lambda at_s: rig.sent(job, at_s)
+            )
             job.http_status = reply.status
             if reply.job_status in TERMINAL or (reply.status < 300 and _is_accepted(reply)):
+                rig.answered(job)
                 return reply
-            if reply.status < 300:
-                error_class, detail = "bad_reply", describe(reply)
-            else:
-                error_class, detail = submit_class(reply.status), describe(reply)
-            retry_after = reply.retry_after_s
-            failed_s = reply.received_s
+            error_class = submit_class(reply.status) if reply.status >= 300 else "bad_reply"
+            detail = describe(reply)
         except CallError as error:
-            rig.sent(job, error.sent_s)
             error_class, detail = error.error_class, error.detail
-            failed_s = None
-        if error_class not in RETRIED_CLASSES or job.attempts > rig.options.retries:
-            job.done_ms = rig.clock.ms(failed_s) if failed_s is not None else rig.clock.now_ms()
+            if error_class == "client_timeout":
+                job.warn("left_running")
+        rig.answered(job)
+        if not await rig.again(job, error_class, detail, reply.retry_after_s if reply else None, deadline_s):
+            job.done_ms = rig.clock.ms(reply.received_s) if reply else rig.clock.now_ms()
             job.total_ms = job.done_ms - _sent(job)
-            job.fail(error_class, detail)
+            refuse(rig, job, error_class, detail, reply)
             return None
-        job.attempt_log.append(f"{error_class}: {detail}"[:120])
-        await rig.back_off(job.attempts, retry_after, deadline_s)
-        job.attempts += 1
+
+
+def refuse(rig: Rig, job: Job, error_class: str, detail: str, reply: Reply | None) -> None:
+    """A submit that was not taken. The service's own code is kept, and a policy's refusal told from others."""
+    verdict = outcomes.failed(error_class, reply.body if reply else None)
+    outcomes.settle(job, replace(verdict, error=detail), expect_blocked=rig.options.expect_blocked)
 
 
 def _is_accepted(reply: Reply) -> bool:
-    return reply.job_status is not None and isinstance(reply.body.get("id"), str)
+    return reply.job_status is not None and intake.job_id(reply.body.get("id")) is not None
 
 
 async def follow(rig: Rig, job: Job, reply: Reply, deadline_s: float) -> None:
@@ -134,18 +138,21 @@ async def follow(rig: Rig, job: Job, reply: Reply, deadline_s: float) -> None:
         bad = 0
         held = long and rig.long_poll is True and reply.took_ms > max(HELD_MS, 2 * (rig.client.rtt_min_ms or 0.0))
         if status in TERMINAL:
+            waited_ms = job.retry_wait_ms or 0.0
+            began_ms = _sent(job) + waited_ms
             total = correct_total(
-                lower_ms=rig.clock.ms(reply.sent_s if held else lower_s) - _sent(job),
-                upper_ms=rig.clock.ms(reply.received_s) - _sent(job),
+                lower_ms=rig.clock.ms(reply.sent_s if held else lower_s) - began_ms,
+                upper_ms=rig.clock.ms(reply.received_s) - began_ms,
                 rtt_min_ms=rig.client.rtt_min_ms,
-                delay_ms=_number(reply.body.get("delayTime")),
-                exec_ms=_number(reply.body.get("executionTime")),
+                delay_ms=number(reply.body.get("delayTime")),
+                exec_ms=number(reply.body.get("executionTime")),
                 held=held,
             )
-            job.total_lower_ms, job.total_upper_ms = total.lower_ms, total.upper_ms
+            # RunPod's times begin with the attempt that it took; the caller had waited before.
+            job.total_lower_ms, job.total_upper_ms = total.lower_ms + waited_ms, total.upper_ms + waited_ms
             if total.inconsistent:
                 job.warn("timing_inconsistent")
-            finish(rig, job, reply, total_ms=total.corrected_ms)
+            finish(rig, job, reply, total_ms=total.corrected_ms + waited_ms)
             return
         job.see(status, rig.clock.ms(reply.received_s))
         lower_s = reply.sent_s
@@ -156,16 +163,17 @@ async def follow(rig: Rig, job: Job, reply: Reply, deadline_s: float) -> None:
 async def _ask(rig: Rig, job: Job, long: bool, left_s: float) -> Reply:
     """One question about a job: a long poll where the service has it. The first 404 of one is checked against
     /status."""
+    status = job_path("status", job.job_id)
     if not long:
-        return await rig.client.call("status", "GET", f"/status/{job.job_id}", timeout_s=min(left_s, 30), quick=True)
+        return await rig.client.call("status", "GET", status, timeout_s=min(left_s, 30), quick=True)
     wait_s = min(max(left_s - 0.5, SHORTEST_WAIT_S), 90.0)
-    path = f"/status-sync/{job.job_id}?wait={int(wait_s * 1000)}"
+    path = f"{job_path('status-sync', job.job_id)}?wait={int(wait_s * 1000)}"
     reply = await rig.client.call("status", "GET", path, timeout_s=min(left_s, wait_s + 15))
     if reply.status < 300 and reply.job_status is not None:
         rig.long_poll = True
         return reply
     if rig.long_poll is None and reply.status in (400, 404, 405, 501):
-        plain = await rig.client.call("status", "GET", f"/status/{job.job_id}", timeout_s=min(left_s, 30), quick=True)
+        plain = await rig.client.call("status", "GET", status, timeout_s=min(left_s, 30), quick=True)
         if plain.status < 300:
             rig.long_poll = False
             rig.journal.event("long_poll_unavailable", rig.clock.now_ms(), http_status=reply.status)
@@ -180,38 +188,31 @@ def finish(rig: Rig, job: Job, reply: Reply, *, total_ms: float) -> None:
     job.total_ms = total_ms
     job.see(body["status"], job.done_ms)
     take_timings(job, body)
-    output = body.get("output")
-    answers.note(job, answers.read_output(output))
-    error_class, detail = terminal_class(body["status"], output, body.get("error"))
-    job.ok, job.error_class, job.error = error_class is None, error_class, detail
+    answer = read_output(body.get("output"))
+    verdict = outcomes.judge(answer, body["status"], body.get("error"))
+    outcomes.note(job, answer, verdict, expect_blocked=rig.options.expect_blocked)
     if job.ok:
         rig.pace.learn(total_ms / 1000)
     rig.settled(job)
 
 
 def take_timings(job: Job, body: dict[str, Any]) -> None:
-    job.delay_ms = _number(body.get("delayTime"))
-    job.exec_ms = _number(body.get("executionTime"))
-    worker = body.get("workerId")
-    job.worker_id = str(worker) if worker else None
-    retries = body.get("retries")
-    if isinstance(retries, int) and not isinstance(retries, bool):
-        job.platform_retries = retries
-        if retries > 0:
-            job.warn("retried")
+    job.delay_ms = number(body.get("delayTime"))
+    job.exec_ms = number(body.get("executionTime"))
+    job.worker_id = label(body.get("workerId"))
+    job.platform_retries = count(body.get("retries"))
+    if job.platform_retries:
+        job.warn("retried")
 
 
 async def give_up(rig: Rig, job: Job) -> None:
     """--timeout passed: the job is cancelled, so that it neither bills on nor stands in the way of the next."""
     job.done_ms = rig.clock.now_ms()
     job.total_ms = job.done_ms - _sent(job)
-    expired = "wait_expired" in job.warnings
     last = job.states[-1][0] if job.states else "unknown"
-    job.fail(
-        "wait_expired" if expired else "client_timeout", f"still {last} after {rig.options.timeout_s:g} s; cancelled"
-    )
-    if job.job_id is not None:
-        await rig.cancel(job.job_id)
+    taken = job.job_id is not None and await rig.cancel(job.job_id)
+    end = "cancelled" if taken else "and the service did not take its cancel"
+    job.fail("client_timeout", f"still {last} after {rig.options.timeout_s:g} s; {end}")
     rig.settled(job)
 
 
@@ -231,7 +232,3 @@ def _deadline(rig: Rig) -> float:
 
 def _sent(job: Job) -> float:
     return job.sent_ms if job.sent_ms is not None else 0.0
-
-
-def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None

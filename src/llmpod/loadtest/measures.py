@@ -26,7 +26,7 @@ MEANING = {
     "total": "sent to answered (service latency)",
     "delay": "RunPod's delayTime: queue, dispatch and cold start",
     "exec": "RunPod's executionTime",
-    "overhead": "total - delay - exec: network and hand-overs",
+    "overhead": "total - delay - exec - retries: network and hand-overs",
     "scheduled": "due to answered: total plus the wait to be sent",
     "schedule_delay": "due to sent: this client's own lateness",
     "ttft": "sent to first token",
@@ -138,10 +138,11 @@ class Share:
     delay_ms: float
     exec_ms: float
     overhead_ms: float
+    retry_ms: float = 0.0  # from the first sending to that of the submit that was taken
 
     @property
     def total_ms(self) -> float:
-        return self.wait_ms + self.delay_ms + self.exec_ms + self.overhead_ms
+        return self.wait_ms + self.retry_ms + self.delay_ms + self.exec_ms + self.overhead_ms
 
 
 def shares(ok: Sequence[Job]) -> tuple[Share, ...]:
@@ -156,7 +157,8 @@ def shares(ok: Sequence[Job]) -> tuple[Share, ...]:
         def mean(metric: str) -> float:
             return math.fsum(filter(None, map(METRICS[metric], some))) / len(some)
 
-        return Share(label, mean("schedule_delay"), mean("delay"), mean("exec"), mean("overhead"))
+        retries = math.fsum(job.retry_wait_ms or 0.0 for job in some) / len(some)
+        return Share(label, mean("schedule_delay"), mean("delay"), mean("exec"), mean("overhead"), retries)
 
     at = {p: ranked[max(0, math.ceil(p / 100 * len(ranked)) - 1)] for p in (50, 95)}
     places = [("mean", ranked), *((f"at p{p}", [job]) for p, job in at.items())]

@@ -190,6 +190,12 @@ def run_parser() -> Parser:
     )
     data.add_argument("--seed", type=int, default=0)
 
+    data.add_argument(
+        "--expect-blocked",
+        action="store_true",
+        help="what the worker's policy blocks is a success (demand it with --slo 'blocked_rate>=100%%')",
+    )
+
     safe = p.add_argument_group("guards")
     safe.add_argument("--dry-run", action="store_true", help="say what would be sent and cost; send nothing")
     safe.add_argument("--max-cost", type=_number, metavar="USD", help="needs --gpu-price")

@@ -9,7 +9,11 @@ from dataclasses import dataclass, field, fields
 from operator import attrgetter
 from typing import Any, Literal
 
-from llmpod.loadtest.classify import NOT_THE_ENDPOINTS_FAULT
+from llmpod.loadtest.classify import NOT_THE_ENDPOINTS_FAULT, Outcome
+from llmpod.loadtest.intake import MOST, line
+
+# A worker that changes a job's state in every reply would fill the disk.
+MOST_STATES = 50
 
 Role = Literal["warmup", "measured", "cooldown"]
 
@@ -41,7 +45,8 @@ class Job:
     empty_polls: int = 0
     chunks: int = 0
     attempts: int = 1
-    attempt_log: list[str] = field(default_factory=list)
+    attempt_log: list[str] = field(default_factory=list)  # the submits that were refused, in order
+    retry_wait_ms: float | None = None  # from the first sending to that of the attempt that was not refused
     http_status: int | None = None
     prompt_tokens: int | None = None
     output_tokens: int | None = None
@@ -52,6 +57,10 @@ class Job:
     gap_max_ms: float | None = None
     gaps: "array[float] | None" = None  # all of them, ms, in order
     ok: bool = False
+    outcome: Outcome | None = None  # None: the load test took the job back
+    code: str | None = None  # the worker's own name for what went wrong
+    valid: bool | None = None  # the worker's validation; None: it did not validate
+    intent: str | None = None
     error_class: str | None = None
     error: str | None = None
     warnings: list[str] = field(default_factory=list)
@@ -79,10 +88,11 @@ class Job:
 
     @property
     def overhead_ms(self) -> float | None:
-        """What of the total is neither queue nor execution: network, the platform's hand-overs, this client."""
+        """What of the total is neither queue nor execution nor waiting to submit again: network, the platform's
+        hand-overs, this client."""
         if self.total_ms is None or self.delay_ms is None or self.exec_ms is None:
             return None
-        return self.total_ms - self.delay_ms - self.exec_ms
+        return self.total_ms - self.delay_ms - self.exec_ms - (self.retry_wait_ms or 0.0)
 
     @property
     def ttft_ms(self) -> float | None:
@@ -111,7 +121,8 @@ class Job:
 
     def see(self, state: str, at_ms: float) -> None:
         """Notes a state the first time it is seen, and each time it changes."""
-        if not self.states or self.states[-1][0] != state:
+        state = line(state, 40)
+        if (not self.states or self.states[-1][0] != state) and len(self.states) < MOST_STATES:
             self.states.append((state, round(at_ms, 3)))
 
     def warn(self, name: str) -> None:
@@ -120,6 +131,7 @@ class Job:
 
     def fail(self, error_class: str, detail: str | None) -> None:
         self.ok, self.error_class, self.error = False, error_class, detail
+        self.outcome = None if error_class in NOT_THE_ENDPOINTS_FAULT else "failed"
 
 
 _FIELDS = tuple(f.name for f in fields(Job))
@@ -127,6 +139,8 @@ _KNOWN = frozenset(_FIELDS)
 _ALWAYS = frozenset({"phase", "index", "role", "mode", "ok", "scheduled_ms", "delay_ms", "exec_ms", "total_ms"})
 
 
+_TEXTS = ("job_id", "worker_id", "finish_reason", "intent", "code", "error_class", "error")
+_FARTHEST = 1e6 * MOST
 _NUMERIC = frozenset({int, float, type(None)})
 _measured = attrgetter(
     *(name for name in _FIELDS if name.endswith(("_ms", "_tokens"))), "polls", "empty_polls", "chunks", "attempts"
@@ -138,7 +152,7 @@ def to_dict(job: Job) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for name in _FIELDS:
         value = getattr(job, name)
-        if name in _ALWAYS or (value is not None and value is not False and value != []):
+        if name in _ALWAYS or (value is not None and (value is not False or name == "valid") and value != []):
             out[name] = round(value, 3) if isinstance(value, float) else value
     if job.gaps is not None:
         out["gaps"] = [round(gap, 2) for gap in job.gaps]
@@ -155,8 +169,15 @@ def from_dict(data: dict[str, Any]) -> Job:
         raise ValueError(f"unknown role {job.role!r}")
     if type(job.index) is not int or type(job.phase) is not str:
         raise TypeError("a record has the name of its phase and a number in it")
-    if not _NUMERIC.issuperset(map(type, _measured(job))):
+    measured = _measured(job)
+    if not _NUMERIC.issuperset(map(type, measured)):
         raise TypeError("a time or a count is no number")
     job.gaps = array("f", job.gaps) if job.gaps is not None else None
+    if not all(value is None or -_FARTHEST < value < _FARTHEST for value in measured):
+        raise ValueError("a time or a count is beyond all measure")
+    for name in _TEXTS:
+        text = getattr(job, name)
+        if text is not None and not (type(text) is str and text.isprintable()):
+            setattr(job, name, line(text))
     job.states = [(str(state), float(at)) for state, at in job.states]
     return job

@@ -113,7 +113,8 @@ def exit_code(phases: Sequence[PhaseReport], forced: Exit | None, answer: Answer
     succeeded = sum(phase.ok for phase in phases)
     classes = {failure.error_class for phase in phases for failure in phase.failures}
     has_slos = any(phase.verdicts for phase in phases)
-    if counted == 0 or (succeeded == 0 and (classes <= HOPELESS or not has_slos)):
+    refused = any(phase.outcomes.get("blocked") for phase in phases)
+    if counted == 0 or (succeeded == 0 and not refused and (classes <= HOPELESS or not has_slos)):
         return Exit.ERROR
     if any(not phase.valid for phase in phases):
         return Exit.INVALID

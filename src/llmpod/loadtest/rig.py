@@ -4,8 +4,10 @@ import asyncio
 import random
 from dataclasses import dataclass, field
 
+from llmpod.loadtest.classify import error_text
 from llmpod.loadtest.client import CallError, Reply, RunPod
 from llmpod.loadtest.clock import Clock, utc_now
+from llmpod.loadtest.intake import job_path
 from llmpod.loadtest.journal import Journal
 from llmpod.loadtest.polling import PollPace
 from llmpod.loadtest.records import Job
@@ -21,6 +23,7 @@ class JobOptions:
     poll: str = "auto"  # auto: long poll when the service has it; adaptive; or a fixed gap (poll_s)
     poll_s: float | None = None
     openai_path: str = "/openai/v1/chat/completions"
+    expect_blocked: bool = False
 
 
 @dataclass(slots=True)
@@ -32,13 +35,21 @@ class Rig:
     pace: PollPace
     long_poll: bool | None = None  # None: not tried yet
     outstanding: dict[str, Job] = field(default_factory=dict)
+    unnamed: dict[int, Job] = field(default_factory=dict)  # sent, and the service has not named an id yet
     jitter: random.Random = field(default_factory=lambda: random.Random(0))  # noqa: S311 - back-off
 
-    def sent(self, job: Job, sent_s: float | None) -> None:
+    def sent(self, job: Job, sent_s: float) -> None:
         """Stamps the first sending; a retry does not reset it, because the caller was waiting all along."""
-        if job.sent_ms is None and sent_s is not None:
+        self.unnamed[id(job)] = job
+        if job.sent_ms is None:
             job.sent_ms = self.clock.ms(sent_s)
             job.sent_at = utc_now()
+        else:
+            job.retry_wait_ms = self.clock.ms(sent_s) - job.sent_ms
+
+    def answered(self, job: Job) -> None:
+        """The service has answered a submit, whatever it said."""
+        self.unnamed.pop(id(job), None)
 
     def accepted(self, job: Job, job_id: str, at_ms: float) -> None:
         """Writes the id down at once: were this process killed now, `resume` could still cancel the job."""
@@ -54,12 +65,23 @@ class Rig:
     async def cancel(self, job_id: str) -> bool:
         """True when the service took the cancel. Never raises: it runs while something else is already going wrong."""
         try:
-            reply = await self.client.call("cancel", "POST", f"/cancel/{job_id}", timeout_s=10)
+            reply = await self.client.call("cancel", "POST", job_path("cancel", job_id), timeout_s=10)
         except CallError:
             return False
         if reply.status < 300:
             self.journal.event("cancelled", self.clock.now_ms(), job_id=job_id)
         return reply.status < 300
+
+    async def again(
+        self, job: Job, error_class: str, detail: str, retry_after_s: float | None, deadline_s: float
+    ) -> bool:
+        """Whether a refused submit is to be sent again; if so, after the wait. Only what --retries allows."""
+        if error_class not in RETRIED_CLASSES or job.attempts > self.options.retries:
+            return False
+        job.attempt_log.append(f"{error_class}: {detail}"[:120])
+        await self.back_off(job.attempts, retry_after_s, deadline_s)
+        job.attempts += 1
+        return True
 
     async def back_off(self, attempt: int, retry_after_s: float | None, deadline_s: float) -> None:
         """Retry-After when the service named it, else 0.25 s doubling with jitter; never past the job's deadline."""
@@ -72,11 +94,31 @@ class Rig:
 
 def describe(reply: Reply) -> str:
     """One line about a reply that was not what was asked for."""
+    head = f"HTTP {reply.status}"
     if isinstance(reply.body, dict):
         for key in ("error", "message", "detail", "title"):
             if reply.body.get(key):
-                return f"HTTP {reply.status}: {' '.join(str(reply.body[key]).split())[:200]}"
+                return f"{head}: {(error_text(reply.body[key]) or '')[:200]}"
+        if reply.status < 300:
+            return f"{head}, but no job: its keys are {', '.join(list(reply.body)[:5])[:100] or 'none'}"
+        return head
     if reply.text:
         looks = "HTML" if reply.text.lstrip().lower().startswith(("<!doctype", "<html")) else "text"
-        return f"HTTP {reply.status} with {looks}: {reply.text[:120]}"
-    return f"HTTP {reply.status}"
+        return f"{head} with {looks}: {reply.text[:120]}"
+    if reply.status < 300:
+        return f"{head}, but no job: {'an empty body' if reply.body is None else type(reply.body).__name__}"
+    return head
+
+
+def left_running(unnamed: dict[int, Job], *, purge: bool) -> str | None:
+    """What becomes of jobs that were sent and have no id yet: they cannot be cancelled. None where there are none."""
+    if not unnamed:
+        return None
+    mode = next(iter(unnamed.values())).mode
+    number = len(unnamed)
+    if mode == "openai":
+        return f"{number} OpenAI requests are cut off; whether their jobs run on, the endpoint does not tell"
+    route = "/runsync" if mode == "runsync" else "/run"
+    has, runs = ("job has", "runs on") if number == 1 else ("jobs have", "run on")
+    cure = "the queue is purged" if purge else "--mode run can cancel, --purge-on-abort empties the queue"
+    return f"{number} {route} {has} no id yet and {runs}; {cure}"

@@ -172,6 +172,7 @@ async def _execute(setup: Setup, payloads: Payloads, publish: Publish, before: R
                 poll="fixed" if options.poll_interval is not None else options.poll,
                 poll_s=options.poll_interval,
                 openai_path=options.openai_path,
+                expect_blocked=options.expect_blocked,
             )
             rig = Rig(client, clock, log, job_options, PollPace(options.poll_interval))
             if before is not None and before.orphans:

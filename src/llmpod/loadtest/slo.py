@@ -14,10 +14,11 @@ from llmpod.loadtest.errors import UsageError
 from llmpod.loadtest.measures import METRICS, Row
 from llmpod.loadtest.units import show_ms, show_rate, show_share
 
-SHARES = ("error_rate", "success_rate", "goodput")
+SHARES = ("error_rate", "success_rate", "goodput", "blocked_rate", "valid_rate", "truncated_rate")
 RATES = ("throughput", "achieved_rate", "tokens_per_s")
 _EXPRESSION = re.compile(
-    r"^\s*([a-z_]+)(?:\.(p\d+(?:\.\d+)?|mean|max|min))?\s*(<=|>=|<|>)\s*(\d+(?:\.\d+)?)\s*(ms|s|m|%|/s|/min)?\s*$"
+    r"^\s*([a-z_]+)(?:\[([\w.-]{1,100})\])?(?:\.(p\d+(?:\.\d+)?|mean|max|min))?"
+    r"\s*(<=|>=|<|>)\s*(\d+(?:\.\d+)?)\s*(ms|s|m|%|/s|/min)?\s*$"
 )
 
 PRESETS: dict[str, tuple[str, ...]] = {
@@ -29,6 +30,8 @@ PRESETS: dict[str, tuple[str, ...]] = {
         "delay.p50<=2000ms",
         "delay.p95<=4000ms",
         "success_rate>=99%",
+        "blocked_rate<1%",
+        "tokens_per_s>=30",
     ),
     "soak": ("total.p50<=4000ms", "total.p95<=6000ms", "error_rate<1%"),
 }
@@ -43,6 +46,7 @@ class Slo:
     statistic: str | None
     operator: str
     limit: float
+    intent: str | None = None
 
     @property
     def percentile(self) -> float | None:
@@ -84,6 +88,12 @@ class Judged(Protocol):
     def tokens_per_s(self) -> float | None: ...
     @property
     def goodput_share(self) -> float | None: ...
+    @property
+    def outcomes(self) -> dict[str, int]: ...
+    @property
+    def warnings(self) -> dict[str, int]: ...
+    @property
+    def validated(self) -> dict[str, tuple[int, int]]: ...
 
 
 def parse(text: str) -> Slo:
@@ -91,8 +101,12 @@ def parse(text: str) -> Slo:
     match = _EXPRESSION.match(text)
     if not match:
         raise UsageError(f"--slo '{text}': write it like total.p95<8s, error_rate<1% or throughput>=0.5/s")
-    name, statistic, operator, number, unit = match.groups()
+    name, intent, statistic, operator, number, unit = match.groups()
     value = float(number)
+    if intent is not None and name != "valid_rate":
+        raise UsageError(
+            f"--slo '{text}': only valid_rate is measured per intent, like valid_rate[resume_guidance]>=75%"
+        )
     if name in METRICS:
         if statistic is None:
             raise UsageError(f"--slo '{text}': {name} of what? Write {name}.p95, {name}.p50, {name}.mean or {name}.max")
@@ -109,7 +123,7 @@ def parse(text: str) -> Slo:
         limit = value / 100 if unit == "%" else value
         if limit > 1:
             raise UsageError(f"--slo '{text}': a share above 100 %; did you mean {number}%?")
-        return Slo(text, name, None, operator, limit)
+        return Slo(text, name, None, operator, limit, intent)
     if name in RATES:
         if unit not in (None, "/s", "/min"):
             raise UsageError(f"--slo '{text}': {name} is a rate; its unit is /s or /min")
@@ -154,7 +168,11 @@ def _measure(slo: Slo, phase: Judged) -> tuple[float | None, str | None]:
         return phase.failed / phase.counted, None
     if slo.name == "success_rate":
         return 1 - phase.failed / phase.counted, None
+    valid, judged = phase.validated.get(slo.intent or "", (0, 0))
     values = {
+        "blocked_rate": phase.outcomes.get("blocked", 0) / phase.counted,
+        "valid_rate": valid / judged if judged else None,
+        "truncated_rate": phase.warnings.get("truncated", 0) / phase.counted,
         "goodput": phase.goodput_share,
         "throughput": phase.throughput_per_s,
         "achieved_rate": phase.achieved_per_s,

@@ -1,17 +1,21 @@
 """One job whose answer is read while it grows: RunPod's GET /stream, or the OpenAI route's server-sent events."""
 
 import asyncio
-import json
 from array import array
+from dataclasses import replace
 from statistics import median
 from time import perf_counter
 from typing import Any
 
-from llmpod.loadtest import answers
-from llmpod.loadtest.answers import Answer, read_output
-from llmpod.loadtest.classify import TERMINAL, error_text, is_empty, output_error, submit_class, terminal_class
-from llmpod.loadtest.client import CallError, Reply
-from llmpod.loadtest.jobs import BAD_POLLS_IN_A_ROW, HELD_MS, give_up, submit, take_timings
+import aiohttp
+
+from llmpod.loadtest import outcomes
+from llmpod.loadtest.answers import Answer, Reading, joined, read_output
+from llmpod.loadtest.classify import TERMINAL, submit_class
+from llmpod.loadtest.client import CallError, Reply, read_whole
+from llmpod.loadtest.intake import job_path
+from llmpod.loadtest.jobs import BAD_POLLS_IN_A_ROW, HELD_MS, give_up, refuse, submit, take_timings
+from llmpod.loadtest.outcomes import Verdict
 from llmpod.loadtest.records import Job
 from llmpod.loadtest.rig import Rig, describe
 from llmpod.loadtest.sse import SseParser
@@ -21,19 +25,13 @@ class _Growing:
     """Collects an answer piece by piece, with the times that matter."""
 
     def __init__(self, rig: Rig, job: Job) -> None:
-        self.parts: list[Answer] = []
-        self.error: str | None = None
-        self.finished = False
+        self.reading, self.parser = Reading(), SseParser()
         self._rig, self._job = rig, job
         self._gaps: list[float] = []
 
-    def take(self, output: Any, at_s: float) -> None:
-        """One chunk. A chunk without text (usage, a role) is no token and moves no token time."""
-        self.error = self.error or output_error(output)
-        answer = read_output(output)
-        self.parts.append(answer)
-        self.finished = self.finished or answer.finish_reason is not None
-        if not answer.text and (isinstance(output, dict) or is_empty(output)):
+    def take(self, piece: Answer, at_s: float) -> None:
+        """Times one chunk. A chunk without content (usage, a role) is no token and moves no token time."""
+        if not piece.chars and not piece.content:
             return
         at_ms = self._rig.clock.ms(at_s)
         self._job.chunks += 1
@@ -43,11 +41,11 @@ class _Growing:
             self._gaps.append(at_ms - self._job.last_token_ms)
         self._job.last_token_ms = at_ms
 
-    def close(self) -> None:
-        answers.note(self._job, answers.joined(self.parts))
+    def close(self) -> Answer:
         if self._gaps:
             self._job.gap_p50_ms, self._job.gap_max_ms = median(self._gaps), max(self._gaps)
             self._job.gaps = array("f", self._gaps)
+        return self.reading.close()
 
 
 async def stream(rig: Rig, job: Job, body: dict[str, Any]) -> None:
@@ -68,13 +66,13 @@ async def stream(rig: Rig, job: Job, body: dict[str, Any]) -> None:
     while True:
         left = deadline_s - loop.time()
         if left <= 0:
-            growing.close()
+            _note(rig, job, growing.close(), Verdict("failed", "client_timeout"))
             await give_up(rig, job)
             return
         job.polls += 1
         reply: Reply | None = None
         try:
-            reply = await rig.client.call("stream", "GET", f"/stream/{job.job_id}", timeout_s=min(left, 100))
+            reply = await rig.client.call("stream", "GET", job_path("stream", job.job_id), timeout_s=min(left, 100))
             problem = describe(reply)
         except CallError as error:
             problem = error.detail
@@ -82,8 +80,8 @@ async def stream(rig: Rig, job: Job, body: dict[str, Any]) -> None:
             bad += 1
             gone = reply is not None and reply.status == 404
             if gone or bad > BAD_POLLS_IN_A_ROW:
-                growing.close()
-                _end(rig, job, "result_expired" if gone else "poll_failed", problem)
+                verdict = Verdict("failed", "result_expired" if gone else "poll_failed", problem)
+                _end(rig, job, growing.close(), verdict)
                 return
             await asyncio.sleep(min(0.25 * 2**bad, left))
             continue
@@ -98,8 +96,7 @@ async def stream(rig: Rig, job: Job, body: dict[str, Any]) -> None:
         status = reply.job_status or ""
         job.see(status, rig.clock.ms(reply.received_s))
         if status in TERMINAL:
-            growing.close()
-            await _close(rig, job, growing, reply)
+            await _close(rig, job, growing.close(), reply)
             return
         if job.chunks == had and reply.took_ms < HELD_MS:
             # The service does not hold the GET. Ask on, but all clients together within the limit of the operation.
@@ -109,29 +106,28 @@ async def stream(rig: Rig, job: Job, body: dict[str, Any]) -> None:
 def _take_chunks(growing: _Growing, reply: Reply) -> None:
     chunks = reply.body.get("stream")
     for chunk in chunks if isinstance(chunks, list) else []:
-        growing.take(chunk.get("output") if isinstance(chunk, dict) and "output" in chunk else chunk, reply.received_s)
+        output = chunk["output"] if isinstance(chunk, dict) and "output" in chunk else chunk
+        growing.take(growing.reading.take(output), reply.received_s)
 
 
-async def _close(rig: Rig, job: Job, growing: _Growing, last: Reply) -> None:
+async def _close(rig: Rig, job: Job, answer: Answer, last: Reply) -> None:
     job.done_ms = rig.clock.ms(last.received_s)
     sent = job.sent_ms or 0.0
     job.total_ms = (job.last_token_ms if job.last_token_ms is not None else job.done_ms) - sent
     status, error = str(last.job_status), last.body.get("error")
     try:
-        reply = await rig.client.call("status", "GET", f"/status/{job.job_id}", timeout_s=10, quick=True)
+        reply = await rig.client.call("status", "GET", job_path("status", job.job_id), timeout_s=10, quick=True)
     except CallError:
         reply = None
     if reply is not None and reply.status < 300 and isinstance(reply.body, dict):
         take_timings(job, reply.body)
         error = error or reply.body.get("error")
-    whole = reply.body.get("output") if reply is not None and isinstance(reply.body, dict) else None
-    if not job.chunks and not is_empty(whole):
+    whole = read_output(reply.body.get("output")) if reply is not None and isinstance(reply.body, dict) else Answer()
+    if not job.chunks and whole.content:
         job.warn("not_streamed")
-        answers.note(job, read_output(whole))
-    kind, detail = terminal_class(status, job.chunks or whole, error)
-    if status == "COMPLETED" and growing.error:
-        kind, detail = "output_error", growing.error
-    job.ok, job.error_class, job.error = kind is None, kind, detail
+    # What the chunks left out: a worker may send usage, or an error, only with the whole.
+    answer = joined(replace(whole, chars=0) if job.chunks else whole, answer)
+    _note(rig, job, answer, outcomes.judge(answer, status, error))
     rig.settled(job)
 
 
@@ -141,84 +137,88 @@ async def openai(rig: Rig, job: Job, body: dict[str, Any]) -> None:
     The route tells neither queue nor execution time, and no job id: the queue is inside TTFT, and closing the
     connection is the only way to cancel.
     """
+    deadline_s = asyncio.get_running_loop().time() + rig.options.timeout_s
+    while await _attempt(rig, job, body, deadline_s):
+        pass
+
+
+async def _attempt(rig: Rig, job: Job, body: dict[str, Any], deadline_s: float) -> bool:
+    """One request; True when it was refused and is to be sent again."""
     growing = _Growing(rig, job)
+    left_s = max(0.5, deadline_s - asyncio.get_running_loop().time())
     try:
-        async with rig.client.open_stream(rig.options.openai_path, body, rig.options.timeout_s) as (response, sent_s):
-            rig.sent(job, sent_s)
+        async with rig.client.open_stream(
+            rig.options.openai_path, body, left_s, on_send=lambda at_s: rig.sent(job, at_s)
+        ) as (response, sent_s):
             job.http_status = response.status
             job.accepted_ms = rig.clock.now_ms()
-            kind = response.headers.get("Content-Type", "")
-            if response.status >= 300 or "text/event-stream" not in kind:
-                raw = await response.read()
-                _whole(rig, job, growing, rig.client.clean(raw.decode("utf-8", "replace")), sent_s)
-                return
-            parser, done = SseParser(), False
-            async for chunk in response.content.iter_any():
-                at_s = perf_counter()
-                for data in parser.feed(chunk):
-                    if data.strip() == "[DONE]":
-                        done = True
-                        continue
-                    _event(rig, growing, data, at_s)
-            growing.close()
-            whole = done or (growing.finished and not parser.pending)
-            if growing.error:
-                _end(rig, job, "output_error", growing.error)
-            elif not whole:
-                _end(rig, job, "stream_broken", "the events ended without [DONE] and without a finish reason")
-            elif job.chunks == 0:
-                _end(rig, job, "empty_output", "a stream without a token")
+            if response.status >= 300 or "text/event-stream" not in response.headers.get("Content-Type", ""):
+                raw = await read_whole(response)
+                retry_after = response.headers.get("Retry-After")
+                reply = rig.client.reply(response.status, raw, sent_s, perf_counter(), retry_after)
+                if response.status < 300:
+                    _whole(rig, job, reply)
+                    return False
             else:
-                _end(rig, job, None, None)
+                await _events(rig, growing, response)
+                _close_stream(rig, job, growing)
+                return False
+        error_class, detail = submit_class(reply.status), describe(reply)
+        if await rig.again(job, error_class, detail, reply.retry_after_s, deadline_s):
+            return True
+        _time(rig, job)
+        refuse(rig, job, error_class, detail, reply)
     except CallError as error:
-        rig.sent(job, error.sent_s)
-        growing.close()
         started = job.first_chunk_ms is not None
-        _end(
-            rig, job, "stream_broken" if started and error.error_class == "connect" else error.error_class, error.detail
-        )
+        if not started and await rig.again(job, error.error_class, error.detail, None, deadline_s):
+            return True
+        broken = started and error.error_class == "connect"
+        verdict = Verdict("failed", "stream_broken" if broken else error.error_class, error.detail)
+        _end(rig, job, growing.close(), verdict)
+    return False
 
 
-def _event(rig: Rig, growing: _Growing, data: str, at_s: float) -> None:
-    try:
-        event = json.loads(data)
-    except ValueError:
-        growing.error = growing.error or f"an event that is not JSON: {rig.client.clean(data)[:100]}"
-        return
-    if isinstance(event, dict) and (event.get("error") or event.get("object") == "error"):
-        growing.error = growing.error or error_text(rig.client.clean(json.dumps(event.get("error") or event)))
-        return
-    growing.take(event, at_s)
+async def _events(rig: Rig, growing: _Growing, response: aiohttp.ClientResponse) -> None:
+    parser = growing.parser
+    async for chunk in response.content.iter_any():
+        at_s = perf_counter()
+        for data in parser.feed(chunk):
+            growing.take(growing.reading.event(data, rig.client.clean), at_s)
 
 
-def _whole(rig: Rig, job: Job, growing: _Growing, text: str, sent_s: float) -> None:
-    """A reply in one piece: an error, or an answer that was not streamed (then there is no TTFT, rather than a false
-    one)."""
-    try:
-        body = json.loads(text)
-    except ValueError:
-        body = None
-    status = job.http_status or 0
-    reply = Reply(status, body, "" if body is not None else " ".join(text.split())[:200], sent_s, perf_counter())
-    if status >= 300:
-        _end(rig, job, submit_class(status), describe(reply))
-        return
-    if not isinstance(body, dict):
-        _end(rig, job, "bad_reply", describe(reply))
-        return
-    if body.get("error") or body.get("object") == "error" or ("message" in body and "choices" not in body):
-        _end(rig, job, "output_error", error_text(body.get("error") or body))
-        return
-    if "choices" not in body:
-        _end(rig, job, "bad_reply", f"no choices in the reply, only {', '.join(list(body)[:5])}")
-        return
-    answers.note(job, read_output(body))
-    empty = is_empty(body) or not read_output(body).text
-    _end(rig, job, "empty_output" if empty else None, "an answer without text" if empty else None)
+def _close_stream(rig: Rig, job: Job, growing: _Growing) -> None:
+    answer = growing.close()
+    whole = answer.ended or (answer.finish_reason is not None and not growing.parser.pending)
+    if answer.error is None and not whole:
+        detail = "the events ended without [DONE] and without a finish reason"
+        _end(rig, job, answer, Verdict("failed", "stream_broken", detail))
+    else:
+        _end(rig, job, answer, outcomes.judge(answer))
 
 
-def _end(rig: Rig, job: Job, error_class: str | None, detail: str | None) -> None:
+def _whole(rig: Rig, job: Job, reply: Reply) -> None:
+    """An answer that was not streamed (then there is no TTFT, rather than a false one)."""
+    answer = read_output(reply.body)
+    if answer.known or answer.error is not None:
+        verdict = outcomes.judge(answer)
+    elif isinstance(reply.body, dict) and (reply.body.get("message") or reply.body.get("detail")):
+        verdict = outcomes.failed("output_error", reply.body)
+    else:
+        verdict = Verdict("failed", "bad_reply", describe(reply).replace("no job", "no answer of this API"))
+    _end(rig, job, answer, verdict)
+
+
+def _end(rig: Rig, job: Job, answer: Answer, verdict: Verdict) -> None:
+    _time(rig, job)
+    _note(rig, job, answer, verdict)
+    rig.settled(job)
+
+
+def _time(rig: Rig, job: Job) -> None:
+    rig.answered(job)
     job.done_ms = rig.clock.now_ms()
     job.total_ms = job.done_ms - (job.sent_ms if job.sent_ms is not None else job.done_ms)
-    job.ok, job.error_class, job.error = error_class is None, error_class, detail
-    rig.settled(job)
+
+
+def _note(rig: Rig, job: Job, answer: Answer, verdict: Verdict) -> None:
+    outcomes.note(job, answer, verdict, expect_blocked=rig.options.expect_blocked)

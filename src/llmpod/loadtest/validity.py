@@ -23,7 +23,12 @@ class Doubt:
 
 
 def doubts(report: "PhaseReport", *, allow_worker_change: bool) -> tuple[Doubt, ...]:
-    found = [*_client(report.client, _p50(report, "total")), *_schedule(report), *_workers(report, allow_worker_change)]
+    found = [
+        *_nothing_generated(report),
+        *_client(report.client, _p50(report, "total")),
+        *_schedule(report),
+        *_workers(report, allow_worker_change),
+    ]
     law = report.little
     if law is not None and not law.holds and not report.failed:  # a client pauses after a failure
         found.append(
@@ -51,6 +56,20 @@ def doubts(report: "PhaseReport", *, allow_worker_change: bool) -> tuple[Doubt, 
             )
         )
     return tuple(found)
+
+
+def _nothing_generated(report: "PhaseReport") -> list[Doubt]:
+    """A phase without a single answer measured no model, whatever its latencies say."""
+    blocked = report.outcomes.get("blocked", 0)
+    if report.ok or not blocked:
+        return []
+    return [
+        Doubt(
+            f"nothing was generated: {count(blocked, 'job')} of {report.counted} blocked by the worker's policy; "
+            "--expect-blocked if that is what is tested",
+            fatal=True,
+        )
+    ]
 
 
 def _client(client: Mapping[str, Any], p50_ms: float | None) -> list[Doubt]:

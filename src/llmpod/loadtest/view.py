@@ -231,7 +231,7 @@ def failures(phase: PhaseReport) -> Table | None:
         return None
     rows = tuple(
         (
-            Cell(one.error_class, tone="bad"),
+            Cell(one.name, tone="bad"),
             Cell(str(one.n)),
             Cell(one.meaning),
             Cell(one.example + (f" [{one.job_id}]" if one.job_id else "")),
@@ -251,6 +251,15 @@ def facts(phase: PhaseReport) -> list[tuple[str, str]]:
     out = []
     if phase.requested_per_s is not None:
         out.append(("sent", f"{show_rate(phase.achieved_per_s)} of {show_rate(phase.requested_per_s)} asked"))
+    if phase.outcomes.keys() - {"answered"}:
+        words = ", ".join(f"{name} {number}" for name, number in phase.outcomes.items())
+        parts = [f"{intent or 'all'} {valid} of {judged}" for intent, (valid, judged) in phase.validated.items()]
+        out.append(("outcomes", words + (f"; valid: {', '.join(parts)}" if parts else "")))
+    if phase.refusals:
+        refused = count(sum(phase.refusals.values()), "submit")
+        kinds = ", ".join(f"{name} x{number}" for name, number in phase.refusals.items())
+        were = "was" if refused == "1 submit" else "were"
+        out.append(("retries", f"{refused} {were} refused first ({kinds}), {phase.retry_wait_s:.1f} s of waiting"))
     if phase.output_tokens:
         reasons = ", ".join(f"{name} {number}" for name, number in phase.finish_reasons.items())
         words = f"{phase.output_tokens} out, {phase.tokens_per_s or 0:.1f}/s"
