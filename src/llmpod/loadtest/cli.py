@@ -16,6 +16,7 @@ from llmpod.loadtest.console import NO_TERMINAL, show
 from llmpod.loadtest.errors import DirectoryError, Exit, LoadTestError, UsageError
 from llmpod.loadtest.export import write_csv
 from llmpod.loadtest.html import write_html
+from llmpod.loadtest.intake import line
 from llmpod.loadtest.report import Report, build, to_json
 from llmpod.loadtest.viewing import make_view
 
@@ -34,16 +35,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return int(Exit.ERROR)
     except Exception as error:  # noqa: BLE001 - the edge of the program
-        place = _place(error)
-        return _fail(
-            f"a defect of this tool: {type(error).__name__}: {environment.api_key.redact(str(error))} ({place})",
-            Exit.ERROR,
-        )
+        return _fail(_defect(error, environment), Exit.ERROR)
 
 
 def _fail(message: str, code: Exit) -> int:
     sys.stderr.write(f"{options.PROG}: {' '.join(message.split())}\n")
     return int(code)
+
+
+def _defect(error: Exception, environment: settings.Environment) -> str:
+    text = line(environment.api_key.redact(str(error)))
+    return f"a defect of this tool: {type(error).__name__}: {text} ({_place(error)})"
 
 
 def _place(error: Exception) -> str:
@@ -119,21 +121,29 @@ def publish(
     ]
     if getattr(chosen, "csv", None):
         writers.append(lambda: write_csv(Path(chosen.csv), recorded.jobs))
+    writers.append(lambda: _print(built, directory, chosen, environment))
     problems = []
     for write in writers:
         try:
             write()
         except DirectoryError as error:
             problems.append(str(error))
+        except BrokenPipeError:
+            raise
+        except Exception as error:  # noqa: BLE001 - a defect in one of them must not cost the others, nor a run's results
+            problems.append(_defect(error, environment))
+    for problem in problems:
+        _fail(problem, Exit.ERROR)
+    return Exit.ERROR if problems and built.exit_code is Exit.PASS else built.exit_code
+
+
+def _print(built: Report, directory: Path, chosen: argparse.Namespace, environment: settings.Environment) -> None:
     if chosen.format == "json":
         sys.stdout.write(json.dumps(to_json(built), indent=1) + "\n")
     elif chosen.format == "table":
         console = make_console(environment)
         show(built, console, chosen.metric)
         console.print(f"files  {directory}/  report.html  run.json  requests.jsonl  requests.csv", style="dim")
-    for problem in problems:
-        _fail(problem, Exit.ERROR)
-    return Exit.ERROR if problems and built.exit_code is Exit.PASS else built.exit_code
 
 
 COMMANDS = {"run": _run, "resume": _resume, "report": _report, "compare": _compare, "capacity": _capacity}

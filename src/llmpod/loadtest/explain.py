@@ -20,8 +20,8 @@ def why(report: "PhaseReport") -> str:
     if report.ok == 0:
         first = report.failures[0]  # the most frequent
         return (
-            f"Nothing succeeded: {first.n} of {report.counted} jobs ended as {first.error_class} "
-            f"({first.example or first.meaning})."
+            f"Nothing succeeded: {first.n} of {report.counted} jobs ended as {first.name} "
+            f"({first.example or first.meaning}).{_no_worker(report)}"
         )
     parts = [part for part in (_workers_missing(report), _cold(report), _two_states(report)) if part]
     if not parts:
@@ -34,6 +34,17 @@ def why(report: "PhaseReport") -> str:
         ways = most or named + (f", the others in {count(rest, 'other way')}" if rest > 0 else "")
         parts.append(f"{report.failed} of {report.counted} jobs failed: {ways}.")
     return " ".join(parts)
+
+
+def _no_worker(report: "PhaseReport") -> str:
+    health = report.health
+    if health is None or health.live_max > 0:
+        return ""
+    if health.initializing_s > 0:
+        return f" No worker became live; one was starting for {show_duration(health.initializing_s)}: see its log."
+    throttled = f"; throttled for {show_duration(health.throttled_s)}" if health.throttled_s > 0 else ""
+    span = show_duration(health.span_s)
+    return f" No worker was live at any time of these {span} (max workers 0? no GPU free?){throttled}."
 
 
 def _workers_missing(report: "PhaseReport") -> str | None:

@@ -10,6 +10,8 @@ from llmpod.loadtest.records import Job
 # Nothing that happens later in a run cures these.
 HOPELESS = frozenset({"submit_401", "submit_404", "dns", "connect", "tls", "bad_reply"})
 HOPELESS_AFTER = 10
+# So many jobs in a row that timed out while no worker was live or starting: the next ones will, too.
+DESERTED_AFTER = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +33,11 @@ class Guards:
     max_error_rate: float | None = None
     min_samples: int = 20
     worker_s: Callable[[], float] = lambda: 0.0
+    alarm: Callable[[], str | None] = lambda: None  # said when no worker has been live or starting for long
     done: int = 0
     failed: int = 0
     hopeless: int = 0
+    timed_out: int = 0  # in a row
     exec_s: float = 0.0
     _last: str = field(default="")
 
@@ -45,6 +49,7 @@ class Guards:
         if job.error_class == "client_cancelled":
             return
         self.done += 1
+        self.timed_out = self.timed_out + 1 if job.error_class in ("client_timeout", "job_timed_out") else 0
         if job.exec_ms is not None:
             self.exec_s += job.exec_ms / 1000
         if job.ok:
@@ -58,6 +63,9 @@ class Guards:
     def check(self) -> Stop | None:
         if self.hopeless >= HOPELESS_AFTER and self.hopeless == self.done:
             return Stop(f"the endpoint cannot be reached or will not take jobs ({self._last})", Exit.ERROR)
+        alarm = self.alarm()
+        if alarm is not None and self.timed_out >= DESERTED_AFTER:
+            return Stop(f"{alarm}; {self.timed_out} jobs in a row timed out", Exit.ERROR)
         cost = self.cost_usd
         if self.max_cost_usd is not None and cost is not None and cost > self.max_cost_usd:
             return Stop(

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from llmpod.loadtest.intake import count
 from llmpod.loadtest.records import Job
 from llmpod.loadtest.stats import nearest_rank
 
@@ -20,10 +21,18 @@ def health_sample(body: Any) -> dict[str, dict[str, int]] | None:
         return None
     given = body.get("jobs")
     jobs: dict[str, Any] = given if isinstance(given, dict) else {}
-    return {
-        "jobs": {key: jobs[key] for key in JOB_COUNTS if isinstance(jobs.get(key), int)},
-        "workers": {key: body["workers"][key] for key in WORKER_COUNTS if isinstance(body["workers"].get(key), int)},
-    }
+    return {"jobs": _counts(jobs, JOB_COUNTS), "workers": _counts(body["workers"], WORKER_COUNTS)}
+
+
+def _counts(given: dict[str, Any], names: Sequence[str]) -> dict[str, int]:
+    return {name: number for name in names if (number := count(given.get(name))) is not None}
+
+
+def deserted(sample: dict[str, Any]) -> bool:
+    """Whether jobs wait and no worker is live, nor one on its way."""
+    workers = sample["workers"]
+    nobody = live_workers(workers) == 0 and not workers.get("initializing", 0)
+    return nobody and sample["jobs"].get("inQueue", 0) > 0
 
 
 def live_workers(workers: dict[str, int]) -> int | None:

@@ -25,7 +25,7 @@ BANNER = {"good": "pass", "warn": "warn", "bad": "fail", "": "fail"}
 def write_html(path: Path, report: Report, jobs: Sequence[Job]) -> None:
     """Raises DirectoryError when the file cannot be written."""
     try:
-        path.write_text(page(report, jobs), encoding="utf-8")
+        path.write_text(page(report, jobs), encoding="utf-8", errors="replace")
     except OSError as error:
         raise DirectoryError(f"cannot write {path}: {error.strerror or error}") from None
 

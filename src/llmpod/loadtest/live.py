@@ -116,6 +116,8 @@ class Plain(Watching):
             f"{self.runner.tally.in_flight} in flight  p50/p95 total {percentile_text(jobs, 'total_ms')}  "
             f"delay {percentile_text(jobs, 'delay_ms')}  exec {percentile_text(jobs, 'exec_ms')}{workers}\n"
         )
+        if self.health.deserted_s and self.health.alarm:
+            sys.stderr.write(f"{'':>8}  ! {self.health.alarm}\n")
 
 
 class Panel(Watching):
@@ -175,6 +177,8 @@ class Panel(Watching):
             words = ", ".join(f"{count} {name}" for name, count in last["workers"].items() if count) or "none"
             queue = last["jobs"].get("inQueue")
             parts.append(Text(f"workers {words}" + (f"; {queue} in queue" if queue is not None else ""), style="cyan"))
+        if self.health.deserted_s and self.health.alarm:
+            parts.append(Text(f"! {self.health.alarm}", style="bold red"))
         return Group(*parts)
 
     def _time_share(self) -> float:

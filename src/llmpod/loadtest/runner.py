@@ -13,7 +13,8 @@ from llmpod.loadtest.guards import Guards, Stop
 from llmpod.loadtest.payload import Payloads
 from llmpod.loadtest.plan import Phase, Plan
 from llmpod.loadtest.records import Job, Role
-from llmpod.loadtest.rig import Rig
+from llmpod.loadtest.rig import Rig, left_running
+from llmpod.loadtest.units import count
 from llmpod.loadtest.watch import HealthWatch, LagWatch
 
 MODES: dict[str, Callable[[Rig, Job, dict[str, Any]], Awaitable[None]]] = {
@@ -80,6 +81,13 @@ class Runner:
             )
         self._stopping.set()
 
+    def left(self) -> str:
+        """What a stop does about the jobs that are out there, in words."""
+        known = len(self._rig.outstanding)
+        lost = left_running(self._rig.unnamed, purge=self._options.purge)
+        cancelled = f"{count(known, 'outstanding job')} {'is' if known == 1 else 'are'} cancelled"
+        return "; ".join(part for part in (cancelled if known or not lost else None, lost) if part)
+
     async def run(self) -> None:
         watchers = [asyncio.create_task(self.lag.run()), asyncio.create_task(self._health.run())]
         try:
@@ -104,6 +112,10 @@ class Runner:
     async def clean_up(self) -> None:
         """Cancels what is still out there, as fast as /cancel's own limit allows, and says so when it could not."""
         ids = list(self._rig.outstanding)
+        lost = left_running(self._rig.unnamed, purge=self._options.purge and self.stopped is not None)
+        if lost:
+            self.tally.notes.append(lost)
+            self._rig.journal.event("left_running", self._rig.clock.now_ms(), jobs=len(self._rig.unnamed))
         if not ids and not (self._options.purge and self.stopped):
             return
         results: list[Any] = []
@@ -207,6 +219,9 @@ class Runner:
         except asyncio.CancelledError:
             job.done_ms = self._rig.clock.now_ms()
             job.fail("client_cancelled", "the run was stopped")
+            if id(job) in self._rig.unnamed:
+                job.warn("left_running")
+                job.error = "the run was stopped before the service had named the job: it may run on"
             raise
         except Exception as error:  # noqa: BLE001 - the edge of a job: a defect here is one failed record, not a lost run
             job.done_ms = self._rig.clock.now_ms()

@@ -183,6 +183,7 @@ async def _execute(setup: Setup, payloads: Payloads, publish: Publish, before: R
             health = HealthWatch(rig, options.health_interval)
             guards = Guards(
                 worker_s=lambda: health.worker_s,
+                alarm=lambda: health.alarm if health.deserted_s else None,
                 max_cost_usd=options.max_cost,
                 usd_per_s=options.gpu_price / 3600 if options.gpu_price else None,
                 max_error_rate=options.max_error_rate,
@@ -207,8 +208,11 @@ async def _execute(setup: Setup, payloads: Payloads, publish: Publish, before: R
                 await _run(runner, notes)
             notes += runner.tally.notes
             notes += _limit_notes(gate_map)
-            if health.problem and not health.samples and options.health_interval:
-                notes.append(f"/health gave no worker counts ({health.problem})")
+            if health.alarm:
+                notes.append(health.alarm)
+            if health.unanswered:
+                looks = len(health.samples) + health.unanswered
+                notes.append(f"/health gave no worker counts {health.unanswered} of {looks} times ({health.problem})")
     finally:
         log.event("session_ended", clock.now_ms(), at=utc_now(), notes=notes)
         log.close()
@@ -290,7 +294,7 @@ def _signals(runner: Runner) -> Iterator[None]:
     def on_signal(name: str) -> None:
         if runner.stopped is not None and runner.stopped.exit_code is Exit.INTERRUPTED and task is not None:
             task.cancel()
-        sys.stderr.write(f"\n{name}: stopping; outstanding jobs are cancelled, the report follows\n")
+        sys.stderr.write(f"\n{name}: stopping; {runner.left()}; the report follows\n")
         runner.stop(Stop(f"interrupted by {name}", Exit.INTERRUPTED))
 
     for number in (signal.SIGINT, signal.SIGTERM):

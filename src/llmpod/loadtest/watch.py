@@ -7,9 +7,14 @@ from typing import Any
 
 from llmpod.loadtest.client import CallError
 from llmpod.loadtest.clock import utc_now
-from llmpod.loadtest.health import health_sample, live_workers
+from llmpod.loadtest.health import deserted, health_sample, live_workers
+from llmpod.loadtest.intake import line
 from llmpod.loadtest.rig import Rig, describe
 from llmpod.loadtest.stats import nearest_rank
+from llmpod.loadtest.units import show_duration
+
+# A worker that is being placed shows as initializing within seconds; after this long, none is coming.
+DESERTED_S = 60.0
 
 
 class HealthWatch:
@@ -19,6 +24,10 @@ class HealthWatch:
         self.samples: list[dict[str, Any]] = []
         self.problem: str | None = None
         self.worker_s = 0.0  # live and initializing worker time so far
+        self.unanswered = 0  # looks that brought no counts
+        self.deserted_s = 0.0  # for so long jobs have waited without a worker live or starting
+        self.alarm: str | None = None
+        self._deserted_since_ms: float | None = None
         self._rig = rig
         self._interval_s = interval_s
 
@@ -43,8 +52,22 @@ class HealthWatch:
             workers = (live_workers(before["workers"]) or 0) + before["workers"].get("initializing", 0)
             self.worker_s += workers * (sample["t_ms"] - before["t_ms"]) / 1000
         self.samples.append(sample)
+        self._watch_for_desertion(sample)
         self._rig.journal.health(sample)
         return sample
+
+    def _watch_for_desertion(self, sample: dict[str, Any]) -> None:
+        if not deserted(sample):
+            self._deserted_since_ms, self.deserted_s = None, 0.0
+            return
+        if self._deserted_since_ms is None:
+            self._deserted_since_ms = sample["t_ms"]
+        self.deserted_s = (sample["t_ms"] - self._deserted_since_ms) / 1000
+        if self.deserted_s >= DESERTED_S:
+            self.alarm = (
+                f"for {show_duration(self.deserted_s)} no worker has been live or starting, with jobs in the queue "
+                "(max workers 0? no GPU free?)"
+            )
 
     async def run(self) -> None:
         """Asks until it is cancelled; with an interval of 0 it asks nothing."""
@@ -52,7 +75,12 @@ class HealthWatch:
         if self._interval_s <= 0:
             return
         while True:
-            failed = 0 if await self.ask() is not None else failed + 1
+            try:
+                seen = await self.ask() is not None
+            except Exception as error:  # noqa: BLE001 - the watch goes on; a full disk is the run's to report
+                self.problem, seen = f"{type(error).__name__}: {line(error)}", False
+            self.unanswered += not seen
+            failed = 0 if seen else failed + 1
             # A service without /health is not asked over and over.
             await asyncio.sleep(self._interval_s if failed < 3 else max(30.0, self._interval_s))
 
