@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from llmpod.loadtest.classify import error_text
 from llmpod.loadtest.client import CallError, Reply, RunPod
 from llmpod.loadtest.clock import Clock, utc_now
-from llmpod.loadtest.intake import job_path
+from llmpod.loadtest.intake import job_path, line
 from llmpod.loadtest.journal import Journal
 from llmpod.loadtest.polling import PollPace
 from llmpod.loadtest.records import Job
@@ -100,7 +100,7 @@ def describe(reply: Reply) -> str:
             if reply.body.get(key):
                 return f"{head}: {(error_text(reply.body[key]) or '')[:200]}"
         if reply.status < 300:
-            return f"{head}, but no job: its keys are {', '.join(list(reply.body)[:5])[:100] or 'none'}"
+            return f"{head}, but no job: its keys are {line(', '.join(list(reply.body)[:5]), 100) or 'none'}"
         return head
     if reply.text:
         looks = "HTML" if reply.text.lstrip().lower().startswith(("<!doctype", "<html")) else "text"
