@@ -1,4 +1,5 @@
-"""Writes what is made from the settings and the table of errors: pages of docs/, .env.example and .runpod/.
+"""Writes what is made from something else: pages of docs/, .env.example and .runpod/ from the settings and the table of
+errors, worker/sdk_parameters.py from the openai and anthropic packages.
 
 python -m builder.generate            write them
 python -m builder.generate --check    say which are out of date, and exit 1 if any is
@@ -6,13 +7,18 @@ python -m builder.generate --check    say which are out of date, and exit 1 if a
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 import types
 import typing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
+import anthropic.resources.beta.messages
+import openai.resources.chat
+import openai.resources.responses
 from pydantic.fields import FieldInfo
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -142,6 +148,40 @@ def errors() -> str:
     )
 
 
+SDK_METHODS: dict[str, tuple[Callable[..., Any], ...]] = {
+    "/v1/chat/completions": (openai.resources.chat.Completions.create,),
+    "/v1/completions": (openai.resources.Completions.create,),
+    "/v1/responses": (openai.resources.responses.Responses.create,),
+    "/v1/embeddings": (openai.resources.Embeddings.create,),
+    "/v1/audio/transcriptions": (openai.resources.audio.Transcriptions.create,),
+    "/v1/audio/translations": (openai.resources.audio.Translations.create,),
+    "/v1/messages": (anthropic.resources.Messages.create, anthropic.resources.beta.messages.Messages.create),
+    "/v1/messages/count_tokens": (
+        anthropic.resources.Messages.count_tokens,
+        anthropic.resources.beta.messages.Messages.count_tokens,
+    ),
+}
+"""Which methods of the packages call which route."""
+NOT_IN_BODIES = {"self", "extra_headers", "extra_query", "extra_body", "timeout"}
+
+SDK_PARAMETERS = '''\
+"""The parameters that the openai and anthropic packages know, by route. Generated (`make docs`): do not edit."""
+
+SDK_PARAMETERS: dict[str, frozenset[str]] = {
+'''
+
+
+def sdk_parameters() -> str:
+    """src/llmpod/worker/sdk_parameters.py: the packages are not in the worker's image, so their parameters are data."""
+    out = [SDK_PARAMETERS]
+    for route, methods in SDK_METHODS.items():
+        names = {name for method in methods for name in inspect.signature(method).parameters} - NOT_IN_BODIES
+        out += [f'    "{route}": frozenset(\n        {{\n']
+        out += [f'            "{name}",\n' for name in sorted(names)]
+        out += ["        }\n    ),\n"]
+    return "".join([*out, "}\n"])
+
+
 def env_example() -> str:
     """.env.example: every setting, commented out, with its default."""
     out = ["# Settings of the worker, with their defaults. docs/configuration.md explains them."]
@@ -212,6 +252,7 @@ def files() -> dict[Path, str]:
     return {
         ROOT / "docs" / "configuration.md": configuration(),
         ROOT / "docs" / "errors.md": errors(),
+        ROOT / "src" / "llmpod" / "worker" / "sdk_parameters.py": sdk_parameters(),
         ROOT / ".env.example": env_example(),
         ROOT / ".runpod" / "hub.json": json.dumps(hub(), indent=2, ensure_ascii=False) + "\n",
         ROOT / ".runpod" / "tests.json": json.dumps(hub_tests(), indent=2, ensure_ascii=False) + "\n",
@@ -219,7 +260,7 @@ def files() -> dict[Path, str]:
 
 
 def stale() -> list[str]:
-    """Generated files that do not say what the settings say."""
+    """Generated files that do not say what they are made from."""
     return [
         str(path.relative_to(ROOT))
         for path, content in files().items()
