@@ -33,7 +33,8 @@ async def until_idle(engine: Engine) -> None:
 
 async def test_a_plain_job_gets_one_whole_reply(make_worker: MakeWorker, events: Events) -> None:
     [reply] = await replies_of(make_worker(), QUESTION)
-    assert list(reply) == ["choices", "usage", "limits", "model", "request_id"]
+    assert list(reply) == ["choices", "usage", "limits", "model", "request_id", "text"]
+    assert reply["text"] == reply["choices"][0]["text"]
     [choice] = reply["choices"]
     assert choice["index"] == 0
     assert choice["finish_reason"] == "stop"

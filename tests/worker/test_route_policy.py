@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmpod.worker import route_policy
-from llmpod.worker.errors import Code, JobError
+from llmpod.worker.errors import Code, JobError, StartError
 from llmpod.worker.settings import Settings
 
 CHAT = route_policy.RULES["/v1/chat/completions"]
@@ -112,6 +112,92 @@ def test_admin_and_unknown_routes_are_closed_until_named(path: str) -> None:
         route_policy.rule_for(path, ())
     assert caught.value.code is Code.ROUTE_CLOSED
     assert route_policy.rule_for(path, (path,)).path == path
+
+
+@pytest.mark.parametrize(
+    ("path", "meant"),
+    [
+        ("/chat/completions", "/v1/chat/completions"),
+        ("/v1/v1/chat/completions", "/v1/chat/completions"),
+        ("/openai/v1/chat/completions", "/v1/chat/completions"),
+        ("/completions", "/v1/completions"),
+        ("/responses", "/v1/responses"),
+        ("/messages", "/v1/messages"),
+        ("/v1/v1/messages", "/v1/messages"),
+        ("/models", "/v1/models"),
+        ("/v1/v1/models", "/v1/models"),
+        ("/embeddings", "/v1/embeddings"),
+        ("/v1/health", "/health"),
+        ("/v1/tokenize", "/tokenize"),
+        ("/v1/chat", "/v1/chat/completions"),
+        ("/v1/chat/completion", "/v1/chat/completions"),
+        ("/v1/respones", "/v1/responses"),
+    ],
+)
+def test_a_near_miss_names_the_route_that_was_meant(path: str, meant: str) -> None:
+    with pytest.raises(JobError) as caught:
+        route_policy.rule_for(path, (), exists=False)
+    assert caught.value.code is Code.NOT_FOUND
+    assert f"{meant} is." in caught.value.message
+
+
+def test_a_path_that_nobody_has_is_no_closed_one() -> None:
+    with pytest.raises(JobError) as caught:
+        route_policy.rule_for("/api/generate", (), exists=False)
+    assert caught.value.code is Code.NOT_FOUND
+
+
+@pytest.mark.parametrize(
+    ("route", "name"),
+    [
+        ("/v1/models/demo", "demo"),
+        ("/v1/models/org/Model-7B", "org/Model-7B"),
+        ("/v1/models/org%2FModel-7B?x=y", "org/Model-7B"),
+        ("/v1/models/demo/", "demo"),
+        ("/v1/models", None),
+        ("/v1/models/", None),
+        ("/v1/models//", None),
+        ("/v1/models?a=b", None),
+    ],
+)
+def test_the_model_that_is_asked_for_is_read_from_the_path(route: str, name: str | None) -> None:
+    assert route_policy.asked_model(route) == name
+
+
+@pytest.mark.parametrize(
+    ("name", "needs"),
+    [
+        ("/sleep", "VLLM_SERVER_DEV_MODE=1 and ENABLE_SLEEP_MODE=true"),
+        ("v1/load_lora_adapter/", "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 and ENABLE_LORA=true"),
+        ("/v1/chat/competions", "Remove or correct it"),
+    ],
+)
+def test_an_opened_route_that_vllm_does_not_have_stops_the_start_with_the_reason(name: str, needs: str) -> None:
+    existing = {"/v1/chat/completions", "/scale_elastic_ep"}
+    with pytest.raises(StartError) as caught:
+        route_policy.check_opened(("/scale_elastic_ep", name), existing)
+    assert caught.value.setting == "ALLOWED_ROUTES"
+    assert needs in caught.value.cure
+    route_policy.check_opened(("/scale_elastic_ep", "v1/embeddings"), existing)
+
+
+@pytest.mark.parametrize(
+    ("path", "generates", "existing", "reason"),
+    [
+        ("/v1/embeddings", True, (), "RUNNER=pooling"),
+        ("/v1/chat/completions", False, (), "RUNNER=generate"),
+        ("/v1/audio/transcriptions", True, (), "speech model"),
+        ("/v1/audio/translations", False, (), "speech model"),
+        ("/classify", False, ("/v1/embeddings", "/score"), "What it can: /v1/embeddings, /score."),
+        ("/tokenize", True, ("/tokenize",), "does not take GET there"),
+    ],
+)
+def test_a_route_that_the_model_does_not_have_says_why(
+    path: str, generates: bool, existing: tuple[str, ...], reason: str
+) -> None:
+    error = route_policy.absent(route_policy.RULES[path], "GET", path, generates=generates, existing=existing)
+    assert error.code is Code.NOT_FOUND
+    assert reason in error.message
 
 
 def test_allowed_routes_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,10 +363,3 @@ def test_an_unknown_model_is_a_404_that_lists_the_valid_names() -> None:
         route_policy.resolve_model("gpt-4", NAMES)
     assert (caught.value.failure.status, caught.value.field) == (404, "model")
     assert "served, ad" in caught.value.message
-
-
-def test_an_unknown_parameter_is_named_with_the_one_it_resembles() -> None:
-    with pytest.raises(JobError, match="temperature") as caught:
-        route_policy.refuse_unknown({"temprature": 1}, {"temperature", "top_p"})
-    assert (caught.value.code, caught.value.field) == (Code.UNKNOWN_FIELD, "temprature")
-    route_policy.refuse_unknown({"temperature": 1, "store": True, "service_tier": "auto"}, {"temperature"})

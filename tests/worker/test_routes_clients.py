@@ -116,7 +116,8 @@ async def served(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Serv
         MAX_MODEL_LEN="3000",
         MAX_NUM_SEQS="32",
         SCHEDULING_POLICY="priority",
-        ALLOWED_ROUTES="/is_scaling_elastic_ep",
+        ALLOWED_ROUTES="/is_scaling_elastic_ep,/v1/load_lora_adapter,/v1/unload_lora_adapter",
+        VLLM_ALLOW_RUNTIME_LORA_UPDATING="1",
     ):
         yield served
 
@@ -161,6 +162,79 @@ def model(served: Served) -> str:
 async def test_models_are_listed_with_their_adapters(served: Served) -> None:
     models = await served.openai.models.list()
     assert [model.id for model in models.data] == ["llmpod-demo", "Coach"]
+
+
+@pytest.mark.parametrize("name", ["llmpod-demo", "Coach", "demo"])
+async def test_a_model_is_retrieved_by_any_of_its_names(served: Served, name: str) -> None:
+    found = await served.openai.models.retrieve(name)
+    assert found.id == {"demo": "llmpod-demo"}.get(name, name)
+    assert found.object == "model"
+
+
+async def test_a_model_that_is_not_served_is_not_retrieved(served: Served) -> None:
+    with pytest.raises(openai.NotFoundError, match="serves: llmpod-demo, Coach"):
+        await served.openai.models.retrieve("org/gpt-4")
+
+
+@pytest.mark.parametrize("base", ["/openai", "/openai/v1/v1"])
+async def test_a_wrong_base_url_is_told_the_route_that_was_meant(served: Served, base: str, model: str) -> None:
+    client = openai.AsyncOpenAI(base_url=served.endpoint.url + base, api_key="none", max_retries=0)
+    with pytest.raises(openai.NotFoundError, match=r"/v1/chat/completions is.*base_url ends in /openai/v1, once"):
+        await client.chat.completions.create(model=model, messages=QUESTION)
+    with pytest.raises(openai.NotFoundError, match="/v1/models is"):
+        await client.models.list()
+
+
+async def test_an_adapter_is_loaded_at_run_time_where_the_route_is_opened(
+    served: Served, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    adapter = make_adapter(tmp_path_factory.mktemp("lora") / "later")
+    loaded = await served.job(
+        {"route": "/v1/load_lora_adapter", "body": {"lora_name": "Later", "lora_path": str(adapter)}}
+    )
+    assert loaded["status"] == "COMPLETED", loaded
+    done = await served.openai.chat.completions.create(model="later", messages=QUESTION, max_tokens=3)
+    assert done.model == "Later"
+    removed = await served.job({"route": "/v1/unload_lora_adapter", "body": {"lora_name": "Later"}})
+    assert removed["status"] == "COMPLETED", removed
+
+
+IGNORED_ON: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    ("/v1/responses", {"input": "Hi", "max_output_tokens": 3}, {"client_metadata": {"x": "1"}}),
+    ("/v1/chat/completions", {"messages": QUESTION, "max_tokens": 3}, {"reasoning": {"effort": "low"}, "provider": {}}),
+    ("/v1/messages", {"messages": QUESTION, "max_tokens": 3}, {"context_management": {"edits": []}}),
+]
+
+
+@pytest.mark.parametrize(("route", "body", "extra"), IGNORED_ON)
+async def test_what_was_ignored_is_in_the_answer_the_first_event_and_the_log(
+    served: Served, model: str, route: str, body: dict[str, Any], extra: dict[str, Any]
+) -> None:
+    status, said = await served.post(route, {"model": model} | body | extra)
+    assert status == 200, said
+    assert said["limits"] == {"ignored": list(extra)}
+    job = await served.job({"route": route, "body": {"model": model, "stream": True} | body | extra})
+    events = [line[6:] for line in "".join(job["output"]).splitlines() if line.startswith("data: {")]
+    assert json.loads(events[0])["limits"] == {"ignored": list(extra)}
+    end = await served.worker.event("end", job["id"])
+    assert end["ignored"] == list(extra)
+
+
+async def test_a_field_that_would_change_the_answer_is_the_clients_error(served: Served, model: str) -> None:
+    options: Any = {"model": model, "messages": QUESTION, "max_tokens": 3}
+    with pytest.raises(openai.BadRequestError, match="Give them as tools") as caught:
+        await served.openai.chat.completions.create(**options, functions=[{"name": "f", "parameters": {}}])
+    assert caught.value.param == "functions"
+    done = await served.openai.chat.completions.create(**options, functions=[], function_call="none", store=False)
+    assert done.choices
+
+
+async def test_an_older_spelling_of_a_constraint_binds(served: Served, model: str) -> None:
+    done = await served.openai.chat.completions.create(
+        model=model, messages=QUESTION, max_tokens=9, extra_body={"guided_choice": ["yes", "no"]}
+    )
+    assert done.choices[0].message.content in ("yes", "no")
+    assert done.limits["moved"] == {"guided_choice": "structured_outputs.choice"}  # type: ignore[attr-defined]
 
 
 async def test_chat_streamed_and_not_gives_the_same_answer(served: Served, model: str) -> None:

@@ -1,6 +1,7 @@
 """The native reply: its shape when it comes whole, and its shape when it is streamed.
 
-Whole: {"choices": [{index, text, finish_reason, …}], "usage", "limits", "model", "request_id", "validation"?}.
+Whole: {"choices": [{index, text, finish_reason, …}], "usage", "limits", "model", "request_id", "text", "validation"?}.
+`text` is the first choice's, where clients of other workers look for it.
 Streamed: {"choices": [{index, text}]} per chunk, `text` being only what is new; the last chunk has the rest.
 Joining a choice's texts gives the whole text, always.
 """
@@ -11,6 +12,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from llmpod.worker.generation import Delta, Usage
+from llmpod.worker.inputs import NativeRequest
 from llmpod.worker.limits import MaxTokens
 
 Reply = dict[str, Any]
@@ -44,7 +46,9 @@ def says_something(reply: Reply) -> bool:
     return any(choice["text"] or "finish_reason" in choice or "logprobs" in choice for choice in reply["choices"])
 
 
-def ending(usage: Usage, max_tokens: MaxTokens, *, model: str, request_id: str) -> Reply:
+def ending(
+    request: NativeRequest, answer: Answer, usage: Usage, max_tokens: MaxTokens, model: str, request_id: str
+) -> Reply:
     """What a whole reply and a stream's last chunk carry beside the choices."""
     reply: Reply = {
         "usage": {
@@ -52,12 +56,14 @@ def ending(usage: Usage, max_tokens: MaxTokens, *, model: str, request_id: str) 
             "output": usage.completion_tokens,
             "total": usage.prompt_tokens + usage.completion_tokens,
         },
-        "limits": {"max_tokens": max_tokens.as_dict()},
+        "limits": {"max_tokens": max_tokens.as_dict(), **request.adapted},
         "model": model,
         "request_id": request_id,
     }
     if usage.cached_tokens:
         reply["usage"]["cached"] = usage.cached_tokens
+    if not request.stream:
+        reply["text"] = answer.texts.get(0, "")
     return reply
 
 

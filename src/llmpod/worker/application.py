@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 
-from llmpod.worker import route_table, served
+from llmpod.worker import route_policy, route_table, served
 from llmpod.worker.asgi import App, Exchange
 from llmpod.worker.errors import Code, JobError, StartError
 from llmpod.worker.inputs import GUARD
@@ -69,6 +69,7 @@ class Application:
         harmony = self._llm.model_config.hf_config.model_type == "gpt_oss"
         self.calls_tools = harmony or (arguments.enable_auto_tool_choice and bool(arguments.tool_call_parser))
         self.routes = route_table.read(app)
+        route_policy.check_opened(self._settings.allowed_routes, self.paths)
         self.asgi = app
 
     async def install_guard(self) -> None:
@@ -94,6 +95,15 @@ class Application:
 
         renderer._tokenize_prompt_async = guarded
         self._guards = await self._cuts()
+
+    @property
+    def paths(self) -> frozenset[str]:
+        """Every path that vLLM's application has for this model, open or not."""
+        return frozenset(route.path for route in self.routes)
+
+    def has(self, path: str) -> bool:
+        """Whether some route of the application answers at the path."""
+        return any(route.pattern.fullmatch(path) for route in self.routes)
 
     def route(self, method: str, path: str) -> Route | None:
         """The route that takes the call, if there is one for the model that is served."""

@@ -41,6 +41,7 @@ class Engine:
         self._prompts: Prompts | None = None
         self._sampling: Sampling  # once `start` has read the settings
         self.sampling_names: frozenset[str] = frozenset()
+        self.sampling_defaults: Mapping[str, Any] = {}  # the value of each that changes nothing
         self.model_name = settings.served_name
         self.max_model_len = 0
         self.max_num_seqs = 0
@@ -90,6 +91,7 @@ class Engine:
         # What can be wrong without a model is said before one is loaded.
         self._sampling = Sampling(self._settings.default_sampling_params)
         self.sampling_names = self._sampling.names
+        self.sampling_defaults = self._sampling.values_without_effect
         arguments = engine_arguments.read(self._settings, self._environment, self._emit)
         self._emit(
             "loading",

@@ -28,18 +28,26 @@ class Code(enum.Enum):
 
     INVALID_INPUT = Failure("invalid_input", 400, False, "Correct the named field and send the job again.")
     UNKNOWN_FIELD = Failure("unknown_field", 400, False, "Remove the named field or correct its spelling.")
-    PROMPT_TOO_LONG = Failure("prompt_too_long", 400, False, "Shorten the prompt, or raise MAX_PROMPT_CHARS.")
+    PROMPT_TOO_LONG = Failure(
+        "prompt_too_long", 400, False, "Shorten the prompt. Its limit is the operator's: MAX_PROMPT_CHARS."
+    )
     CONTEXT_LENGTH_EXCEEDED = Failure(
-        "context_length_exceeded", 400, False, "Shorten the prompt, lower max_tokens, or raise MAX_MODEL_LEN."
+        "context_length_exceeded",
+        400,
+        False,
+        "Shorten the prompt or lower max_tokens. The limit is the operator's: MAX_MODEL_LEN.",
     )
     UNSUPPORTED = Failure("unsupported", 400, False, "This worker does not do that; see the message.")
     NOT_FOUND = Failure("not_found", 404, False, "Use one of the names in the message.")
-    ROUTE_CLOSED = Failure("route_closed", 403, False, "Whoever runs this worker can open the route: ALLOWED_ROUTES.")
+    ROUTE_CLOSED = Failure("route_closed", 403, False, "Only who runs this worker can open a route: ALLOWED_ROUTES.")
     BLOCKED = Failure("content_filter", 400, False, "This worker does not answer such requests.")
     OVERLOADED = Failure("overloaded", 503, True, "Send the job again later.")
-    TIMEOUT = Failure("timeout", 504, True, "Ask for fewer tokens, or raise the job's time limit.")
+    TIMEOUT = Failure("timeout", 504, True, "Ask for fewer tokens, or give the job more time: policy.executionTimeout.")
     RESULT_TOO_LARGE = Failure(
-        "result_too_large", 413, False, "Ask for less in one job, or stream it with RETURN_AGGREGATE_STREAM=false."
+        "result_too_large",
+        413,
+        False,
+        "Ask for less in one job, or stream it from a worker whose operator set RETURN_AGGREGATE_STREAM=false.",
     )
     WORKER_STOPPING = Failure("worker_stopping", 503, True, "Send the job again; another worker takes it.")
     GENERATION_FAILED = Failure("generation_failed", 500, True, "Send the job again; the worker's log has the cause.")

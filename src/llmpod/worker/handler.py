@@ -118,7 +118,7 @@ class Worker:
                     yield reply
         validation = self._validation(request, intent, answer)
         record.finish(step, answer, validation)
-        ending = answers.ending(step.usage, max_tokens, model=self.engine.model_name, request_id=record.id)
+        ending = answers.ending(request, answer, step.usage, max_tokens, self.engine.model_name, record.id)
         yield reply | ending | ({"validation": validation} if validation else {})
 
     def _validates(self, request: inputs.NativeRequest) -> bool:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from llmpod.worker.errors import Code, JobError
+from llmpod.worker.native_fields import settle_native
 
 MAX_DEPTH = 32
 """Deepest nesting of lists and objects in a job. A JSON schema for structured output needs the most."""
@@ -44,6 +45,7 @@ class NativeRequest:
     stream: bool
     enable_validation: bool | None
     apply_chat_template: bool
+    adapted: Mapping[str, Any] = field(default_factory=dict)  # fields taken under another name, and ignored ones
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -153,10 +155,11 @@ def _body(job_input: dict[str, Any], field: str) -> dict[str, Any] | None:
 
 
 def _native(job_input: dict[str, Any], sampling_names: Collection[str]) -> NativeRequest:
+    settled = settle_native(job_input, _Native.model_fields, sampling_names)
     try:
-        native = _Native.model_validate(job_input)
+        native = _Native.model_validate(settled.body)
     except ValidationError as error:
-        raise _explain(error) from None
+        raise _explain(error, {*_Native.model_fields, *sampling_names, "max_tokens"}) from None
 
     if native.prompt is not None and native.messages is not None:
         raise JobError(Code.INVALID_INPUT, "Give prompt or messages, not both.", field="messages")
@@ -182,6 +185,7 @@ def _native(job_input: dict[str, Any], sampling_names: Collection[str]) -> Nativ
         stream=stream,
         enable_validation=native.enable_validation,
         apply_chat_template=native.apply_chat_template is not False,
+        adapted=settled.as_dict(),
     )
 
 
@@ -260,11 +264,11 @@ def _check_text(value: object, path: str) -> None:
             )
 
 
-def _explain(error: ValidationError) -> JobError:
+def _explain(error: ValidationError, known: Collection[str]) -> JobError:
     fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
     field = _path(fault["loc"])
     if fault["type"] == "extra_forbidden":
-        return unknown(str(fault["loc"][-1]), field, set(_Native.model_fields) if len(fault["loc"]) == 1 else set())
+        return unknown(str(fault["loc"][-1]), field, known if len(fault["loc"]) == 1 else set())
     message = fault["msg"].removeprefix("Input ").removesuffix(".")
     return JobError(Code.INVALID_INPUT, f"{field} {message[0].lower()}{message[1:]}.", field=field)
 

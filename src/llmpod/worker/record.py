@@ -29,6 +29,7 @@ class JobRecord:
         self.model: str | None = None  # what the model of a route job was called, or is
         self.streaming = False  # part of a route's stream has been sent
         self.generated = False  # the engine has said everything; what is left to send need not wait for more
+        self.adapted: Mapping[str, Any] = {}  # fields taken under another name, and ignored ones
         self.interruption: JobError | None = None  # why the job is being cut short, if it was not cancelled
         self.watch = Watch()  # what the engine does for it
         self._emit = emit
@@ -43,6 +44,7 @@ class JobRecord:
         """The job's input is understood."""
         self.stream = request.stream
         self.max_tokens = max_tokens
+        self.adapted = request.adapted
         self._start(
             prompt_len=request.chars,
             max_tokens=max_tokens.effective,
@@ -157,6 +159,7 @@ class JobRecord:
             exec_ms=round(((self._finished or time.monotonic()) - self._received) * 1000, 1),
             intent=self.intent,
             max_tokens=self.max_tokens.as_dict() if self.max_tokens else None,
+            **self.adapted,
             **(self._counts() if self.watch.generated else {}) | self._result,
             **fields,
         )

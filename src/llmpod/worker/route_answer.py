@@ -66,6 +66,9 @@ class RouteAnswer:
         answer = orjson.loads(content)
         if not isinstance(answer, dict):
             return content.decode()
+        if self._call.wanted_model is not None:
+            cards: list[dict[str, Any]] = answer["data"]
+            return next(card for card in cards if card["id"] == self._call.wanted_model)
         limits = self._call.reported_limits
         if limits is not None:
             answer["limits"] = limits

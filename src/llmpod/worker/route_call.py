@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextvars
-from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,10 +25,10 @@ class RouteCall:
     method: str
     path: str
     query: str
-    fields: Collection[str] | None  # what the route's body may hold; None: vLLM does not say
     given: dict[str, Any]  # the client's body
     prompt: Prompt  # what it says to the model
     new: Rewritten  # the body as vLLM gets it
+    wanted_model: str | None = None  # of /v1/models, the one that is asked for
 
     @property
     def watch(self) -> served.Watch:
@@ -45,9 +44,8 @@ class RouteCall:
     def reported_limits(self) -> dict[str, Any] | None:
         """What the answer says about its limits: only what was changed, on routes whose answers are known."""
         max_tokens = self.record.max_tokens
-        if max_tokens is None or not max_tokens.reason or self.rule.path not in RULES:
-            return None
-        return {"max_tokens": max_tokens.as_dict()}
+        changed = {"max_tokens": max_tokens.as_dict()} if max_tokens is not None and max_tokens.reason else {}
+        return {**changed, **self.record.adapted} or None if self.rule.path in RULES else None
 
     def exchange(self, app: App, settings: Settings) -> Exchange:
         """The call as vLLM's application gets it, not begun yet.

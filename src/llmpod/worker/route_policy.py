@@ -10,9 +10,10 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
+from urllib.parse import unquote
 
-from llmpod.worker import inputs, limits, tools
-from llmpod.worker.errors import Code, JobError
+from llmpod.worker import client_fields, limits, tools
+from llmpod.worker.errors import Code, JobError, StartError
 from llmpod.worker.settings import Settings
 
 Kind = Literal["generate", "embed", "tokens", "info"]
@@ -126,39 +127,6 @@ _SEGMENT = re.compile(r"[A-Za-z0-9._~-]+")
 _QUERY = re.compile(r"[A-Za-z0-9._~=&%+-]*")
 
 
-# OpenAI's and Anthropic's own parameters that vLLM has no use for: their clients send them, and mean no harm.
-_IGNORED = frozenset(
-    {
-        "audio",
-        "betas",
-        "container",
-        "context_management",
-        "filename",
-        "function_call",
-        "functions",
-        "mcp_servers",
-        "metadata",
-        "modalities",
-        "model",
-        "output_config",
-        "parallel_tool_calls",
-        "prediction",
-        "prompt_cache_key",
-        "prompt_cache_retention",
-        "reasoning_effort",
-        "request_id",
-        "safety_identifier",
-        "service_tier",
-        "store",
-        "stream",
-        "thinking",
-        "user",
-        "verbosity",
-        "web_search_options",
-    }
-)
-
-
 def clean(route: str, *, field: str) -> tuple[str, str]:
     """A route's path and query. A path only: nothing that could mean another host, or another path once decoded.
 
@@ -173,18 +141,97 @@ def clean(route: str, *, field: str) -> tuple[str, str]:
     return "/" + "/".join(segments), query
 
 
-def rule_for(path: str, allowed: Collection[str]) -> Rule:
+def asked_model(route: str) -> str | None:
+    """The name in a call of OpenAI's /v1/models/{model}, which vLLM does not have; slashes may be encoded."""
+    name = unquote(route.partition("?")[0].removeprefix("/v1/models/")) if route.startswith("/v1/models/") else ""
+    return name.strip("/") or None
+
+
+def rule_for(path: str, allowed: Collection[str], *, exists: bool = True) -> Rule:
     """The rule of an open path; one that only ALLOWED_ROUTES opens takes any method, and counts as generating.
 
+    `exists`: whether vLLM has the path at all.
+
     Raises:
-        JobError: route_closed.
+        JobError: route_closed; not_found, with the path that was probably meant.
     """
     for rule in RULES.values():
         if re.fullmatch(re.sub(r"\{\w+\}", "[^/]+", rule.path), path):
             return rule
     if path in {"/" + name.strip("/") for name in allowed}:
         return Rule(path, ("GET", "POST", "PUT", "DELETE"), "generate", ("max_completion_tokens", "max_tokens"))
-    raise JobError(Code.ROUTE_CLOSED, f"{path} is not a route of this worker.", field="route")
+    if exists:
+        raise JobError(Code.ROUTE_CLOSED, f"{path} is closed on this worker.", field="route")
+    meant = _meant(path)
+    if meant is None:
+        raise JobError(Code.NOT_FOUND, f"{path} is not a route of vLLM. {_OPEN}", field="route")
+    base = " A client's base_url ends in /openai/v1, once; Anthropic's in /openai." if _is_tail(path, meant) else ""
+    raise JobError(Code.NOT_FOUND, f"{path} is not a route; {meant} is.{base}", field="route")
+
+
+_OPEN = "docs/routes.md has those that are open; /v1/chat/completions is one."
+
+
+def _meant(path: str) -> str | None:
+    """The open path that a wrong one probably means: one end of it is the same, or nearly all of it."""
+    plain = [rule.path for rule in RULES.values() if "{" not in rule.path]
+    tails = [known for known in plain if _is_tail(path, known)]
+    if tails:
+        return min(tails, key=lambda known: abs(len(known) - len(path)))
+    longer = [known for known in plain if known.startswith(path + "/")]
+    return longer[0] if longer else client_fields.resembles(path[:64], plain)
+
+
+def _is_tail(path: str, known: str) -> bool:
+    return path.endswith(known) or known.endswith(path)
+
+
+def check_opened(allowed: Collection[str], existing: Collection[str]) -> None:
+    """Every route that ALLOWED_ROUTES names is one that vLLM has.
+
+    Raises:
+        StartError: with what vLLM mounts the route for.
+    """
+    for name in allowed:
+        path = "/" + name.strip("/")
+        if path in existing or path in RULES:
+            continue
+        needs = next((needs for paths, needs in _NEEDS if path in paths), None)
+        raise StartError(
+            f"ALLOWED_ROUTES names {path}, which vLLM does not have as this worker runs it.",
+            f"It needs {needs}; or remove it." if needs else "Remove or correct it; some need VLLM_SERVER_DEV_MODE=1.",
+            setting="ALLOWED_ROUTES",
+        )
+
+
+_NEEDS = (
+    (("/sleep", "/wake_up", "/is_sleeping"), "VLLM_SERVER_DEV_MODE=1 and ENABLE_SLEEP_MODE=true"),
+    (
+        ("/v1/load_lora_adapter", "/v1/unload_lora_adapter"),
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 and ENABLE_LORA=true (LORA_MODULES implies it)",
+    ),
+    (("/tokenizer_info",), "ENABLE_TOKENIZER_INFO_ENDPOINT=true"),
+    (("/start_profile", "/stop_profile"), "PROFILER_CONFIG"),
+)
+"""What vLLM mounts a route for (vllm/entrypoints/launchers/api_server/routers.py and the routers it names)."""
+
+
+def absent(rule: Rule, method: str, path: str, *, generates: bool, existing: Collection[str]) -> JobError:
+    """Why an open route is not there: the worker's other side has it, or a model of another kind."""
+    if path in existing:
+        reason = f"vLLM does not take {method} there."
+    elif rule.form:
+        reason = "It needs a speech model, which this worker's is not."
+    elif (rule.kind == "embed") == generates and rule.kind in ("generate", "embed"):
+        runner = "generates text" if generates else "embeds and scores (RUNNER=pooling)"
+        reason = (
+            f"This worker {runner}, and one worker does either: the route needs another, "
+            f"whose operator sets RUNNER={'pooling' if generates else 'generate'}."
+        )
+    else:
+        here = ", ".join(known.path for known in RULES.values() if known.kind == rule.kind and known.path in existing)
+        reason = f"Its model cannot do it. What it can: {here}."
+    return JobError(Code.NOT_FOUND, f"{path} is not among this model's routes. {reason}", field="route")
 
 
 def method_for(rule: Rule, given: str | None, *, has_body: bool) -> str:
@@ -244,17 +291,6 @@ def _leaves(value: object, *, with_keys: bool) -> Iterator[str | int]:
                     pending.extend((found[key], key))
                 elif key not in _NO_TEXT and key not in MEDIA_KEYS and not isinstance(found[key], int | float):
                     pending.append(found[key])
-
-
-def refuse_unknown(body: Mapping[str, Any], fields: Collection[str]) -> None:
-    """vLLM ignores a parameter that it does not know; a mistyped one then does nothing, and nobody is told.
-
-    Raises:
-        JobError: unknown_field, with the field that was probably meant.
-    """
-    for name in body:
-        if name not in fields and name not in _IGNORED:
-            raise inputs.unknown(name, name, fields)
 
 
 def blamed(message: str, body: Mapping[str, Any]) -> str | None:

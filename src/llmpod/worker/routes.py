@@ -7,12 +7,13 @@ and error object in it.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Collection, Iterator
 from contextlib import aclosing
+from typing import Any
 
 import orjson
 
-from llmpod.worker import answers, inputs, limits, media, route_policy, tools
+from llmpod.worker import answers, inputs, limits, media, route_fields, route_policy, tools
 from llmpod.worker.asgi import Broken
 from llmpod.worker.engine import Engine
 from llmpod.worker.errors import Code, JobError, RouteError
@@ -70,34 +71,48 @@ class Routes:
         """The open route that the request means, and its body with the numbers within the limits."""
         record.route = request.route[:200]
         shape = "route" if isinstance(request, inputs.RouteRequest) else "openai_route"
-        path, query = route_policy.clean(request.route, field=shape)
-        rule = route_policy.rule_for(path, self.settings.allowed_routes)
+        named = route_policy.asked_model(request.route)
+        path, query = ("/v1/models", "") if named else route_policy.clean(request.route, field=shape)
+        exists = self.engine.application.has(path)
+        rule = route_policy.rule_for(path, self.settings.allowed_routes, exists=exists)
         method = route_policy.method_for(rule, request.method, has_body=request.body is not None)
-        fields = self._route(method, path).fields
-        given = request.body or {}
+        fields = self._route(rule, method, path).fields
+        wanted = route_policy.resolve_model(named, self.engine.application.names)
+        given = self._settled(rule, fields, request, record)
         prompt = route_policy.prompt_of(given)
-        new = self._rewritten(rule, request, prompt, record)
+        new = self._rewritten(rule, given, request, prompt, record)
         record.watch.max_tokens = None if new.max_tokens is None else max(1, new.max_tokens.effective)
         record.watch.most = limits.most_at_once(self.settings, scores=rule.scores)
-        return RouteCall(record, rule, method, path, query, fields, given, prompt, new)
+        return RouteCall(record, rule, method, path, query, given, prompt, new, wanted)
 
-    def _route(self, method: str, path: str) -> Route:
+    def _route(self, rule: Rule, method: str, path: str) -> Route:
         """The route is open; whether this model has it is another question."""
         route = self.engine.application.route(method, path)
         if route is not None:
             return route
-        runner = "generates text" if self.engine.generates else "embeds and scores (RUNNER=pooling)"
-        other = "RUNNER=pooling" if self.engine.generates else "RUNNER=generate"
-        raise JobError(
-            Code.NOT_FOUND,
-            f"{method} {path} is not among this model's routes. This worker {runner}; one worker does either, "
-            f"and the other side needs a worker with {other} or a model that can do it.",
-            field="route",
-        )
+        generates, existing = self.engine.generates, self.engine.application.paths
+        raise route_policy.absent(rule, method, path, generates=generates, existing=existing)
 
-    def _rewritten(self, rule: Rule, request: inputs.OpenAIRequest, prompt: Prompt, record: JobRecord) -> Rewritten:
-        """The body within the limits, and the record's start line, which says less of a body beyond them."""
+    def _settled(
+        self, rule: Rule, fields: Collection[str] | None, request: inputs.OpenAIRequest, record: JobRecord
+    ) -> dict[str, Any]:
+        """The body without the fields that nobody reads, which the record and the answer report."""
         given = request.body or {}
+        if fields is None:
+            return given
+        try:
+            settled = route_fields.settle(rule, given, fields, self.engine.sampling_defaults)
+        except JobError:
+            chars = route_policy.prompt_of(given).chars
+            record.start_route(stream=request.stream, model=_short(given.get("model")), prompt_len=chars)
+            raise
+        record.adapted = settled.as_dict()
+        return settled.body
+
+    def _rewritten(
+        self, rule: Rule, given: dict[str, Any], request: inputs.OpenAIRequest, prompt: Prompt, record: JobRecord
+    ) -> Rewritten:
+        """The body within the limits, and the record's start line, which says less of a body beyond them."""
         try:
             new = route_policy.rewrite(rule, given, self.settings)
         except JobError:
@@ -117,8 +132,6 @@ class Routes:
         """What the body says, checked, and made fit for vLLM."""
         if not call.given or call.rule.kind == "info":
             return
-        if call.fields is not None:
-            route_policy.refuse_unknown(call.given, call.fields)
         self._check_tools(call)
         self._check_prompt(call)
         self._name_model(call)

@@ -43,6 +43,8 @@ class Sampling:
 
         fields = {name for name in SamplingParams.__struct_fields__ if not name.startswith("_")}
         self.names = frozenset(fields - NOT_FROM_CLIENTS)
+        unset = SamplingParams()
+        self.values_without_effect = {name: getattr(unset, name) for name in self.names}
         self._operators = operators
         self._default: dict[str, Any] = {}
         for name in operators:

@@ -250,7 +250,8 @@ class Settings(BaseSettings):
         (),
         "Routes",
         "Routes to open beside inference, models, tokenize, health and metrics, separated by commas: "
-        "/v1/load_lora_adapter, /sleep, … Whoever may send jobs may then call them.",
+        "/v1/load_lora_adapter, … Whoever may send jobs may then call them. Some need a variable of vLLM's own: "
+        "docs/routes.md.",
     )
     max_tokens_policy: Literal["lower", "reject"] = setting(
         "lower",
