@@ -141,10 +141,11 @@ def test_a_near_miss_names_the_route_that_was_meant(path: str, meant: str) -> No
     assert f"{meant} is." in caught.value.message
 
 
-def test_a_path_that_nobody_has_is_no_closed_one() -> None:
+@pytest.mark.parametrize("path", [*ADMIN, "/api/generate", "/v1/engines/x/completion", "/x" * 200])
+def test_a_path_that_resembles_none_is_closed(path: str) -> None:
     with pytest.raises(JobError) as caught:
-        route_policy.rule_for("/api/generate", (), exists=False)
-    assert caught.value.code is Code.NOT_FOUND
+        route_policy.rule_for(path, (), exists=False)
+    assert caught.value.code is Code.ROUTE_CLOSED
 
 
 @pytest.mark.parametrize(

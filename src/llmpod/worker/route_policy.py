@@ -150,7 +150,7 @@ def asked_model(route: str) -> str | None:
 def rule_for(path: str, allowed: Collection[str], *, exists: bool = True) -> Rule:
     """The rule of an open path; one that only ALLOWED_ROUTES opens takes any method, and counts as generating.
 
-    `exists`: whether vLLM has the path at all.
+    `exists`: whether vLLM has the path; if so, it was not meant for another.
 
     Raises:
         JobError: route_closed; not_found, with the path that was probably meant.
@@ -160,16 +160,11 @@ def rule_for(path: str, allowed: Collection[str], *, exists: bool = True) -> Rul
             return rule
     if path in {"/" + name.strip("/") for name in allowed}:
         return Rule(path, ("GET", "POST", "PUT", "DELETE"), "generate", ("max_completion_tokens", "max_tokens"))
-    if exists:
-        raise JobError(Code.ROUTE_CLOSED, f"{path} is closed on this worker.", field="route")
-    meant = _meant(path)
+    meant = None if exists else _meant(path)
     if meant is None:
-        raise JobError(Code.NOT_FOUND, f"{path} is not a route of vLLM. {_OPEN}", field="route")
+        raise JobError(Code.ROUTE_CLOSED, f"{path} is no open route of this worker.", field="route")
     base = " A client's base_url ends in /openai/v1, once; Anthropic's in /openai." if _is_tail(path, meant) else ""
     raise JobError(Code.NOT_FOUND, f"{path} is not a route; {meant} is.{base}", field="route")
-
-
-_OPEN = "docs/routes.md has those that are open; /v1/chat/completions is one."
 
 
 def _meant(path: str) -> str | None:
@@ -179,7 +174,7 @@ def _meant(path: str) -> str | None:
     if tails:
         return min(tails, key=lambda known: abs(len(known) - len(path)))
     longer = [known for known in plain if known.startswith(path + "/")]
-    return longer[0] if longer else client_fields.resembles(path[:64], plain)
+    return longer[0] if longer else client_fields.resembles(path, plain, cutoff=0.9)
 
 
 def _is_tail(path: str, known: str) -> bool:
