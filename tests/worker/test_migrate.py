@@ -13,7 +13,7 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 
 from llmpod.worker import answers, inputs, settings
 from llmpod.worker.engine_options import NOT_FROM_ENVIRONMENT
-from llmpod.worker.errors import JobError
+from llmpod.worker.errors import JobError, StartError
 from llmpod.worker.generation import Delta, Usage
 from llmpod.worker.limits import MaxTokens
 from llmpod.worker.sampling import Sampling
@@ -87,6 +87,10 @@ def test_a_setting_of_the_other_worker_does_what_the_page_says(
     name, _, value = there.partition("=")
     environ = {name: value}
     monkeypatch.setattr(settings.os, "environ", environ)
+    if here == "stops the start":
+        with pytest.raises(StartError, match=name):
+            settings.load(environ)
+        return
     corrections = settings.load(environ).corrections
     ours = settings.names().get(name)
     if here == "the same":
