@@ -326,10 +326,12 @@ async def test_compare_finds_a_slower_run_and_leaves_an_equal_one_in_peace(load_
         async with scripted(script(exec_ms, seed)) as server:
             runs.append(await load_test(server.url, "-c", "4", "--runs", "60"))
     a, same, slower = runs
-    found = {(one.metric, one.p): one for one in compare(a.recorded, slower.recorded, [50, 95])}
+    found = {(one.metric, one.p): one for one in compare(a.recorded, slower.recorded, [50, 95]).differences}
     assert found["total", 50].clear
     assert found["total", 50].low_ms < 30 < found["total", 50].high_ms + 8
-    assert not {(one.metric, one.p): one for one in compare(a.recorded, same.recorded, [50])}["exec", 50].clear
+    assert not {(one.metric, one.p): one for one in compare(a.recorded, same.recorded, [50]).differences}[
+        "exec", 50
+    ].clear
     ended = command("compare", str(a.directory), str(slower.directory), "--fail-on-slower", "10%")
     assert ended.code == 3
     assert "slower" in ended.out

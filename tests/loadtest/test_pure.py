@@ -16,7 +16,7 @@ from llmpod.loadtest.polling import PollPace
 from llmpod.loadtest.sse import SseParser
 from llmpod.loadtest.stats import (
     correlation_time,
-    difference_interval,
+    difference_intervals,
     effective_n,
     jain,
     nearest_rank,
@@ -189,9 +189,9 @@ def test_a_difference_is_found_where_there_is_one_and_not_where_there_is_none() 
     a = sorted(draw.gauss(3450, 80) for _ in range(300))
     same = sorted(draw.gauss(3450, 80) for _ in range(300))
     slower = sorted(draw.gauss(3550, 80) for _ in range(300))
-    low, high = difference_interval(a, same, 50, 300, 300)
+    ((low, high),) = difference_intervals(a, same, 50, 300, 300)
     assert low < 0 < high
-    low, high = difference_interval(a, slower, 50, 300, 300)
+    ((low, high),) = difference_intervals(a, slower, 50, 300, 300)
     assert 0 < low < 100 < high < 200
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from llmpod.loadtest import journal, options, settings
+from llmpod.loadtest.ci import append_summary, write_junit
 from llmpod.loadtest.console import NO_TERMINAL, show
 from llmpod.loadtest.errors import DirectoryError, Exit, LoadTestError, UsageError
 from llmpod.loadtest.export import write_csv
@@ -121,6 +122,10 @@ def publish(
     ]
     if getattr(chosen, "csv", None):
         writers.append(lambda: write_csv(Path(chosen.csv), recorded.jobs))
+    if getattr(chosen, "junit", None):
+        writers.append(lambda: write_junit(Path(chosen.junit), built))
+    if getattr(chosen, "summary", None):
+        writers.append(lambda: append_summary(Path(chosen.summary), built))
     writers.append(lambda: _print(built, directory, chosen, environment))
     problems = []
     for write in writers:

@@ -115,6 +115,11 @@ def run_parser() -> Parser:
         metavar="K",
         help="gamma shape: 1 Poisson, below 1 burstier",
     )
+    rate.add_argument(
+        "--sweep-rate",
+        metavar="A..B|A,B,C",
+        help="climb a ladder of rates (A..B: in steps of a half) until an SLO breaks or the queue grows",
+    )
     rate.add_argument("--ramp", metavar="A..B", help="rate from A to B per second over --duration")
     rate.add_argument(
         "--stages", metavar="TIME:RATE,...", help="straight lines between rates, as in k6: 2m:2,10m:8,2m:0"
@@ -173,7 +178,12 @@ def run_parser() -> Parser:
     )
     data = p.add_argument_group("payload")
     data.add_argument("--prompt", default=DEFAULT_PROMPT)
-    data.add_argument("--dataset", metavar="FILE", help="JSON lines with prompt, messages or input")
+    data.add_argument(
+        "--dataset",
+        "--mix",
+        metavar="FILE",
+        help="JSON lines with prompt, messages or input; also weight, name and max_tokens: a mix",
+    )
     data.add_argument(
         "--input-len", "--isl", type=_positive, metavar="WORDS", help="made-up prompts of that many words"
     )
@@ -242,6 +252,8 @@ def _view(p: Parser) -> None:
     view.add_argument("--workers-max", type=_count, metavar="N")
     view.add_argument("--allow-worker-change", action="store_true", help="judge although the worker count changed")
     view.add_argument("--format", choices=["table", "json", "quiet"], default="table")
+    view.add_argument("--junit", metavar="FILE", help="the objectives as test cases, for CI")
+    view.add_argument("--summary", metavar="FILE", help="append a summary in Markdown, as to $GITHUB_STEP_SUMMARY")
 
 
 def report_parser() -> Parser:

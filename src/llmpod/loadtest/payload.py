@@ -50,9 +50,24 @@ class Payloads:
         self._template = _read_object(options.template, "--payload-template") if options.template else None
         self._extra = parse_object(options.extra, "--extra-body") if options.extra else {}
         random.Random(options.seed).shuffle(self._rows)  # noqa: S311 - an order, not a secret
+        mixed = any("weight" in row for row in self._rows)
+        self._weights = [row.get("weight", 1) for row in self._rows] if mixed else None
+
+    def name(self, index: int) -> str | None:
+        """What kind of prompt a request has, where the data set names its kinds."""
+        name = self._row(index).get("name")
+        return None if name is None else str(name)
+
+    def _row(self, index: int) -> dict[str, Any]:
+        if not self._rows:
+            return {}
+        if self._weights is None:
+            return self._rows[index % len(self._rows)]
+        draw = random.Random(f"{self._options.seed}:mix:{index}")  # noqa: S311 - a draw of prompts
+        return draw.choices(self._rows, self._weights)[0]
 
     def body(self, mode: Mode, phase: str, index: int) -> dict[str, Any]:
-        row = self._rows[index % len(self._rows)] if self._rows else {}
+        row = self._row(index)
         if "input" in row:
             given = row["input"]
             return {"input": {**given, **self._extra} if isinstance(given, dict) else given}
@@ -60,7 +75,10 @@ class Payloads:
         if self._template is not None:
             filled: dict[str, Any] = _fill(self._template, {"prompt": prompt, "index": index})
             return {**filled, **self._extra}
-        sampling = {"max_tokens": self._options.max_tokens, "temperature": self._options.temperature}
+        sampling = {
+            "max_tokens": row.get("max_tokens", self._options.max_tokens),
+            "temperature": self._options.temperature,
+        }
         if mode == "openai":
             messages = row.get("messages") or [{"role": "user", "content": prompt}]
             streaming = {"stream": True, "stream_options": {"include_usage": True}} if self._options.stream else {}
@@ -118,7 +136,7 @@ def _read_object(path: str, flag: str) -> dict[str, Any]:
 
 
 def _read_dataset(path: str) -> list[dict[str, Any]]:
-    """JSON lines, each with `prompt`, `messages` or `input`."""
+    """JSON lines, each with `prompt`, `messages` or `input`, and perhaps `weight`, `name` and `max_tokens`."""
     rows = []
     for number, line in enumerate(read_text(path, "--dataset").splitlines(), 1):
         if not line.strip():
@@ -126,6 +144,11 @@ def _read_dataset(path: str) -> list[dict[str, Any]]:
         row = parse_object(line, f"--dataset {path} line {number}")
         if not {"prompt", "messages", "input"} & row.keys():
             raise UsageError(f"--dataset {path} line {number} has none of prompt, messages, input")
+        weight, tokens = row.get("weight", 1), row.get("max_tokens", 1)
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < 1e9:
+            raise UsageError(f"--dataset {path} line {number}: weight is a number above 0")
+        if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1:
+            raise UsageError(f"--dataset {path} line {number}: max_tokens is a whole number from 1")
         rows.append(row)
     if not rows:
         raise UsageError(f"--dataset {path} is empty")

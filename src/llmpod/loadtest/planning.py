@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 from typing import Any
 
 from llmpod.loadtest.arrivals import Arrivals, Segment, stages, steady
@@ -13,6 +14,7 @@ from llmpod.loadtest.units import parse_duration_s
 OLD_MODES: dict[str, Mode] = {"sync": "runsync", "async": "run"}
 DEFAULT_RUNS = 40
 DEFAULT_LADDER = (1, 2, 4, 8, 16, 32, 64, 128)
+STEP = 1.5  # of --sweep-rate A..B
 
 
 def make_plan(options: argparse.Namespace) -> Plan:
@@ -24,20 +26,27 @@ def make_plan(options: argparse.Namespace) -> Plan:
         "--stages": options.stages,
         "--replay": options.replay,
         "--sweep": options.sweep,
+        "--sweep-rate": options.sweep_rate,
     }
     given = [flag for flag, value in chosen.items() if value is not None]
     if len(given) > 1:
         raise UsageError(f"{' and '.join(given)} are different shapes; choose one")
     if given and options.concurrency:
         raise UsageError(f"{given[0]} and --concurrency are different shapes (--max-concurrency caps an open loop)")
-    if (options.arrival or options.burstiness) and not {"--request-rate", "--ramp", "--stages"} & set(given):
-        raise UsageError("--arrival and --burstiness need --request-rate, --ramp or --stages")
+    if (options.arrival or options.burstiness) and not {"--request-rate", "--sweep-rate", "--ramp", "--stages"} & set(
+        given
+    ):
+        raise UsageError("--arrival and --burstiness need --request-rate, --sweep-rate, --ramp or --stages")
     if options.soak is not None and (options.duration is not None or given not in ([], ["--request-rate"])):
         raise UsageError("--soak is a duration of its own, with --concurrency or --request-rate")
     if not given:
         return Plan(_closed(options), mode, options.seed)
     if given == ["--sweep"]:
         return _sweep(options, mode)
+    if given == ["--sweep-rate"]:
+        rates = _rates(options.sweep_rate.strip())
+        phases = tuple(_open(options, "--request-rate", rate) for rate in rates)
+        return Plan(phases, mode, options.seed, Sweep(tuple(rates), auto=False, by_rate=True))
     return Plan((_open(options, given[0]),), mode, options.seed)
 
 
@@ -98,7 +107,26 @@ def _sweep(options: argparse.Namespace, mode: Mode) -> Plan:
     return Plan(phases, mode, options.seed, Sweep(tuple(rungs), auto))
 
 
-def _open(options: argparse.Namespace, flag: str) -> Phase:
+def _rates(text: str) -> list[float]:
+    """`1..8`: 1, 1.5, 2.25, …, 8; or the very rates, ascending."""
+    if ".." in text:
+        low, high = _pair(text, "--sweep-rate")
+        if not 0 < low < high:
+            raise UsageError(f"--sweep-rate '{text}': the first rate is above 0 and below the second")
+        rates = [low]
+        while rates[-1] * STEP < high * 0.99:
+            rates.append(float(f"{rates[-1] * STEP:.3g}"))
+        return [*rates, high]
+    try:
+        rates = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(f"--sweep-rate '{text}': write 0.5..8 or 1,2,4 (per second)") from None
+    if rates != sorted(set(rates)) or not 0 < rates[0] <= rates[-1] < math.inf:
+        raise UsageError(f"--sweep-rate '{text}': the rates must grow from above 0")
+    return rates
+
+
+def _open(options: argparse.Namespace, flag: str, rung: float | None = None) -> Phase:
     cap: dict[str, Any] = {
         "max_in_flight": options.max_concurrency,
         "warmup_requests": options.warmup_requests if options.warmup_requests is not None else 1,
@@ -123,7 +151,7 @@ def _open(options: argparse.Namespace, flag: str) -> Phase:
         return _open_phase(
             options, f"{low:g}..{high:g}/s", "ramp", (Segment(options.duration, low, high),), burstiness, cap
         )
-    rate = options.request_rate
+    rate = options.request_rate if rung is None else rung
     soak = options.soak is not None
     length = options.soak if soak else options.duration
     if length is None:
@@ -132,7 +160,8 @@ def _open(options: argparse.Namespace, flag: str) -> Phase:
     edges = options.warmup_duration + options.cooldown
     segments = steady(rate, length + edges)
     requests = options.runs if options.runs or options.duration or soak else DEFAULT_RUNS
-    return _open_phase(options, f"{rate:g}/s {kind}", "soak" if soak else kind, segments, burstiness, cap, requests)
+    shape = "soak" if soak else kind if rung is None else "sweep"
+    return _open_phase(options, f"{rate:g}/s {kind}", shape, segments, burstiness, cap, requests)
 
 
 def _open_phase(

@@ -211,6 +211,7 @@ class Runner:
             self.tally.in_flight += 1
             job.workers_at_submit = self._health.live
             try:
+                job.prompt = self._payloads.name(job.index)
                 await MODES[job.mode](self._rig, job, self._payloads.body(self._plan.mode, job.phase, job.index))
             finally:
                 self.tally.in_flight -= 1

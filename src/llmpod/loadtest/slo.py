@@ -12,6 +12,7 @@ from typing import Protocol
 
 from llmpod.loadtest.errors import UsageError
 from llmpod.loadtest.measures import METRICS, Row
+from llmpod.loadtest.stats import share_is_clear
 from llmpod.loadtest.units import show_ms, show_rate, show_share
 
 SHARES = ("error_rate", "success_rate", "goodput", "blocked_rate", "valid_rate", "truncated_rate")
@@ -164,21 +165,30 @@ def _measure(slo: Slo, phase: Judged) -> tuple[float | None, str | None]:
         return _latency(slo, row)
     if phase.counted == 0:
         return None, None
-    if slo.name == "error_rate":
-        return phase.failed / phase.counted, None
-    if slo.name == "success_rate":
-        return 1 - phase.failed / phase.counted, None
     valid, judged = phase.validated.get(slo.intent or "", (0, 0))
+    good = round((phase.goodput_share or 0.0) * phase.counted)
+    shares = {
+        "error_rate": (phase.failed, phase.counted),
+        "success_rate": (phase.counted - phase.failed, phase.counted),
+        "blocked_rate": (phase.outcomes.get("blocked", 0), phase.counted),
+        "valid_rate": (valid, judged),
+        "truncated_rate": (phase.warnings.get("truncated", 0), phase.counted),
+        "goodput": (good, phase.counted if phase.goodput_share is not None else 0),
+    }
+    if slo.name in shares:
+        hits, n = shares[slo.name]
+        return (hits / n, _share(hits, n, slo.limit)) if n else (None, None)
     values = {
-        "blocked_rate": phase.outcomes.get("blocked", 0) / phase.counted,
-        "valid_rate": valid / judged if judged else None,
-        "truncated_rate": phase.warnings.get("truncated", 0) / phase.counted,
-        "goodput": phase.goodput_share,
         "throughput": phase.throughput_per_s,
         "achieved_rate": phase.achieved_per_s,
         "tokens_per_s": phase.tokens_per_s,
     }
     return values[slo.name], None
+
+
+def _share(hits: int, n: int, limit: float) -> str | None:
+    clear = share_is_clear(hits, n, limit)
+    return None if clear else f"n={n}: a share of {show_share(limit)} could have shown the same by chance"
 
 
 def _latency(slo: Slo, row: Row) -> tuple[float | None, str | None]:

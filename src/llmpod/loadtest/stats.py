@@ -19,7 +19,6 @@ CONFIDENCE = 0.95
 SUSPECTED, SUSPECTED_SHORT = 1.9, 1.0
 LINKED_FACTOR, LEAST_LINKED = 3, 60
 MANY = 3000
-STUDENT_8 = 2.365  # two-sided 95 % of Student's t for the mean of 8 batches
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +87,47 @@ def quantile_ranks(n: int, p: float, confidence: float = CONFIDENCE) -> tuple[in
 def _binomial_pmf(k: int, n: int, q: float) -> float:
     log = math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
     return math.exp(log + k * math.log(q) + (n - k) * math.log1p(-q))
+
+
+def share_is_clear(hits: int, n: int, limit: float, level: float = 1 - CONFIDENCE) -> bool:
+    """Whether `hits` of `n` lie beyond chance on their side of a share of `limit` (exact binomial, two-sided)."""
+    if not 0 < limit < 1:
+        return True
+    below = math.fsum(_binomial_pmf(k, n, limit) for k in range(hits + 1))
+    at_least = 1 - below + _binomial_pmf(hits, n, limit)
+    return min(below, at_least) <= level / 2
+
+
+def two_shares(hits_a: int, n_a: int, hits_b: int, n_b: int) -> float:
+    """The two-sided p-value of Fisher's exact test: how likely shares as different as these are, were they one."""
+    hits, n = hits_a + hits_b, n_a + n_b
+
+    def log_choose(total: int, some: int) -> float:
+        return math.lgamma(total + 1) - math.lgamma(some + 1) - math.lgamma(total - some + 1)
+
+    def chance(k: int) -> float:
+        return math.exp(log_choose(hits, k) + log_choose(n - hits, n_a - k) - log_choose(n, n_a))
+
+    seen = chance(hits_a)
+    span = range(max(0, n_a - (n - hits)), min(hits, n_a) + 1)
+    return min(1.0, math.fsum(value for k in span if (value := chance(k)) <= seen * (1 + 1e-9)))
+
+
+def student_8(level: float) -> float:
+    """The two-sided critical value, at that level, of Student's t with the 7 degrees of freedom of 8 batches."""
+
+    def beyond(t: float) -> float:
+        # The closed form of the distribution for 7 degrees of freedom.
+        theta = math.atan(t / math.sqrt(7))
+        cosine = math.cos(theta)
+        series = cosine + 2 / 3 * cosine**3 + 8 / 15 * cosine**5
+        return 1 - 2 / math.pi * (theta + math.sin(theta) * series)
+
+    low, high = 0.0, 1000.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if beyond(middle) > level else (low, middle)
+    return high
 
 
 def lag1(values: Sequence[float]) -> float:
@@ -204,17 +244,25 @@ def quantiles(
     return tuple(out)
 
 
-def difference_interval(
-    a: Sequence[float], b: Sequence[float], p: float, eff_a: float, eff_b: float, *, rounds: int = 2000, seed: int = 1
-) -> tuple[float, float]:
-    """A 95 % interval of percentile(b) - percentile(a), both ascending.
+def difference_intervals(
+    a: Sequence[float],
+    b: Sequence[float],
+    p: float,
+    eff_a: float,
+    eff_b: float,
+    confidences: Sequence[float] = (CONFIDENCE,),
+    *,
+    rounds: int = 4000,
+    seed: int = 1,
+) -> list[tuple[float, float]]:
+    """Intervals of percentile(b) - percentile(a), both ascending, one per confidence.
 
     The rank of a true quantile is Beta distributed, so each round draws a rank from that instead of resampling the
     data.
     """
     draw = random.Random(seed)  # noqa: S311 - resampling
     gaps = sorted(_draw_quantile(draw, b, p, eff_b) - _draw_quantile(draw, a, p, eff_a) for _ in range(rounds))
-    return nearest_rank(gaps, 2.5), nearest_rank(gaps, 97.5)
+    return [(nearest_rank(gaps, 50 * (1 - one)), nearest_rank(gaps, 50 * (1 + one))) for one in confidences]
 
 
 def _draw_quantile(draw: random.Random, ordered: Sequence[float], p: float, n_eff: float) -> float:

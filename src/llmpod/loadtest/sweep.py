@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from llmpod.loadtest.plan import Sweep
-from llmpod.loadtest.stats import STUDENT_8
+from llmpod.loadtest.stats import student_8
 from llmpod.loadtest.units import show_rate
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def end(sweep: Sweep, before: "PhaseReport | None", now: "PhaseReport") -> End |
     asked = now.achieved_per_s if sweep.by_rate else None
     if asked is not None and now.throughput_per_s < BEHIND * asked:
         error = now.throughput_error
-        sure = error is not None and now.throughput_per_s * (1 + STUDENT_8 * error) < asked
+        sure = error is not None and now.throughput_per_s * (1 + student_8(0.05) * error) < asked
         if sure:
             done = f"{show_rate(now.throughput_per_s)} of {show_rate(asked)}"
             return End("behind", f"{done} asked was answered: the queue grows", certain=True)
@@ -73,7 +73,7 @@ def gain_interval(before: "PhaseReport", now: "PhaseReport") -> tuple[float, flo
     gain = (now.throughput_per_s or 0.0) / (before.throughput_per_s or 1.0)
     if before.throughput_error is None or now.throughput_error is None:
         return 0.0, math.inf
-    reach = math.exp(STUDENT_8 * math.hypot(before.throughput_error, now.throughput_error))
+    reach = math.exp(student_8(0.05) * math.hypot(before.throughput_error, now.throughput_error))
     return gain / reach, gain * reach
 
 

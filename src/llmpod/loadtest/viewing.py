@@ -7,6 +7,7 @@ from llmpod.loadtest import slo
 from llmpod.loadtest.analysis import View
 from llmpod.loadtest.errors import UsageError
 from llmpod.loadtest.health import Scaler
+from llmpod.loadtest.journal import Recorded
 from llmpod.loadtest.measures import METRICS
 from llmpod.loadtest.plan import Mode
 from llmpod.loadtest.slo import Slo
@@ -58,6 +59,13 @@ def make_view(chosen: argparse.Namespace, saved: dict[str, Any] | None = None) -
         slice_s=options["slice"],
         allow_worker_change=bool(options["allow_worker_change"]),
     )
+
+
+def make_saved_view(recorded: Recorded) -> View:
+    """As it was asked for when the run was made; an imported run asked for nothing."""
+    from llmpod.loadtest.options import report_parser
+
+    return make_view(report_parser().parse_args([]), recorded.plan)
 
 
 def parse_percentiles(text: str) -> tuple[float, ...]:
