@@ -7,15 +7,17 @@ import math
 import time
 from collections.abc import AsyncIterator
 from typing import Any
+from urllib.parse import quote, unquote
 
-import aiohttp
 import numpy as np
 import pytest
 from aiohttp import web
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from llmpod.worker.delivery import RUN_LIMIT_BYTES, Delivery, dumps
+from llmpod.worker import sdk
+from llmpod.worker.delivery import RUN_LIMIT_BYTES, Delivery, _address
+from llmpod.worker.plain_json import dumps
 
 from .conftest import Events
 
@@ -87,7 +89,7 @@ async def platform() -> AsyncIterator[Platform]:
 
 @pytest.fixture
 async def delivery(platform: Any, events: Events) -> AsyncIterator[Delivery]:
-    async with aiohttp.ClientSession() as session:
+    async with sdk.open_session() as session:
         urls = {"stream_url": f"{platform.url}/stream/$ID?gpu=a+b", "done_url": f"{platform.url}/done/$ID?gpu=a+b"}
         yield Delivery(session, events.emit, timeout_s=5, **urls)
 
@@ -156,3 +158,39 @@ async def test_what_runpod_would_complete_without_output_is_never_sent(platform:
 async def test_a_chunk_is_given_back_when_it_cannot_be_sent(platform: Platform, delivery: Delivery) -> None:
     platform.statuses = [503] * 100
     assert not await delivery.chunk("job-1", "x", patience_s=0.3)
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 304, 307, 308])
+async def test_a_redirect_is_a_failure_that_is_tried_again_and_never_followed(
+    platform: Platform, delivery: Delivery, status: int
+) -> None:
+    platform.statuses, platform.headers = [status], {"Location": "/login"}
+    assert await delivery.result("job-1", {"output": 1}, stream=False)
+    assert [path for path, _ in platform.calls] == ["/done/job-1?gpu=a+b&isStream=false"] * 2
+
+
+async def test_what_is_always_redirected_is_lost_and_said_so_without_the_address(
+    platform: Platform, delivery: Delivery, events: Events
+) -> None:
+    platform.statuses, platform.headers = [302] * 100, {"Location": "/login"}
+    assert not await delivery.result("job-1", {"output": 1}, stream=False, patience_s=0.3)
+    (lost,) = events.named("result_lost")
+    assert lost["cause"] == "ClientResponseError: HTTP 302"
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1))
+@example("a\r\nX-Evil: 1")
+@example("a#b?c=d&e/../f%2F ü")
+def test_an_id_is_one_part_of_the_address_whatever_it_is(job_id: str) -> None:
+    url = _address("http://127.0.0.1/done/$ID?gpu=a+b", job_id, stream=True)
+    assert (url.raw_query_string, url.raw_fragment) == ("gpu=a+b&isStream=true", "")
+    assert url.raw_parts[:2] == ("/", "done")
+    assert unquote(url.raw_parts[2]) == job_id
+    assert len(url.raw_parts) == 3
+
+
+async def test_an_odd_id_is_reported_like_any_other(platform: Platform, delivery: Delivery) -> None:
+    for job_id in ("a\r\nX-Evil: 1", "#?/ü \x00"):
+        assert await delivery.result(job_id, {"output": 1}, stream=False)
+        assert platform.calls.pop()[0] == f"/done/{quote(job_id, safe='')}?gpu=a+b&isStream=false"
+        assert "X-Evil" not in platform.requests.pop().headers

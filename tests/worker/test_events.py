@@ -6,13 +6,18 @@ import io
 import json
 import logging
 import logging.config
+import socket
 import sys
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
+from aiohttp import RequestInfo
+from multidict import CIMultiDict, CIMultiDictProxy
+from yarl import URL
 
-from llmpod.worker.events import EventLog, JsonLogHandler, logging_config
+from llmpod.worker.events import EventLog, JsonLogHandler, describe, logging_config
 
 
 def lines(stream: io.StringIO) -> list[dict[str, Any]]:
@@ -62,15 +67,92 @@ def test_a_closed_stdout_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     EventLog().emit("start")
 
 
+class Unspeakable:
+    def __str__(self) -> str:
+        raise RuntimeError("no")
+
+    __repr__ = __str__
+
+
+def nested(depth: int) -> list[Any]:
+    value: list[Any] = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
 @pytest.mark.parametrize(
-    "value", [object(), {1: 2}, float("nan"), "\ud800", 2**70, b"bytes", Path("/x"), {"a": {3, 4}}]
+    "value",
+    [
+        object(),
+        {1: 2},
+        float("nan"),
+        "\ud800",
+        2**70,
+        -(10**5000),
+        b"bytes",
+        Path("/x"),
+        {"a": {3, 4}},
+        {"requested": None, "effective": 10**20},
+        nested(100_000),
+        Unspeakable(),
+        {Unspeakable(): [Unspeakable()]},
+    ],
+    ids=lambda value: type(value).__name__,
 )
-def test_no_value_makes_an_event_fail(value: object) -> None:
+def test_no_value_costs_an_event(value: object) -> None:
     stream = io.StringIO()
     log = EventLog(stream)
-    log.emit("end", value=value)
+    log.emit("end", request_id="job-1", value=value)
     log.emit("end")
-    assert lines(stream)[-1]["event"] == "end"
+    first, second = lines(stream)
+    assert (first["event"], first["request_id"]) == ("end", "job-1")
+    assert "value" in first or value is None
+    assert "lost_lines" not in second
+
+
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        ("url='https://api.runpod.ai/v2/e/job-take/w?gpu=a&token=SECRET&x=SECRET'", "job-take/w?…'"),
+        ("GET http://u:SECRET@host/a#SECRET failed", "GET http://host/a?… failed"),
+        ('{"a": "wss://host?SECRET"} ?', "wss://host?…"),
+        ("https://host/a/b and ?c=d", "https://host/a/b and ?c=d"),
+        ("what? http://x/", "what? http://x/"),
+    ],
+)
+def test_an_address_is_written_without_what_may_be_a_key(text: str, written: str) -> None:
+    stream = io.StringIO()
+    EventLog(stream).emit("log", message=text, nested=[{"deep": text}])
+    [event] = lines(stream)
+    assert written in event["message"]
+    assert event["nested"][0]["deep"] == event["message"]
+    assert "SECRET" not in stream.getvalue()
+
+
+async def test_an_exception_of_a_call_is_described_without_its_address() -> None:
+    closed = socket.socket()
+    closed.bind(("127.0.0.1", 0))
+    address = f"http://127.0.0.1:{closed.getsockname()[1]}/take?token=SECRET"
+    async with aiohttp.ClientSession() as session:
+        for url in (
+            address,
+            "http://no.such.host.invalid/take?token=SECRET",
+            "htp://x?token=SECRET",
+            "http://[x?SECRET",
+        ):
+            with pytest.raises((aiohttp.ClientError, ValueError)) as caught:
+                await session.get(url)
+            said = describe(caught.value)
+            assert said.startswith(type(caught.value).__name__)
+            assert "SECRET" not in said
+            assert "://" not in said
+    closed.close()
+    request = RequestInfo(URL(address), "GET", CIMultiDictProxy(CIMultiDict()))
+    error = aiohttp.ClientResponseError(request, (), status=401)
+    assert "SECRET" in str(error)
+    assert describe(error) == "ClientResponseError: HTTP 401"
+    assert describe(OSError(28, "No space left on device")) == "OSError: No space left on device"
 
 
 def test_other_libraries_records_take_our_form() -> None:

@@ -178,17 +178,35 @@ async def test_a_job_handed_out_twice_runs_once(monkeypatch: pytest.MonkeyPatch)
 
 async def test_what_is_not_a_job_does_not_stop_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     async with serving(monkeypatch, ScriptedEngine()) as served:
-        for junk in (None, 7, {}, {"id": None, "input": {}}, {"id": 5}):
+        for junk in (None, 7, {}, {"id": None, "input": {}}, {"id": 5}, {"id": "\ud800", "input": {}}):
             served.scaler._begin(junk)
-        assert len(served.events.named("take_failed")) == 5
+        assert len(served.events.named("take_failed")) == 6
         assert (await served.run()).state is JobState.COMPLETED
 
 
-async def test_a_stop_that_overtakes_its_job_is_obeyed(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_stop_that_overtakes_its_job_is_obeyed_and_the_job_reported(
+    monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
     async with serving(monkeypatch, ScriptedEngine()) as served:
-        served.scaler._stop("overtaken")
-        served.scaler._begin({"id": "overtaken", "input": {"prompt": "hello"}})
-        assert served.scaler.jobs_tasks == {}
+        held = served.scaler._begin
+        monkeypatch.setattr(served.scaler._takes, "_begin", lambda job: (served.scaler._stop(job["id"]), held(job)))
+        failure = error(job := await served.run(stream=stream))
+        assert (failure["code"], failure["retryable"]) == ("cancelled", True)
+        assert job.chunks == []
+        assert [event["event"] for event in served.events.of(job.id)] == ["start", "end"]
+        assert served.events.end_of(job.id)["outcome"] == "cancelled"
+        assert served.engine.most_requests == 0
+
+
+async def test_a_stop_that_crosses_a_jobs_end_does_not_swallow_its_next_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with serving(monkeypatch, ScriptedEngine()) as served:
+        job = await served.run("fail")
+        served.scaler._stop(job.id)
+        async with served.session.post(f"{served.endpoint.url}/retry/{job.id}") as response:
+            assert response.status == 200
+        assert error(await served.ended(job.id))["code"] == "generation_failed"
+        await until(lambda: len(served.events.of(job.id)) == 4)
 
 
 async def test_polls_that_are_refused_are_repeated_with_pauses(monkeypatch: pytest.MonkeyPatch) -> None:

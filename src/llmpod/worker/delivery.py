@@ -12,18 +12,17 @@ arrives twice. A lost chunk would be worse; and a result that has the whole answ
 from __future__ import annotations
 
 import asyncio
-import json
-import math
 import random
 import time
 from typing import Any
+from urllib.parse import quote
 
 import aiohttp
-import orjson
 from yarl import URL
 
 from llmpod.worker.errors import Code, JobError
-from llmpod.worker.events import Emit
+from llmpod.worker.events import Emit, describe
+from llmpod.worker.plain_json import dumps
 
 RUN_LIMIT_BYTES = 10_000_000
 RUNSYNC_LIMIT_BYTES = 20_000_000
@@ -52,36 +51,6 @@ class UndeliveredError(Exception):
     """The time for retries is over; the message is the last failure."""
 
 
-def dumps(value: object) -> bytes:
-    """`value` as JSON that every parser reads, whatever it holds.
-
-    NaN and infinities become null, halves of surrogate pairs U+FFFD, keys text, and foreign objects their `str`.
-    """
-    try:
-        return orjson.dumps(value, default=str, option=orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY)
-    except TypeError:  # text that is not Unicode, numbers beyond 64 bits, endless nesting
-        return json.dumps(_clean(value), ensure_ascii=False, allow_nan=False).encode()
-
-
-def _clean(value: object, depth: int = 0) -> object:
-    if isinstance(value, str):
-        return _unicode(value)
-    if value is None or isinstance(value, bool | int):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if depth < 100 and isinstance(value, dict):
-        return {_unicode(str(key)): _clean(item, depth + 1) for key, item in value.items()}
-    if depth < 100 and isinstance(value, list | tuple | set | frozenset):
-        return [_clean(item, depth + 1) for item in value]
-    return _unicode(str(value)[:1000])
-
-
-def _unicode(text: str) -> str:
-    """A pair that was written as two halves becomes its character again, a lonely half U+FFFD."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
 class Delivery:
     """The way out. One per worker; a call never raises but for cancellation."""
 
@@ -97,7 +66,7 @@ class Delivery:
 
     async def chunk(self, job_id: str, item: object, *, patience_s: float = CHUNK_PATIENCE_S) -> bool:
         """Send a part of a stream. False: it did not arrive, and its text should travel with the next one."""
-        url = URL(self._stream_url.replace("$ID", job_id) + "&isStream=false", encoded=True)
+        url = _address(self._stream_url, job_id, stream=False)
         try:
             await self._post(url, dumps({"output": item}), job_id, patience_s)
         except UndeliveredError:
@@ -110,7 +79,7 @@ class Delivery:
         self, job_id: str, result: dict[str, Any], *, stream: bool, patience_s: float | None = None
     ) -> bool:
         """End the job with `result` ({"output": …} or {"error": …}). True: RunPod has it, or a failure for it."""
-        url = URL(self._done_url.replace("$ID", job_id) + f"&isStream={'true' if stream else 'false'}", encoded=True)
+        url = _address(self._done_url, job_id, stream=stream)
         patience_s = self._timeout_s if patience_s is None else patience_s
         body = dumps(result)
         limit = RUNSYNC_LIMIT_BYTES if job_id.startswith("sync-") else RUN_LIMIT_BYTES
@@ -145,7 +114,7 @@ class Delivery:
         """
         give_up = time.monotonic() + patience_s
         pause_s = FIRST_PAUSE_S
-        headers = _HEADERS | {"X-Request-ID": job_id}
+        headers = _HEADERS | {"X-Request-ID": _quoted(job_id)}
         while True:
             attempt = aiohttp.ClientTimeout(total=min(ATTEMPT_S, max(1.0, give_up - time.monotonic())))
             asked_s = 0.0
@@ -154,17 +123,26 @@ class Delivery:
                     await response.read()
                     if response.status < 300:
                         return
-                    if response.status != 429 and response.status < 500:
+                    if 400 <= response.status < 500 and response.status != 429:
                         raise RefusedError(response.status)
                     failure = f"HTTP {response.status}"
                     asked_s = _seconds(response.headers.get("Retry-After"))
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
-                failure = f"{type(error).__name__}: {error}"
+                failure = describe(error)
             wait_s = max(asked_s, pause_s * random.uniform(0.5, 1.0))  # noqa: S311 - spreads load, keeps no secret
             if time.monotonic() + wait_s > give_up:
                 raise UndeliveredError(failure)
             await asyncio.sleep(wait_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+
+def _address(template: str, job_id: str, *, stream: bool) -> URL:
+    return URL(template.replace("$ID", _quoted(job_id)) + f"&isStream={'true' if stream else 'false'}", encoded=True)
+
+
+def _quoted(job_id: str) -> str:
+    """An id for an address or a header; RunPod's own are letters, digits and hyphens, which stay as they are."""
+    return quote(job_id, safe="", errors="replace")
 
 
 def _seconds(retry_after: str | None) -> float:

@@ -2,13 +2,14 @@
 
 Jobs write `start` and `end` (fields: docs/events.md); the worker itself writes `setting_corrected`, `loading`, `ready`
 and the like. Log records of vLLM and the SDK come out in the same form as `log` events. A full disk or a closed stdout
-costs the line, never the job.
+costs the line, never the job; what JSON cannot hold costs neither. Addresses are written without their queries.
 """
 
 from __future__ import annotations
 
 import io
 import logging
+import re
 import sys
 import threading
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
-import orjson
+from llmpod.worker.plain_json import dumps
 
 Emit = Callable[..., None]
 """``emit(event, **fields)``: writes one event. Fields that are None are left out."""
@@ -37,7 +38,7 @@ class EventLog:
             record.update((name, value) for name, value in fields.items() if value is not None)
             if self.lost:
                 record["lost_lines"] = self.lost
-            line = orjson.dumps(record, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
+            line = _without_secrets(dumps(record).decode())
             # Looked up at each line: whoever replaces sys.stdout (a test, a capture) means our lines too.
             stream = self._stream or sys.stdout
             with self._lock:
@@ -46,6 +47,23 @@ class EventLog:
             self.lost = 0
         except Exception:  # noqa: BLE001 - a log line must not cost a job its result
             self.lost += 1
+
+
+_ADDRESS = re.compile(r"""(\w://)(?:[^\s/@"'\\?#]*@)?([^\s"'<>\\?#]*)([?#][^\s"'<>\\]*)?""")
+
+
+def _without_secrets(line: str) -> str:
+    """A line without the passwords and queries of the addresses in it: RunPod's own carry the worker's key."""
+    if "://" not in line:
+        return line
+    return _ADDRESS.sub(lambda found: found[1] + found[2] + ("?…" if found[3] else ""), line)
+
+
+def describe(error: BaseException) -> str:
+    """An exception of a network call for the log: what and which status or cause, never the address."""
+    said = getattr(error, "status", None) or getattr(error, "strerror", None)
+    name = type(error).__name__
+    return f"{name}: HTTP {said}" if isinstance(said, int) else f"{name}: {said}" if said else name
 
 
 def _now() -> str:

@@ -25,6 +25,7 @@ from llmpod.worker.errors import Code, JobError
 from llmpod.worker.handler import Worker
 from llmpod.worker.jobrun import HURRIED_PATIENCE_S, JobRun
 from llmpod.worker.pace import Pace
+from llmpod.worker.stops import EarlyStops
 from llmpod.worker.takes import HANG_UP_S, QUICK_S, Pause, Takes
 from llmpod.worker.watchdog import Watchdog
 
@@ -32,7 +33,6 @@ LOADING_EXIT_S = 4.0
 """A signal while the model loads: how long the orderly way out may take."""
 ENGINE_END_S = 20.0
 """The same after the last job, with an engine to end."""
-FORGET_STOP_S = 30.0
 
 
 class EngineJobScaler(rp_scale.JobScaler):  # type: ignore[misc] # the SDK is untyped
@@ -123,7 +123,7 @@ class EventJobScaler(EngineJobScaler):
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__(config)
         self._runs: dict[str, JobRun] = {}
-        self._stopped_early: dict[str, float] = {}
+        self._stops = EarlyStops()
         settings = self.worker.settings
         self._pace = Pace(settings.min_stream_gap_ms / 1000, settings.max_stream_chunks_per_s)
 
@@ -169,16 +169,16 @@ class EventJobScaler(EngineJobScaler):
 
     def _begin(self, job: Any) -> None:
         job_id = job.get("id") if isinstance(job, dict) else None
-        if not isinstance(job_id, str) or not job_id:
+        if not isinstance(job_id, str) or not job_id or not _is_unicode(job_id):
             self.worker.emit("take_failed", level="warning", cause="RunPod handed out something that is not a job.")
             return
         if job_id in self._runs:  # RunPod thought it lost; it is not, and will be reported once
             self.worker.emit("job_repeated", level="warning", request_id=job_id)
             return
-        if self._stopped_early.pop(job_id, None) is not None:
-            return
         run = JobRun(job, self.worker, self._delivery, self._pace, stop_pod=bool(self.config.get("refresh_worker")))
-        if self.failure is not None:
+        if self._stops.obey(job_id, time.monotonic()):
+            run.interrupt(JobError(Code.CANCELLED, "RunPod stopped this job before it handed it to the worker."))
+        elif self.failure is not None:
             run.interrupt(self.failure)
         self._runs[job_id] = run
         self.job_progress.add(job_id)  # what the heartbeat reports
@@ -196,6 +196,7 @@ class EventJobScaler(EngineJobScaler):
         del self._runs[job_id]
         del self.jobs_tasks[job_id]
         self.job_progress.remove(job_id)
+        self._stops.has_ended(job_id, time.monotonic())
         self._takes.wake()
         if not task.cancelled() and (bug := task.exception()) is not None:
             self.worker.emit("bug", level="error", request_id=job_id, traceback=repr(bug))
@@ -224,14 +225,11 @@ class EventJobScaler(EngineJobScaler):
             await pause.wait(self._shutdown_event)
 
     def _stop(self, job_id: str) -> None:
-        """End a job. A stop can overtake the job it is for: then it is remembered."""
+        """End a job. A stop can overtake the job it is for: then it is remembered for a while."""
         if (task := self.jobs_tasks.get(job_id)) is not None:
             task.cancel()
-            return
-        now = time.monotonic()
-        self._stopped_early[job_id] = now
-        for old in [key for key, since in self._stopped_early.items() if now - since > FORGET_STOP_S]:
-            del self._stopped_early[old]
+        else:
+            self._stops.remember(job_id, time.monotonic())
 
     # -- the end -------------------------------------------------------------------------------------------------------
 
@@ -265,6 +263,10 @@ async def _end(*tasks: asyncio.Task[Any]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _is_unicode(text: str) -> bool:
+    return text.encode(errors="replace").decode() == text
 
 
 def _leave_before_start(signum: int, frame: FrameType | None) -> NoReturn:

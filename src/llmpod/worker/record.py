@@ -127,7 +127,13 @@ class JobRecord:
         }
 
     def fail(self, error: JobError) -> None:
-        """The job failed: `blocked` by policy, `rejected` if its input is to blame, `timeout` or `error` if not."""
+        """The job failed: `blocked` by policy, `rejected` if its input is to blame, `timeout` or `error` if not.
+
+        A job that had been stopped before it began is `cancelled`, as one that is stopped later.
+        """
+        if error.code is Code.CANCELLED:
+            self.end("cancelled", error=error.failure.code)
+            return
         if error.failure.status < 500:
             # No message: it may quote what the client sent.
             blocked = error.code is Code.BLOCKED

@@ -74,9 +74,23 @@ class Polls:
         return made
 
 
+async def _refuse_redirects(
+    request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+) -> aiohttp.ClientResponse:
+    response = await handler(request)
+    if 300 <= response.status < 400:
+        response.close()
+        raise aiohttp.ClientResponseError(response.request_info, (), status=response.status)
+    return response
+
+
 def open_session(connector: aiohttp.TCPConnector | None = None) -> aiohttp.ClientSession:
-    """A pooled client session with the SDK's headers; its own factory takes no connector."""
+    """A pooled client session with the SDK's headers; its own factory takes no connector.
+
+    A redirect is a failure: followed, it would take a result or the key elsewhere, and a login page for an answer.
+    """
     return aiohttp.ClientSession(
+        middlewares=(_refuse_redirects,),
         connector=connector or aiohttp.TCPConnector(limit=0),
         headers=http_client.get_auth_header(),
         timeout=aiohttp.ClientTimeout(total=600),

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from llmpod.worker import sdk
-from llmpod.worker.events import Emit
+from llmpod.worker.events import Emit, describe
 
 MOST_ABREAST = 4
 HANG_UP_S = 3.0
@@ -94,7 +94,7 @@ class Takes:
                 pause.lengthen(at_least_s=1.0)
             except Exception as error:  # noqa: BLE001 - whatever a poll meets, the worker goes on asking
                 if not self._shutdown.is_set():
-                    self._emit("take_failed", level="warning", cause=f"{type(error).__name__}: {error}")
+                    self._emit("take_failed", level="warning", cause=describe(error))
                 pause.lengthen()
             else:
                 took_s = time.monotonic() - asked
