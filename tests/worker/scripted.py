@@ -60,6 +60,10 @@ class ScriptedEngine:
     def unfinished(self) -> int:
         return len(self.requests)
 
+    async def respond(self) -> None:
+        while self.hung:
+            await self._pass(0.001)
+
     async def start(self) -> None:
         self.started = True
 

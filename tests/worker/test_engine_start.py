@@ -26,6 +26,8 @@ from tests.worker.conftest import Events
         ({}, {"BLOCK_SIZE": "many"}, "BLOCK_SIZE"),
         ({"custom_chat_template": "/no/such/template.jinja"}, {}, "CUSTOM_CHAT_TEMPLATE"),
         ({"default_sampling_params": {"temprature": 1}}, {}, "DEFAULT_SAMPLING_PARAMS"),
+        ({"default_sampling_params": {"temperature": -1}}, {}, "DEFAULT_SAMPLING_PARAMS"),
+        ({"default_sampling_params": {"min_tokens": 200}}, {}, "DEFAULT_SAMPLING_PARAMS"),
     ],
 )
 async def test_a_start_that_fails_names_the_setting_to_change(

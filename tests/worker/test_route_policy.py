@@ -280,7 +280,6 @@ def test_prompts_given_as_token_ids_are_found() -> None:
             256,
         ),
         (CHAT, {"max_tokens": 7.0}, {"max_tokens": 7}, 7, 7),
-        (CHAT, {}, {}, None, 150),
         (CHAT, {"use_beam_search": True}, {"use_beam_search": True, "max_completion_tokens": 150}, None, 150),
         (route_policy.RULES["/v1/responses"], {"max_output_tokens": 999}, {"max_output_tokens": 256}, 999, 256),
         (route_policy.RULES["/v1/messages"], {"max_tokens": 999}, {"max_tokens": 256}, 999, 256),
@@ -293,6 +292,51 @@ def test_max_tokens_is_lowered_and_never_raised(
     assert new.body == sent
     assert new.max_tokens is not None
     assert (new.max_tokens.requested, new.max_tokens.effective) == (requested, effective)
+
+
+GENERATING = [rule for rule in route_policy.RULES.values() if rule.max_tokens and not rule.anthropic]
+
+
+@pytest.mark.parametrize("rule", GENERATING, ids=lambda rule: rule.path)
+def test_every_generating_route_gets_the_limit_in_its_body(rule: route_policy.Rule) -> None:
+    """vLLM has defaults of its own, checks the parameters by them, and gives no second look to what comes after."""
+    new = route_policy.rewrite(rule, {}, Settings(max_tokens_default=99))
+    assert new.body == {rule.max_tokens[0]: 99}
+    assert new.max_tokens is not None
+    assert (new.max_tokens.requested, new.max_tokens.effective, new.max_tokens.reason) == (None, 99, "default")
+    short = route_policy.rewrite(rule, {}, Settings(max_tokens_default=99), max_model_len=50)
+    assert short.body == {rule.max_tokens[0]: 50}, "vLLM refuses what exceeds the context, which no client asked for"
+
+
+def test_a_route_that_only_the_operator_opened_gets_the_field_that_it_takes() -> None:
+    rule = route_policy.rule_for("/v1/next_year", ("/v1/next_year",))
+    assert route_policy.rewrite(rule, {}, Settings(), fields={"max_tokens"}).body == {"max_tokens": 150}
+    assert route_policy.rewrite(rule, {}, Settings(), fields={"level"}).body == {}
+    assert route_policy.rewrite(rule, {}, Settings(), fields=None).body == {}
+
+
+@given(
+    st.sampled_from([rule for rule in GENERATING if rule.sampling is None]),
+    st.integers(0, 400),
+    st.none() | st.integers(1, 400),
+    st.integers(1, 300),
+    st.integers(0, 150),
+)
+def test_min_tokens_never_exceeds_the_limit_that_the_engine_gets(
+    rule: route_policy.Rule, min_tokens: int, max_tokens: int | None, most: int, operators: int
+) -> None:
+    settings = Settings(max_tokens_max=most, max_tokens_min=1, default_sampling_params={"min_tokens": operators})
+    asked = {} if max_tokens is None else {rule.max_tokens[0]: max_tokens}
+    limit = route_policy.rewrite(rule, asked, settings)
+    assert limit.max_tokens is not None
+    assert limit.body["min_tokens"] == min(operators, limit.max_tokens.effective)
+    try:
+        new = route_policy.rewrite(rule, asked | {"min_tokens": min_tokens}, settings)
+    except JobError as error:
+        assert (error.code, error.field) == (Code.INVALID_INPUT, "min_tokens")
+        assert min_tokens > limit.max_tokens.effective
+    else:
+        assert new.body["min_tokens"] <= new.body[rule.max_tokens[0]]
 
 
 def test_max_tokens_is_rejected_where_the_operator_wants_it() -> None:
@@ -326,7 +370,8 @@ def test_a_number_that_would_slip_past_a_limit_is_refused(
 
 def test_the_operators_sampling_defaults_hold_on_routes_and_a_clients_own_win() -> None:
     settings = Settings(default_sampling_params={"temperature": 0.3, "stop": ["x"]})
-    assert route_policy.rewrite(CHAT, {"temperature": 1}, settings).body == {"temperature": 1, "stop": ["x"]}
+    chat = {"temperature": 1, "stop": ["x"], "max_completion_tokens": 150}
+    assert route_policy.rewrite(CHAT, {"temperature": 1}, settings).body == chat
     assert route_policy.rewrite(route_policy.RULES["/v1/messages"], {}, settings).body == {"temperature": 0.3}
     assert route_policy.rewrite(route_policy.RULES["/v1/embeddings"], {}, settings).body == {}
 

@@ -51,7 +51,7 @@ class MergingEngine:
             making.cancel()
 
 
-async def read(count: int, pause_s: float, limit: int | None = None) -> tuple[Watch, list[bytes], int]:
+async def read(count: int, pause_s: float) -> tuple[Watch, list[bytes], int]:
     """The watch, the pieces and the number of events of one streamed request, read by somebody who takes his time."""
     engine = WatchedEngine(MergingEngine(count))
     events = 0
@@ -69,7 +69,7 @@ async def read(count: int, pause_s: float, limit: int | None = None) -> tuple[Wa
 
         return StreamingResponse(body())
 
-    watch = Watch(max_tokens=limit)
+    watch = Watch()
     current.set(watch)
     pieces = []
     async with Exchange(Starlette(routes=[Route("/", answer)]), "GET", "/") as exchange:
@@ -94,10 +94,19 @@ async def test_a_reader_that_waits_gets_every_token_when_it_is_made() -> None:
     assert events > 10
 
 
-async def test_the_last_limit_holds_whatever_the_application_asked_for() -> None:
-    watch, pieces, _ = await read(100, pause_s=0, limit=7)
-    assert b"".join(pieces) == b"0 1 2 3 4 5 6 done"
-    assert watch.completion_tokens == 7
+@pytest.mark.parametrize("asked", [None, 8, 1000])
+async def test_a_request_beyond_the_limit_is_refused_and_its_parameters_stay_as_vllm_checked_them(
+    asked: int | None,
+) -> None:
+    watch = Watch(max_tokens=7)
+    current.set(watch)
+    params = SimpleNamespace(max_tokens=asked, output_kind=None, structured_outputs=None)
+    with pytest.raises(ValueError, match="7 tokens"):
+        async for _ in WatchedEngine(MergingEngine(100)).generate("", params):
+            pass
+    assert params.max_tokens == asked
+    assert watch.refusal is not None
+    assert (watch.refusal.failure.status, watch.refusal.field) == (400, "max_tokens")
 
 
 def test_a_bounded_store_forgets_the_oldest() -> None:

@@ -1,7 +1,7 @@
 """The vLLM engine: start, generation, end.
 
-Of this package, only this module, application.py, engine_arguments.py and sampling.py import vllm. They do so inside
-functions, because its import takes seconds and importing a module here must cost nothing.
+Of this package, only this module, application.py, engine_arguments.py, engine_input.py and sampling.py import vllm.
+They do so inside functions, because its import takes seconds and importing a module here must cost nothing.
 Which of its names are used, and how, is held by tests/worker/test_vllm_contract.py.
 """
 
@@ -14,7 +14,18 @@ import time
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
-from llmpod.worker import doctor, engine_arguments, engine_process, fork_server, generation, heap, sampling, served
+from llmpod.worker import (
+    doctor,
+    engine_arguments,
+    engine_input,
+    engine_process,
+    fork_server,
+    generation,
+    heap,
+    limits,
+    sampling,
+    served,
+)
 from llmpod.worker.application import Application
 from llmpod.worker.errors import Code, JobError
 from llmpod.worker.events import Emit
@@ -89,7 +100,8 @@ class Engine:
 
         imported = time.monotonic()
         # What can be wrong without a model is said before one is loaded.
-        self._sampling = Sampling(self._settings.default_sampling_params)
+        usual = limits.clamp_max_tokens(None, self._settings).effective
+        self._sampling = Sampling(self._settings.default_sampling_params, usual)
         self.sampling_names = self._sampling.names
         self.sampling_defaults = self._sampling.values_without_effect
         arguments = engine_arguments.read(self._settings, self._environment, self._emit)
@@ -103,6 +115,7 @@ class Engine:
         )
         self._llm = AsyncLLMEngine.from_engine_args(arguments.engine, stat_loggers=[self._step_observer()])
         served.count_cut_requests(self._llm)
+        engine_input.check(self._llm)
         loaded = time.monotonic()
         await self._learn(arguments.application.chat_template)
         if self.generates:
@@ -175,6 +188,19 @@ class Engine:
     def dead(self) -> bool:
         """Whether the engine's processes have failed. A dead engine stays dead."""
         return self._llm is not None and bool(self._llm.errored)
+
+    async def respond(self) -> None:
+        """Return when the engine's process has heard of it: a question between two steps, in no figure and no log.
+
+        Raises:
+            JobError: the engine is dead.
+        """
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        try:
+            await self._llm.is_sleeping()
+        except EngineDeadError:
+            raise JobError(Code.ENGINE_DEAD, "The engine died.") from None
 
     def _step_observer(self) -> Any:
         """A vLLM "stat logger" that notes when the engine finished a step (vllm/v1/metrics/loggers.py)."""

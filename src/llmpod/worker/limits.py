@@ -68,6 +68,9 @@ def check_constraint(given: Mapping[str, Any], settings: Settings, *, within: st
     Raises:
         JobError: invalid_input, with both numbers.
     """
+    for field in CONSTRAINTS:
+        if not isinstance(given.get(field), dict | None):
+            raise JobError(Code.INVALID_INPUT, f"{within}{field} must be an object.", field=within + field)
     limit = settings.max_constraint_chars
     for field in (*CONSTRAINTS, "tools") if limit else ():
         if given.get(field) is None:
@@ -181,6 +184,44 @@ def clamp_max_tokens(requested: int | None, settings: Settings) -> MaxTokens:
     if effective == requested:
         return MaxTokens(requested, effective)
     return MaxTokens(requested, effective, "raised" if effective > requested else "lowered")
+
+
+def fit_model(max_tokens: MaxTokens, max_model_len: int) -> MaxTokens:
+    """What this worker chose for a client that named no max_tokens, within the model's context (0: not known)."""
+    if max_tokens.requested is None and 0 < max_model_len < max_tokens.effective:
+        return replace(max_tokens, effective=max_model_len, reason="context")
+    return max_tokens
+
+
+def granted(max_tokens: MaxTokens, tokens: int | None) -> MaxTokens:
+    """`max_tokens` as the engine got it: a prompt may have left less room. None: the engine was not asked."""
+    if tokens is None or tokens >= max_tokens.effective:
+        return max_tokens
+    return replace(max_tokens, effective=tokens, reason="context")
+
+
+def check_min_tokens(min_tokens: object, max_tokens: int, *, field: str) -> None:
+    """The answer cannot be longer than it may be. What is no number is vLLM's to refuse.
+
+    Raises:
+        JobError: invalid_input, with both numbers.
+    """
+    if isinstance(min_tokens, int | float) and min_tokens > max_tokens:
+        raise JobError(
+            Code.INVALID_INPUT,
+            f"{field} is {min_tokens}, but this answer has at most {max_tokens} tokens.",
+            field=field,
+        )
+
+
+def default_sampling(settings: Settings, max_tokens: int | None) -> dict[str, Any]:
+    """DEFAULT_SAMPLING_PARAMS for an answer of at most `max_tokens`: the operator's min_tokens gives way to a client's
+    smaller max_tokens.
+    """
+    wanted = dict(settings.default_sampling_params)
+    if max_tokens is not None and isinstance(wanted.get("min_tokens"), int):
+        wanted["min_tokens"] = min(wanted["min_tokens"], max_tokens)
+    return wanted
 
 
 def fit_context(max_tokens: MaxTokens, prompt_tokens: int, max_model_len: int) -> MaxTokens:

@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from llmpod.worker import form, served
+from llmpod.worker import form, limits, served
 from llmpod.worker.asgi import App, Exchange
 from llmpod.worker.errors import Code, JobError
 from llmpod.worker.record import JobRecord
@@ -41,9 +41,17 @@ class RouteCall:
         return self.rule.kind == "generate"
 
     @property
+    def max_tokens(self) -> limits.MaxTokens | None:
+        """How many tokens the answer may have, as the engine got it; a beam's requests have one token each."""
+        max_tokens = self.new.max_tokens
+        if max_tokens is None or self.given.get("use_beam_search"):
+            return max_tokens
+        return limits.granted(max_tokens, self.record.watch.granted)
+
+    @property
     def reported_limits(self) -> dict[str, Any] | None:
         """What the answer says about its limits: only what was changed, on routes whose answers are known."""
-        max_tokens = self.record.max_tokens
+        max_tokens = self.max_tokens
         changed = {"max_tokens": max_tokens.as_dict()} if max_tokens is not None and max_tokens.reason else {}
         return {**changed, **self.record.adapted} or None if self.rule.path in RULES else None
 

@@ -311,8 +311,17 @@ class Rewritten:
     owed_call: tools.OwedCall | None = None
 
 
-def rewrite(rule: Rule, body: Mapping[str, Any], settings: Settings) -> Rewritten:
-    """Bring the numbers of a body within the limits.
+def rewrite(
+    rule: Rule,
+    body: Mapping[str, Any],
+    settings: Settings,
+    *,
+    max_model_len: int = 0,
+    fields: Collection[str] | None = None,
+) -> Rewritten:
+    """Bring the numbers of a body within the limits. vLLM checks the parameters it makes of them, so they are final.
+
+    `max_model_len`: 0 if it is not known. `fields`: what the route's body may hold, if vLLM says.
 
     Raises:
         JobError: a number is none, or beyond what the operator allows.
@@ -339,11 +348,12 @@ def rewrite(rule: Rule, body: Mapping[str, Any], settings: Settings) -> Rewritte
         )
     if rule.max_tokens:
         _limit_answers(body, settings)
-        new.max_tokens = _limit_max_tokens(rule, new.body, settings)
+        new.max_tokens = _limit_max_tokens(rule, new.body, settings, max_model_len, fields)
+        limits.check_min_tokens(body.get("min_tokens"), max(1, new.max_tokens.effective), field="min_tokens")
     if tools.forced(body):
         new.body["tools"] = tools.strict(body["tools"])
         new.owed_call = tools.OwedCall(next((name for name in rule.max_tokens if name in body), "max_tokens"))
-    wanted = settings.default_sampling_params
+    wanted = limits.default_sampling(settings, new.max_tokens.effective if new.max_tokens else None)
     for name in wanted if rule.sampling is None else [name for name in wanted if name in rule.sampling]:
         if new.body.get(name) is None:
             new.body[name] = wanted[name]
@@ -365,14 +375,19 @@ def _limit_inputs(body: Mapping[str, Any]) -> None:
             limits.check_inputs(len(inputs_of), field=name)
 
 
-def _limit_max_tokens(rule: Rule, body: dict[str, Any], settings: Settings) -> limits.MaxTokens:
+def _limit_max_tokens(
+    rule: Rule, body: dict[str, Any], settings: Settings, max_model_len: int, fields: Collection[str] | None
+) -> limits.MaxTokens:
+    """Writes max_tokens into the body, also where the client named none: vLLM has defaults of its own."""
     given = {name: value for name in rule.max_tokens if (value := _whole(body, name)) is not None}
     first = next(iter(given), rule.max_tokens[0])
-    max_tokens = limits.cap_max_tokens(given.get(first), settings, field=first)
+    max_tokens = limits.fit_model(limits.cap_max_tokens(given.get(first), settings, field=first), max_model_len)
     for name, value in given.items():
         body[name] = min(value, max_tokens.effective)
-    if not given and body.get("use_beam_search"):
-        body[rule.max_tokens[0]] = max_tokens.effective  # its requests last one token each: no cap would hold
+    # A path that only ALLOWED_ROUTES opens may take neither field; served.py then refuses what exceeds the limit.
+    known = rule.max_tokens if rule.path in RULES else [name for name in rule.max_tokens if name in (fields or ())]
+    if not given and known and not rule.anthropic:  # Anthropic's API requires it, and vLLM says so
+        body[known[0]] = max_tokens.effective
     return max_tokens
 
 

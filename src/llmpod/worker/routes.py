@@ -65,6 +65,7 @@ class Routes:
             self.emit("route_broken", level="error", request_id=record.id, cause=type(cause).__name__)
             raise answer.broken_off() from None
         finally:
+            record.max_tokens = call.max_tokens
             record.finish_route()
 
     def _call(self, request: inputs.OpenAIRequest, record: JobRecord) -> RouteCall:
@@ -80,7 +81,7 @@ class Routes:
         wanted = route_policy.resolve_model(named, self.engine.application.names)
         given = self._settled(rule, fields, request, record)
         prompt = route_policy.prompt_of(given)
-        new = self._rewritten(rule, given, request, prompt, record)
+        new = self._rewritten(rule, given, request, prompt, fields, record)
         record.watch.max_tokens = None if new.max_tokens is None else max(1, new.max_tokens.effective)
         record.watch.most = limits.most_at_once(self.settings, scores=rule.scores)
         return RouteCall(record, rule, method, path, query, given, prompt, new, wanted)
@@ -110,11 +111,19 @@ class Routes:
         return settled.body
 
     def _rewritten(
-        self, rule: Rule, given: dict[str, Any], request: inputs.OpenAIRequest, prompt: Prompt, record: JobRecord
+        self,
+        rule: Rule,
+        given: dict[str, Any],
+        request: inputs.OpenAIRequest,
+        prompt: Prompt,
+        fields: Collection[str] | None,
+        record: JobRecord,
     ) -> Rewritten:
         """The body within the limits, and the record's start line, which says less of a body beyond them."""
         try:
-            new = route_policy.rewrite(rule, given, self.settings)
+            new = route_policy.rewrite(
+                rule, given, self.settings, max_model_len=self.engine.max_model_len, fields=fields
+            )
         except JobError:
             record.start_route(stream=request.stream, model=_short(given.get("model")), prompt_len=prompt.chars)
             raise

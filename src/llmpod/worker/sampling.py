@@ -33,11 +33,11 @@ NOT_FROM_CLIENTS = frozenset(
 class Sampling:
     """Makes vLLM's SamplingParams for the jobs of one engine."""
 
-    def __init__(self, operators: Mapping[str, Any]) -> None:
-        """`operators`: DEFAULT_SAMPLING_PARAMS. Imports vllm.
+    def __init__(self, operators: Mapping[str, Any], max_tokens: int) -> None:
+        """`operators`: DEFAULT_SAMPLING_PARAMS. `max_tokens`: of a job that names none. Imports vllm.
 
         Raises:
-            StartError: a name in it is no sampling parameter of jobs.
+            StartError: a name in it is no sampling parameter of jobs, or a job that names none could not have it.
         """
         from vllm import SamplingParams
 
@@ -54,6 +54,16 @@ class Sampling:
                     "Remove or correct it.",
                     setting="DEFAULT_SAMPLING_PARAMS",
                 )
+        try:
+            self._convert(dict(operators) | {"max_tokens": max_tokens})
+        except JobError as error:
+            raise StartError(
+                f"DEFAULT_SAMPLING_PARAMS: {error.message.removeprefix('sampling_params.')}",
+                "Correct or remove it."
+                if (error.field or "").find("min_tokens") < 0
+                else "Lower it, or raise MAX_TOKENS_DEFAULT.",
+                setting="DEFAULT_SAMPLING_PARAMS",
+            ) from None
 
     def learn(self, recommended: Mapping[str, Any]) -> None:
         """Take in what the model's own generation_config.json recommends; what the operator wants goes over it."""
@@ -66,18 +76,24 @@ class Sampling:
         Raises:
             JobError: a value of the wrong type or range, by name.
         """
-        import msgspec
-        from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
         values = copy.deepcopy(self._default)
+        if isinstance(values.get("min_tokens"), int):
+            values["min_tokens"] = min(values["min_tokens"], max_tokens)
         values.update((name, value) for name, value in given.items() if value is not None)
-        try:
-            params = msgspec.convert(values | {"max_tokens": max_tokens}, SamplingParams, str_keys=True)
-        except refusals() as error:
-            raise self.error(error) from None
+        params = self._convert(values | {"max_tokens": max_tokens})
         params.output_kind = RequestOutputKind.DELTA if stream else RequestOutputKind.FINAL_ONLY
         return params
+
+    def _convert(self, values: Mapping[str, Any]) -> Any:
+        import msgspec
+        from vllm import SamplingParams
+
+        try:
+            return msgspec.convert(values, SamplingParams, str_keys=True)
+        except refusals() as error:
+            raise self.error(error) from None
 
     def error(self, error: Exception) -> JobError:
         """What a refusal is about.
@@ -91,7 +107,10 @@ class Sampling:
             name = where.split("$.", 1)[-1].rstrip("`").split(".")[0].split("[")[0]
         message = message.split(" (parameter=")[0].rstrip(".")
         if name is None:  # not every check names its parameter, but each says it
+            message = message.split(": {")[0]  # vLLM prints the whole object
             name = next((word for word in re.findall(r"\w+", message) if word in self.names), None)
+            spelled = (name for name in self.names if "_" in name and name.replace("_", " ") in message)
+            name = name or next(spelled, None)
         field = f"sampling_params.{name}" if name else "sampling_params"
         return JobError(Code.INVALID_INPUT, f"{field}: {message}.", field=field)
 

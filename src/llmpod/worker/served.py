@@ -28,6 +28,7 @@ class Watch:
     max_tokens: int | None = None
     cache_salt: str | None = None  # what the job's prompts share the prefix cache under; None: with all other jobs
     show_cached_tokens: bool = False  # whether the client may know how much of its prompt was in the cache
+    granted: int | None = None  # the most that a request was given: a long prompt leaves less room for the answer
     wanted: asyncio.Event | None = None  # set while somebody waits for more of the answer
     requests: int = 0
     finished: int = 0  # of them
@@ -174,7 +175,7 @@ def _check_extra_arguments(given: dict[str, Any], *, custom: bool) -> None:
 
 
 class WatchedEngine:
-    """An engine client whose requests take slots, and which limits and counts `generate`; else the engine itself."""
+    """An engine client whose requests take slots, and which checks and counts `generate`; else the engine itself."""
 
     def __init__(self, engine: Any, *, custom_processors: bool = False) -> None:
         """`custom_processors`: whether the operator's logits processors read a request's `vllm_xargs`."""
@@ -185,7 +186,7 @@ class WatchedEngine:
         return getattr(self._engine, name)
 
     async def generate(self, prompt: Any, params: Any, *args: Any, **named: Any) -> AsyncGenerator[Any, None]:
-        """As the engine's, with the watch's limit: whatever a body's field was called, it ends here.
+        """As the engine's, but a request beyond the watch's limit is refused, whatever a body's field was called.
 
         The next output is fetched when the answer's reader wants more. Until then the engine merges what it produces
         into one output, which the application makes one event of: events per token cost more than the tokens.
@@ -197,7 +198,15 @@ class WatchedEngine:
             _check_extra_arguments(params.extra_args, custom=self._custom_processors)
         limit = watch.max_tokens
         if limit is not None and (params.max_tokens is None or params.max_tokens > limit):
-            params.max_tokens = limit
+            asked = "no limit" if params.max_tokens is None else f"{params.max_tokens} tokens"
+            raise refuse(
+                JobError(
+                    Code.INVALID_INPUT,
+                    f"The answer may have {limit} tokens; the route asked the engine for {asked}.",
+                    field="max_tokens",
+                )
+            )
+        watch.granted = max(watch.granted or 0, params.max_tokens or 0)
         constraint = getattr(params.structured_outputs, "structural_tag", None)
         if constraint is not None:
             params.structured_outputs.structural_tag = tools.bounded(constraint)

@@ -1,13 +1,15 @@
-"""Notices an engine that is dead, or alive but silent, before the queue does.
+"""Notices an engine that is dead, hears nothing, or is silent, before the queue does.
 
 A worker without an engine fails every job it takes within a millisecond, and so empties a queue that other workers
-could serve. The engine's own signs are read: whether its process is gone, and when it last finished a step while
-requests were waiting for it.
+could serve. Three signs are read: whether the engine's process is gone, when it last finished a step while requests
+were waiting for it, and whether it answers when it is asked. It is asked all the time, with and without jobs: an engine
+that hears nothing shows no other sign when its clients give up before it has been silent for long.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable
 from typing import Protocol
@@ -15,6 +17,8 @@ from typing import Protocol
 from llmpod.worker.errors import Code, JobError
 
 PERIOD_S = 0.25
+QUESTION_PERIOD_S = 10.0
+"""Seconds between two questions, or a quarter of ENGINE_STALL_SECONDS where that is less."""
 
 
 class Watched(Protocol):
@@ -32,6 +36,9 @@ class Watched(Protocol):
     def last_step(self) -> float:
         """When the engine last did something, in monotonic seconds."""
 
+    async def respond(self) -> None:
+        """Return when the engine's process has answered, between two steps of its own."""
+
 
 class Watchdog:
     """Looks at an engine until it fails, then says so once."""
@@ -42,26 +49,49 @@ class Watchdog:
         self._stall_s = stall_s
         self._on_failure = on_failure
         self._busy_since: float | None = None
+        self._question: asyncio.Task[None] | None = None
+        self._asked = 0.0  # when the question was put, in monotonic seconds
 
     async def run(self) -> None:
         """Watch until a failure is found."""
-        while (failure := self.look(time.monotonic())) is None:  # noqa: ASYNC110 - failing sets no event
-            await asyncio.sleep(PERIOD_S)
-        self._on_failure(failure)
+        try:
+            while (failure := self.look(time.monotonic())) is None:
+                self._ask(time.monotonic())
+                await asyncio.sleep(PERIOD_S)
+            self._on_failure(failure)
+        finally:
+            if self._question is not None:
+                self._question.cancel()
 
     def look(self, now: float) -> JobError | None:
         """The engine's failure, if it has failed. Silence counts from the first look at which there was work."""
         if self._engine.dead:
             return JobError(Code.ENGINE_DEAD, "The engine died.")
+        if not self._stall_s:
+            return None
+        if self._question is not None and not self._question.done() and now - self._asked > self._stall_s:
+            return JobError(Code.ENGINE_STALLED, f"The engine has not answered for {now - self._asked:.0f} s.")
         if not self._engine.unfinished:
             self._busy_since = None
             return None
         if self._busy_since is None:
             self._busy_since = now
         silent_s = now - max(self._busy_since, self._engine.last_step)
-        if self._stall_s and silent_s > self._stall_s:
+        if silent_s > self._stall_s:
             return JobError(
                 Code.ENGINE_STALLED,
                 f"The engine has {self._engine.unfinished} requests and produced nothing for {silent_s:.0f} s.",
             )
         return None
+
+    def _ask(self, now: float) -> None:
+        """Put the next question when the last one is answered and it is time."""
+        if self._question is not None and not self._question.done():
+            return
+        if self._stall_s and (self._question is None or now - self._asked >= min(QUESTION_PERIOD_S, self._stall_s / 4)):
+            self._question = asyncio.create_task(self._answer())
+            self._asked = now
+
+    async def _answer(self) -> None:
+        with contextlib.suppress(JobError):  # it is dead, which shows by itself
+            await self._engine.respond()

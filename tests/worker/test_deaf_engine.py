@@ -1,0 +1,74 @@
+"""A real engine whose process lives and does not hear: stopped by a signal, then with a dead input thread."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from contextlib import aclosing
+
+from llmpod.worker.engine import Engine
+from llmpod.worker.errors import Code, JobError
+from llmpod.worker.settings import Settings
+from llmpod.worker.watchdog import Watchdog
+from tests.worker.conftest import Events
+
+STALL_S = 1.5
+
+
+async def found(engine: Engine, within_s: float) -> JobError | None:
+    """What a watchdog finds while clients come one at a time and leave before the stall time is over."""
+    failures: list[JobError] = []
+    watching = asyncio.create_task(Watchdog(engine, STALL_S, failures.append).run())
+
+    async def client(number: int) -> None:
+        params = engine.sampling({}, 4, stream=False)
+        async with asyncio.timeout(0.5), aclosing(engine.generate([1, 2, 3], params, f"c{number}")) as steps:
+            async for _ in steps:
+                pass
+
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(within_s):
+            for number in range(1000):
+                with contextlib.suppress(TimeoutError):
+                    await client(number)
+                if watching.done():
+                    break
+    watching.cancel()
+    return failures[0] if failures else None
+
+
+async def test_an_engine_that_lives_and_hears_nothing_is_found_although_its_clients_leave(events: Events) -> None:
+    engine = Engine(Settings(), {}, events.emit)
+    await engine.start()
+    try:
+        assert await found(engine, 3 * STALL_S) is None
+        core = engine._llm.engine_core
+        (process,) = core.resources.engine_manager.processes
+
+        os.kill(process.pid, signal.SIGSTOP)
+        try:
+            failure = await found(engine, 10 * STALL_S)
+        finally:
+            os.kill(process.pid, signal.SIGCONT)
+        assert failure is not None
+        assert failure.code is Code.ENGINE_STALLED
+        await engine.respond()
+        assert await found(engine, 2 * STALL_S) is None, "it hears again"
+
+        # What `engine_input` keeps from it: a request that vLLM's own check refuses when the process reads it.
+        request = engine._llm.input_processor.process_inputs(
+            "poison",
+            {"type": "token", "prompt_token_ids": [1]},
+            engine.sampling({}, 8, stream=False),
+            supported_tasks=("generate",),
+        )
+        request.sampling_params.min_tokens = 9
+        await type(core).add_request_async(core, request)
+        failure = await found(engine, 10 * STALL_S)
+        assert not engine.dead, "its process lives"
+        assert failure is not None
+        assert failure.code is Code.ENGINE_STALLED
+    finally:
+        engine.shutdown()
