@@ -136,6 +136,10 @@ class Serving:
         """Queue a job; its id."""
         job_input = {"prompt": prompt} | job_input
         job_input.setdefault("sampling_params", {"max_tokens": 64})
+        return await self.submit_input(job_input, sync=sync)
+
+    async def submit_input(self, job_input: Json, *, sync: bool = False) -> str:
+        """Queue a job with this input; its id."""
         url = f"{self.endpoint.url}/{'runsync?wait=1000' if sync else 'run'}"
         async with self.session.post(url, json={"input": job_input}) as response:
             assert response.status == 200, await response.text()

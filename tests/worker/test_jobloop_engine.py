@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
 
-from llmpod.endpoint import JobState
+from llmpod.endpoint import Job, JobState
 from llmpod.worker.engine import Engine
 
 from .scripted import LoopClock, error, output, serving, streamed_text, until
@@ -94,3 +95,75 @@ async def test_more_jobs_than_seats_all_complete(monkeypatch: pytest.MonkeyPatch
         ids = [await served.submit(sampling_params={"max_tokens": 20, "n": 1 + i % 2}) for i in range(count)]
         states = [(await served.ended(job_id, 60)).state for job_id in ids]
         assert states == [JobState.COMPLETED] * count
+
+
+CALLS = [{"name": "get_weather", "arguments": {"city": city, "days": 3}} for city in ("Zürich", "Oslo")]
+STEP3 = "".join(
+    f'<｜tool_call_begin｜>function<｜tool_sep｜><steptml:invoke name="get_weather"><steptml:parameter name="city">'
+    f"{city}</steptml:parameter></steptml:invoke><｜tool_call_end｜>"
+    for city in ("Zürich", "Oslo")
+)
+PARSED = [
+    ({"tool_parser_name": "xlam"}, json.dumps(CALLS)),
+    ({"tool_parser_name": "step3"}, f"Sure.<｜tool_calls_begin｜>{STEP3}<｜tool_calls_end｜>"),
+    (
+        {"reasoning_parser_name": "granite"},
+        "Here is my thought process: 1 < 2.\nHere is my response: It is sunny in Zürich.",
+    ),
+]
+
+
+@pytest.mark.parametrize(("parser", "text"), PARSED)
+async def test_a_slow_reader_gets_the_calls_and_thoughts_of_a_quick_one(
+    monkeypatch: pytest.MonkeyPatch, engine: Engine, parser: Any, text: str
+) -> None:
+    """The model writes what the parser of another one reads: a constraint of one choice."""
+    from vllm.parser import ParserManager
+
+    chat: Any = engine.application._state.openai_serving_chat
+    monkeypatch.setattr(chat, "parser_cls", ParserManager.get_parser(**parser, enable_auto_tools=True))
+    monkeypatch.setattr(engine.application, "reads_reasoning", "reasoning_parser_name" in parser)
+    tool = {"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object"}}}
+    body = {
+        "messages": [{"role": "user", "content": "Hi"}],
+        "structured_outputs": {"choice": [text]},
+        "max_tokens": 400,
+    } | ({"tools": [tool]} if "tool_parser_name" in parser else {})
+    async with serving(monkeypatch, Shared(engine), **NO_LIMIT) as served:
+
+        async def run(stream: bool) -> Job:
+            job_input = {"openai_route": "/v1/chat/completions", "openai_input": body | {"stream": stream}}
+            return await served.ended(await served.submit_input(job_input))
+
+        whole = output(await run(stream=False))["choices"][0]["message"]
+        calls = {index: call["function"] for index, call in enumerate(whole.get("tool_calls") or ())}
+        assert len(calls) == (2 if "tools" in body else 0)
+        assert calls or whole["reasoning"]
+        quick = joined(json.loads(chunk) for chunk in (await run(stream=True)).chunks)
+        assert {index: json.loads(call["arguments"]) for index, call in quick["calls"].items()} == {
+            index: json.loads(call["arguments"]) for index, call in calls.items()
+        }
+        assert {call["name"] for call in quick["calls"].values()} == {call["name"] for call in calls.values()}
+        assert quick["calls"] or (quick["reasoning"] and quick["content"])
+        for latency_ms in (20, 50, 200):
+            served.endpoint.set_faults(post_latency_ms=latency_ms)
+            job = await run(stream=True)
+            assert latency_ms < 200 or len(job.chunks) < 40, "a POST per token"
+            assert joined(json.loads(chunk) for chunk in job.chunks) == quick
+
+
+def joined(chunks: Iterable[str]) -> Any:
+    """What OpenAI's client makes of a streamed chat answer."""
+    found: Any = {"content": "", "reasoning": "", "calls": {}}
+    for line in "".join(chunks).splitlines():
+        if not line.startswith("data: {"):
+            continue
+        for choice in json.loads(line[6:])["choices"]:
+            delta = choice["delta"]
+            for name in ("content", "reasoning"):
+                found[name] += delta.get(name) or ""
+            for call in delta.get("tool_calls") or ():
+                made = found["calls"].setdefault(call["index"], {"name": "", "arguments": ""})
+                for name in made:
+                    made[name] += call["function"].get(name) or ""
+    return found

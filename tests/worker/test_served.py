@@ -51,9 +51,13 @@ class MergingEngine:
             making.cancel()
 
 
+def no_detokenizer(params: object, prompt_ids: object) -> Any:
+    raise AssertionError("nothing reads these answers token by token")
+
+
 async def read(count: int, pause_s: float) -> tuple[Watch, list[bytes], int]:
     """The watch, the pieces and the number of events of one streamed request, read by somebody who takes his time."""
-    engine = WatchedEngine(MergingEngine(count))
+    engine = WatchedEngine(MergingEngine(count), no_detokenizer)
     events = 0
 
     async def answer(request: Request) -> StreamingResponse:
@@ -102,7 +106,7 @@ async def test_a_request_beyond_the_limit_is_refused_and_its_parameters_stay_as_
     current.set(watch)
     params = SimpleNamespace(max_tokens=asked, output_kind=None, structured_outputs=None)
     with pytest.raises(ValueError, match="7 tokens"):
-        async for _ in WatchedEngine(MergingEngine(100)).generate("", params):
+        async for _ in WatchedEngine(MergingEngine(100), no_detokenizer).generate("", params):
             pass
     assert params.max_tokens == asked
     assert watch.refusal is not None
@@ -140,7 +144,7 @@ class CountingEngine:
 async def embed(engine: CountingEngine, watch: Watch, inputs: int) -> None:
     """A job's requests, all at once, as vLLM's application makes them."""
     current.set(watch)
-    watched = WatchedEngine(engine)
+    watched = WatchedEngine(engine, no_detokenizer)
 
     async def one(number: int) -> None:
         async for _ in watched.encode(number):

@@ -30,6 +30,9 @@ PARAMETERS: list[tuple[str, str, set[str]]] = [
     ("vllm.engine.arg_utils", "AsyncEngineArgs.create_model_config", set()),
     ("vllm.config", "ModelConfig.get_diff_sampling_param", set()),
     ("vllm.v1.engine.output_processor", "OutputProcessor.get_num_unfinished_requests", set()),
+    ("vllm.v1.engine.detokenizer", "IncrementalDetokenizer.from_new_request", {"tokenizer", "request"}),
+    ("vllm.v1.engine.detokenizer", "IncrementalDetokenizer.update", {"new_token_ids", "stop_terminated"}),
+    ("vllm.v1.engine.detokenizer", "IncrementalDetokenizer.get_next_output_text", {"finished", "delta"}),
     ("vllm.platforms.interface", "Platform.is_cpu", set()),
 ]
 

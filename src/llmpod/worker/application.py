@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import importlib.metadata
 import types
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from llmpod.worker.inputs import GUARD
 from llmpod.worker.prompts import Prompts
 from llmpod.worker.route_table import Route
 from llmpod.worker.settings import Settings
+from llmpod.worker.token_outputs import Detokenizer
 
 STORED_RESPONSES = 1000
 """Responses that previous_response_id can go back to; older ones are forgotten."""
@@ -38,6 +40,7 @@ class Application:
         self.routes: list[Route] = []  # every path, open or not
         self.takes_media = bool(llm.model_config.is_multimodal_model)
         self.calls_tools = False
+        self.reads_reasoning = False
 
     async def start(self, arguments: Any) -> None:
         """Build it. `arguments`: its own, as engine_arguments.py reads them.
@@ -68,6 +71,7 @@ class Application:
         # gpt-oss has a format of its own, which vLLM reads without a parser's name (openai/parser/harmony_utils.py).
         harmony = self._llm.model_config.hf_config.model_type == "gpt_oss"
         self.calls_tools = harmony or (arguments.enable_auto_tool_choice and bool(arguments.tool_call_parser))
+        self.reads_reasoning = harmony or bool(arguments.structured_outputs_config.reasoning_parser)
         self.routes = route_table.read(app)
         route_policy.check_opened(self._settings.allowed_routes, self.paths)
         self.asgi = app
@@ -151,8 +155,14 @@ class Application:
         """The engine as the application gets it. Logits processors are named in LOGITS_PROCESSORS, or are plug-ins."""
         plugins = importlib.metadata.entry_points(group="vllm.logits_processors")
         return served.WatchedEngine(
-            self._llm, custom_processors=bool(self._llm.model_config.logits_processors or plugins)
+            self._llm,
+            partial(detokenizer, self._llm.renderer.tokenizer),
+            custom_processors=bool(self._llm.model_config.logits_processors or plugins),
         )
+
+    def parses(self, body: Mapping[str, Any], fields: Collection[str] | None) -> bool:
+        """Whether vLLM reads calls or reasoning out of the answer; `fields`: what the route's body may hold."""
+        return fields is not None and "tools" in fields and (self.reads_reasoning or bool(body.get("tools")))
 
     def _missing_adapter(self) -> str | None:
         """The adapter at which vLLM stopped loading them."""
@@ -175,6 +185,17 @@ class Application:
         headers = {"content-type": "application/json"}
         async with Exchange(self.asgi, "POST", "/tokenize", headers=headers, body=body) as exchange:
             return list(orjson.loads(await exchange.whole()).get("tokens", ()))
+
+
+def detokenizer(tokenizer: Any, params: Any, prompt_ids: Sequence[int]) -> Detokenizer:
+    """What the engine detokenises an answer with, once more: for its sampling parameters and prompt."""
+    from vllm.v1.engine.detokenizer import IncrementalDetokenizer
+
+    request = types.SimpleNamespace(
+        request_id="", sampling_params=params, prompt_token_ids=list(prompt_ids), prompt_embeds=None
+    )
+    made: Detokenizer = IncrementalDetokenizer.from_new_request(tokenizer if params.detokenize else None, request)
+    return made
 
 
 def _application() -> tuple[Any, Any]:

@@ -84,6 +84,7 @@ class Routes:
         new = self._rewritten(rule, given, request, prompt, fields, record)
         record.watch.max_tokens = None if new.max_tokens is None else max(1, new.max_tokens.effective)
         record.watch.most = limits.most_at_once(self.settings, scores=rule.scores)
+        record.watch.parsed = self.engine.application.parses(given, fields)
         return RouteCall(record, rule, method, path, query, given, prompt, new, wanted)
 
     def _route(self, rule: Rule, method: str, path: str) -> Route:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Self, TypeVar
 
 from llmpod.worker import tools
@@ -19,6 +20,7 @@ from llmpod.worker.admission import Slot
 from llmpod.worker.errors import Code, JobError
 from llmpod.worker.generation import ConstraintError, Timings, timings_of
 from llmpod.worker.settings import Settings
+from llmpod.worker.token_outputs import Detokenizer, TokenOutputs
 
 
 @dataclass
@@ -29,6 +31,7 @@ class Watch:
     cache_salt: str | None = None  # what the job's prompts share the prefix cache under; None: with all other jobs
     show_cached_tokens: bool = False  # whether the client may know how much of its prompt was in the cache
     granted: int | None = None  # the most that a request was given: a long prompt leaves less room for the answer
+    parsed: bool = False  # vLLM reads tool calls or reasoning out of the answer
     wanted: asyncio.Event | None = None  # set while somebody waits for more of the answer
     requests: int = 0
     finished: int = 0  # of them
@@ -177,9 +180,15 @@ def _check_extra_arguments(given: dict[str, Any], *, custom: bool) -> None:
 class WatchedEngine:
     """An engine client whose requests take slots, and which checks and counts `generate`; else the engine itself."""
 
-    def __init__(self, engine: Any, *, custom_processors: bool = False) -> None:
-        """`custom_processors`: whether the operator's logits processors read a request's `vllm_xargs`."""
+    def __init__(
+        self, engine: Any, detokenizer: Callable[[Any, Sequence[int]], Detokenizer], *, custom_processors: bool = False
+    ) -> None:
+        """`detokenizer`: makes one for a request's parameters and prompt.
+
+        `custom_processors`: whether the operator's logits processors read a request's `vllm_xargs`.
+        """
         self._engine = engine
+        self._detokenizer = detokenizer
         self._custom_processors = custom_processors
 
     def __getattr__(self, name: str) -> Any:
@@ -189,7 +198,8 @@ class WatchedEngine:
         """As the engine's, but a request beyond the watch's limit is refused, whatever a body's field was called.
 
         The next output is fetched when the answer's reader wants more. Until then the engine merges what it produces
-        into one output, which the application makes one event of: events per token cost more than the tokens.
+        into one output, which the application makes one event of: events per token cost more than the tokens. Where the
+        answer is parsed, the application gets the tokens of a merged output one by one all the same.
         """
         watch = current.get()
         if watch is None:
@@ -212,7 +222,8 @@ class WatchedEngine:
             params.structured_outputs.structural_tag = tools.bounded(constraint)
         watch.requests += 1
         request_id = str(args[0] if args else named.get("request_id", watch.requests))
-        cumulative = getattr(params.output_kind, "name", "") == "CUMULATIVE"
+        kind = getattr(params.output_kind, "name", "")
+        parsed = TokenOutputs(partial(self._detokenizer, params)) if watch.parsed and kind == "DELTA" else None
         async with (
             _slot(watch, getattr(params, "n", None) or 1),
             aclosing(self._engine.generate(salted(prompt, watch), params, *args, **named)) as outputs,
@@ -222,14 +233,17 @@ class WatchedEngine:
                     if choice.finish_reason == "error" and params.structured_outputs is not None:
                         raise ConstraintError
                     watch.finish_reason = watch.finish_reason or choice.finish_reason
-                watch.count(request_id, output, cumulative=cumulative)
+                watch.count(request_id, output, cumulative=kind == "CUMULATIVE")
                 if output.finished:
                     watch.finished += 1
                     if watch.timings is None and output.metrics is not None:
                         watch.timings = timings_of(output.metrics)
                 if not watch.show_cached_tokens:
                     output.num_cached_tokens = output.num_cache_creation_tokens = None
-                yield output
+                for count, one in enumerate((output,) if parsed is None else parsed.split(output)):
+                    if count:  # a parser takes its time, and hundreds of tokens may have been merged
+                        await asyncio.sleep(0)
+                    yield one
                 if not output.finished and watch.wanted is not None:
                     await watch.wanted.wait()
 
