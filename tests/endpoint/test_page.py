@@ -1,7 +1,10 @@
 """The page at /, in a real headless Chromium."""
 
 import asyncio
+import itertools
 import json
+import os
+import signal
 
 import pytest
 from selenium import webdriver
@@ -81,7 +84,8 @@ def use(browser, url, worker_id):
         )
         assert overflow <= 0, f"nothing sticks out at {width} px"
     browser.find_element(By.CSS_SELECTOR, "#workers button:last-child").click()
-    wait.until(lambda _: "dead" in text(browser, "workers"))
+    wait.until(lambda _: "crashed (137)" in text(browser, "workers"))
+    assert "killed on request" in text(browser, "workers")
     severe = [entry for entry in browser.get_log("browser") if "401" not in entry["message"]]
     assert not severe, "no script error, nothing refused by the content policy"
 
@@ -92,3 +96,70 @@ async def test_the_page_shows_the_endpoint_and_streams_a_job(shown, browser):
         assert (await shown.runsync({"chunks": 1}))["status"] == "COMPLETED"
     assert (await shown.runsync({"chunks": 1, "fail_at": 0}))["status"] == "FAILED"
     await asyncio.to_thread(use, browser, shown.endpoint.base_url.removesuffix("v2"), worker_id)
+
+
+def shown_jobs(browser):
+    texts = browser.execute_script(
+        "return [...document.querySelectorAll('#jobs td.state')].map((td) => td.textContent)"
+    )
+    return [status for status, _ in itertools.groupby(texts)]
+
+
+def look_under_load(browser, url):
+    wait = WebDriverWait(browser, 20)
+    browser.get(url)
+    wait.until(lambda _: int(browser.find_element(By.ID, "plot").get_attribute("data-points") or 0) >= 5)
+    wait.until(lambda _: shown_jobs(browser) == ["IN_PROGRESS", "COMPLETED", "IN_QUEUE"])
+    assert int(text(browser, "queued")) > 50
+    for width in (400, 1400):
+        screen = {"width": width, "height": 1000, "deviceScaleFactor": 1, "mobile": False}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+        page = "document.documentElement"
+        assert browser.execute_script(f"return {page}.scrollWidth - {page}.clientWidth") <= 0
+        edge = "return document.querySelector('#workers').closest('.scroll').getBoundingClientRect().right"
+        for button in browser.find_elements(By.CSS_SELECTOR, "#workers button"):
+            assert button.rect["x"] + button.rect["width"] <= browser.execute_script(edge)
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def look_at_ends(browser, url):
+    """(text of the row, colour of its state, the page's grey and red) of each dead worker."""
+    wait = WebDriverWait(browser, 20)
+    browser.get(url)
+    wait.until(lambda _: len(browser.find_elements(By.CSS_SELECTOR, ".stopped, .crashed")) == 3)
+    colour = "return getComputedStyle(arguments[0]).color"
+    rows = browser.find_elements(By.CSS_SELECTOR, "#workers tr:has(.stopped, .crashed)")
+    red, grey = ("rgb(192, 54, 44)", "rgb(92, 104, 117)")
+    names = {red: "red", grey: "grey"}
+    found = []
+    for row in rows:
+        state = row.find_element(By.CSS_SELECTOR, ".state")
+        note = row.find_element(By.CSS_SELECTOR, ".note").text
+        found.append((state.text, names.get(browser.execute_script(colour, state)), note))
+    return sorted(found)
+
+
+async def test_under_load_the_page_shows_what_runs_what_ended_and_what_comes_next(browser):
+    async with serve(worker_variables={"CONCURRENCY": "4"}) as client:
+        for _ in range(200):
+            await client.run({"sleep_ms": 400})
+        await asyncio.to_thread(look_under_load, browser, client.endpoint.base_url.removesuffix("v2"))
+
+
+async def test_a_worker_that_was_stopped_is_told_from_one_that_crashed(browser):
+    async with serve(workers_min=3, workers_max=3) as client:
+        stopped, killed, crashed = await client.endpoint.ready(3)
+        fleet = client.endpoint.fleet
+        fleet.look = lambda: None  # nobody is replaced
+        fleet.kill(killed, "killed on request")
+        os.kill(fleet.processes[crashed].pid, signal.SIGKILL)
+        fleet.retire(client.endpoint.worker(stopped), "not needed")
+        found = await asyncio.to_thread(look_at_ends, browser, client.endpoint.base_url.removesuffix("v2"))
+    assert [(state, colour) for state, colour, _ in found] == [
+        ("crashed (137)", "red"),
+        ("crashed (137)", "red"),
+        ("stopped", "grey"),
+    ]
+    notes = [note for _, _, note in found]
+    assert notes[2] == "not needed: exited with code 0"
+    assert sorted(note.partition(": exited")[0][:16] for note in notes[:2]) == ["exited with code", "killed on reques"]

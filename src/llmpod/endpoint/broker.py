@@ -90,7 +90,7 @@ class Broker:
         if worker.dead is not None and not worker.owned:
             # Silence had been taken for death; nobody else can use this id, so it is the same worker.
             worker.dead = None
-            worker.draining = False
+            worker.draining = worker.retired = False
             worker.last_ping_s = None
         if not worker.polled:
             worker.polled = True

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable
+from itertools import islice
 
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -14,6 +16,7 @@ from llmpod.endpoint.errors import ApiError
 from llmpod.endpoint.faults import Faults
 from llmpod.endpoint.fleet import Fleet
 from llmpod.endpoint.http import json_response, read_body
+from llmpod.endpoint.jobs import Job, JobState
 from llmpod.endpoint.limits import parse_json
 from llmpod.endpoint.options import Options
 from llmpod.endpoint.store import JobStore
@@ -21,6 +24,8 @@ from llmpod.endpoint.workers import Worker
 
 BODY_LIMIT_BYTES = 64 * 1024
 JOBS_SHOWN = 50
+QUEUED_SHOWN = 10
+ENDED_KEPT = 4000
 LOG_LINES_SHOWN = 400
 
 
@@ -37,12 +42,16 @@ class ControlApi:
         self.broker = broker
         self.fleet = fleet
         self.options = options
+        self.ended_count = 0
+        self.ended: deque[tuple[str, dict[str, object]]] = deque(maxlen=ENDED_KEPT)
+        """(job id, what is drawn of it) of those that ended last, oldest first; outputs are not kept alive by it."""
+        store.listeners.append(self._on_transition)
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """GET state, faults, workers/ID/logs; POST faults, scale, workers/ID/kill|stop|freeze|thaw. Raises ApiError."""
         match request.method, request.path.removeprefix("/control/").split("/"):
             case "GET", ["state"]:
-                return json_response(self.state())
+                return json_response(self.state(after=request.query.get("after", "")))
             case "GET", ["faults"]:
                 return json_response(self.broker.faults.model_dump())
             case (("POST" | "PATCH"), ["faults"]):
@@ -60,9 +69,17 @@ class ControlApi:
             case _:
                 raise ApiError(404, f"no route {request.path}")
 
-    def state(self) -> dict[str, object]:
-        """Everything the page draws, without inputs and outputs."""
+    def _on_transition(self, job: Job, _was: JobState | None, _reason: str) -> None:
+        if job.ended:
+            self.ended_count += 1
+            point: dict[str, object] = {"at": time.time(), "delayTime": job.delay_ms, "executionTime": job.execution_ms}
+            self.ended.append((job.id, point))
+
+    def state(self, after: str = "") -> dict[str, object]:
+        """Everything the page draws, without inputs and outputs. `ended` has the jobs that ended after that number."""
         now = self.store.clock()
+        seen = int(after) if after.isascii() and after.isdigit() and len(after) < 16 else 0
+        fresh = self.ended_count - seen if seen <= self.ended_count else self.ended_count
         return {
             "endpoint": self.options.endpoint_id,
             "time": time.time(),
@@ -73,14 +90,27 @@ class ControlApi:
             "command": self.options.command_line if self.fleet is not None else None,
             "faults": self.broker.faults.model_dump(),
             "workers": [self._worker_row(worker, now) for worker in self.broker.workers.values()],
-            "jobs": [summary(job) for job in self.store.recent(JOBS_SHOWN)],
+            "jobs": [summary(job) for job in self._jobs()],
+            "ended_count": self.ended_count,
+            "ended": [point for _, point in islice(self.ended, max(0, len(self.ended) - fresh), None)],
         }
+
+    def _jobs(self) -> list[Job]:
+        """The jobs to list: those that run, then those that ended, both newest first, then the next in the queue."""
+        running = list(islice(reversed(self.store.running.values()), JOBS_SHOWN - 2 * QUEUED_SHOWN))
+        room = JOBS_SHOWN - len(running) - min(len(self.store.queue), QUEUED_SHOWN)
+        # A job may be forgotten by now, or run again under its id.
+        known = dict.fromkeys(job_id for job_id, _ in reversed(self.ended))
+        ended = list(islice((job for name in known if (job := self.store.jobs.get(name)) and job.ended), room))
+        queued = islice(self.store.queue.values(), JOBS_SHOWN - len(running) - len(ended))
+        return [*running, *ended, *queued]
 
     def _worker_row(self, worker: Worker, now: float) -> dict[str, object]:
         process = self.fleet.processes.get(worker.id) if self.fleet is not None else None
         return {
             "id": worker.id,
             "state": worker.state.value,
+            "ending": worker.ending,
             "owned": worker.owned,
             "pid": process.pid if process is not None else None,
             "age_s": round(now - worker.since_s, 1),

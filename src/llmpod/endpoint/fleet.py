@@ -51,6 +51,7 @@ class Fleet:
         self._tasks: set[asyncio.Task[None]] = set()
         self._lives: dict[str, asyncio.Task[None]] = {}
         self._asked: set[str] = set()
+        self._why: dict[str, str] = {}
         self._crashes_in_a_row = 0
         self._not_before_s = 0.0
         self._closing = False
@@ -123,6 +124,7 @@ class Fleet:
     async def _live_through(self, worker: Worker) -> None:
         """A worker's life: wait for a machine, start cold, run, end; whatever happens, the broker learns of the end."""
         reason = "was stopped before it started"
+        said = ""
         process: WorkerProcess | None = None
         try:
             await self._machine(worker)
@@ -142,8 +144,9 @@ class Fleet:
                 code = await process.wait()
             finally:
                 overdue.cancel()
+            worker.exit_code = code
             reason = f"exited with code {code}"
-            self._account(worker, process, code)
+            said = self._account(worker, process, code)
         except OSError as error:
             reason = f"could not be started: {error}"
             self._count_crash(worker, reason)
@@ -153,7 +156,8 @@ class Fleet:
             self.processes.pop(worker.id, None)
             self._lives.pop(worker.id, None)
             self._asked.discard(worker.id)
-            self.broker.lose(worker, reason)
+            why = self._why.pop(worker.id, None)
+            self.broker.lose(worker, ": ".join(part for part in (why, reason, said) if part))
             if not self._closing:
                 self.look()
 
@@ -179,16 +183,18 @@ class Fleet:
             worker.unhealthy = f"no job-take within {self.options.init_timeout_s:g} s"
             self.kill(worker.id, worker.unhealthy)
 
-    def _account(self, worker: Worker, process: WorkerProcess, code: int) -> None:
+    def _account(self, worker: Worker, process: WorkerProcess, code: int) -> str:
+        """Counts an end nobody asked for, and returns the worker's last words where they explain it."""
         if worker.id in self._asked or worker.draining:
             self._report(f"worker {worker.id} stopped")
-            return
+            return ""
+        said = process.last_error_line or process.last_line or "(it printed nothing)"
         if worker.jobs_done:
             self._crashes_in_a_row = 0
             self._report(f"worker {worker.id} exited with code {code} after {worker.jobs_done} jobs")
-            return
-        said = process.last_error_line or process.last_line or "(it printed nothing)"
-        self._count_crash(worker, f"exited with code {code} after {process.age_s:.1f} s: {said}")
+        else:
+            self._count_crash(worker, f"exited with code {code} after {process.age_s:.1f} s: {said}")
+        return said[:200] if code else ""
 
     def _count_crash(self, worker: Worker, what: str) -> None:
         """A worker that ends without having done a job. Two in a row are a crash loop: the next start waits."""
@@ -208,6 +214,7 @@ class Fleet:
         if not worker.owned or worker.draining:
             return
         self._asked.add(worker.id)
+        worker.retired, self._why[worker.id] = True, reason
         self._report(f"worker {worker.id} is being stopped: {reason}")
         self.broker.drain(worker)
         self._keep(asyncio.create_task(self._retire(worker)))
@@ -232,6 +239,7 @@ class Fleet:
         if process is None:
             return False
         self._asked.add(worker_id)
+        self._why[worker_id] = reason
         self._report(f"worker {worker_id} is killed: {reason}")
         process.kill()
         return True

@@ -12,6 +12,7 @@ from llmpod.endpoint.jobs import Job
 
 MIRROR_LIMIT = 60_000
 """Characters of ping job ids from which the list may be cut off: the SDK's PingJobMirror holds 64 KiB."""
+SIGTERM_CODE = 128 + 15
 SETTLE_S = 2.0
 """A job younger than this may be missing from a ping because the worker is still reading the job-take reply."""
 
@@ -43,6 +44,10 @@ class Worker:
     draining: bool = False
     unhealthy: str | None = None
     dead: str | None = None
+    retired: bool = False
+    """The endpoint asked it to leave: the scaler, somebody at the page, or the end of the endpoint itself."""
+    exit_code: int | None = None
+    """Of its process, if that was ours and has ended; 128 + N if signal N ended it."""
     open_polls: int = 0
     last_poll_s: float | None = None
     last_ping_s: float | None = None
@@ -71,6 +76,19 @@ class Worker:
         if not self.polled:
             return WorkerState.INITIALIZING
         return WorkerState.RUNNING if self.jobs else WorkerState.IDLE
+
+    @property
+    def ending(self) -> str | None:
+        """How a dead worker ended, in a word: `stopped` as it was asked to or by itself in order, `crashed (137)` with
+        the code that a shell would show, `gone` if its process is not ours. None while it lives."""
+        if self.dead is None:
+            return None
+        code = self.exit_code
+        if not self.owned:
+            return "gone"
+        if self.retired:
+            return "stopped" if code in (None, 0, SIGTERM_CODE) else f"stopped ({code})"
+        return "stopped" if code == 0 else "crashed" if code is None else f"crashed ({code})"
 
     @property
     def takes_jobs(self) -> bool:
