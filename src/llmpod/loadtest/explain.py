@@ -28,8 +28,8 @@ def why(report: "PhaseReport") -> str:
         parts = [_where(report)]
     if report.failed / report.counted > 0.01:
         first = report.failures[0]
-        most = f"most as {first.error_class}" if first.n > report.failed / 2 else ""
-        named = ", ".join(f"{one.n} as {one.error_class}" for one in report.failures[:3])
+        most = f"most as {first.name}" if first.n > report.failed / 2 else ""
+        named = ", ".join(f"{one.n} as {one.name}" for one in report.failures[:3])
         rest = len(report.failures) - 3
         ways = most or named + (f", the others in {count(rest, 'other way')}" if rest > 0 else "")
         parts.append(f"{report.failed} of {report.counted} jobs failed: {ways}.")

@@ -170,7 +170,11 @@ def run_parser() -> Parser:
         "--wait", type=_duration, default=90.0, metavar="TIME", help="/runsync's wait (90s, RunPod's default)"
     )
     job.add_argument(
-        "--retries", type=_count, default=0, metavar="N", help="of a submit that met 429, 5xx or no connection (0)"
+        "--retries",
+        type=_count,
+        default=0,
+        metavar="N",
+        help="of a submit that met 429, 5xx or no connection, in any mode (0)",
     )
     job.add_argument("--poll-interval", type=_duration, metavar="TIME", help="poll /status at a fixed gap")
     job.add_argument(
