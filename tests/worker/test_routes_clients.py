@@ -237,6 +237,25 @@ async def test_an_older_spelling_of_a_constraint_binds(served: Served, model: st
     assert done.limits["moved"] == {"guided_choice": "structured_outputs.choice"}  # type: ignore[attr-defined]
 
 
+async def test_jobs_of_langchain_runpod_are_answered_where_it_looks(served: Served) -> None:
+    """langchain-runpod 0.2.0: the body as chat_models.py and llms.py write it, the output as they read it."""
+    prompt = "System: Be brief\nUser: How do I write a CV?"
+    job_input = {"prompt": prompt, "temperature": 0.2, "max_tokens": 64, "top_p": 0.9, "top_k": 20, "stop": ["END"]}
+    job = await served.job(job_input)
+    assert job["status"] == "COMPLETED", job
+    output = job["output"]
+    for places in (("content", "text", "message"), ("text", "content", "message")):
+        said = next(output[place] for place in places if isinstance(output.get(place), str))
+        assert said == output["choices"][0]["text"] != ""
+    assert output["limits"]["moved"].keys() == job_input.keys() - {"prompt"}
+
+
+async def test_a_response_format_binds_a_native_job(served: Served) -> None:
+    shape = {"type": "json_schema", "json_schema": {"name": "a", "schema": BOOLEAN}}
+    job = await served.job({"prompt": "Does it fit?", "response_format": shape, "max_tokens": 64})
+    assert isinstance(json.loads(job["output"]["text"])["ok"], bool), job
+
+
 async def test_chat_streamed_and_not_gives_the_same_answer(served: Served, model: str) -> None:
     options: Any = {"messages": QUESTION, "model": model, "temperature": 0, "max_tokens": 40}
     whole = await served.openai.chat.completions.create(**options)
