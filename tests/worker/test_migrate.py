@@ -19,7 +19,7 @@ from llmpod.worker.limits import MaxTokens
 from llmpod.worker.sampling import Sampling
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "migrate.md").read_text(encoding="utf-8")
-SAMPLING = Sampling({}).names
+SAMPLING = Sampling({}, 100).names
 
 
 def rows(title: str) -> list[tuple[str, str]]:

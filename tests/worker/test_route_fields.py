@@ -39,7 +39,7 @@ GENERATING = (
     "/v1/messages",
 )
 ROUTES = (*GENERATING, "/v1/embeddings", "/rerank")
-SAMPLING = Sampling({}).values_without_effect
+SAMPLING = Sampling({}, 100).values_without_effect
 
 
 def settled(path: str, body: dict[str, Any]) -> Settled:
