@@ -48,7 +48,7 @@ chaos: setup ## minutes of mixed jobs, a failing network and killed workers (CHA
 	CHAOS_SECONDS=$(or $(CHAOS_SECONDS),300) $(PY) -m pytest tests/worker/test_chaos.py
 
 bench: setup ## all of the following: every figure of bench/README.md
-	@$(MAKE) --keep-going --no-print-directory bench-worker bench-routes bench-loop bench-endpoint bench-loadtest
+	@$(MAKE) --keep-going --no-print-directory bench-worker bench-routes bench-loop bench-endpoint bench-loadtest bench-evidence
 
 bench-worker: setup ## the worker against the bare engine and the SDK's own loop, through RunPod's protocol
 	@$(PY) bench/worker.py $(ARGS)
@@ -64,3 +64,6 @@ bench-endpoint: setup ## latency, throughput and memory of the local endpoint
 
 bench-loadtest: setup ## what the load tester adds to a latency, its memory, its report
 	@$(PY) bench/loadtest.py
+
+bench-evidence: setup ## how often the load tester's sentences are wrong and its intervals hold (minutes)
+	@$(PY) bench/evidence.py $(ARGS)

@@ -273,7 +273,7 @@ def test_the_smallest_fleet_that_holds_is_found_and_one_less_does_not_hold() -> 
     found = fit(jobs)
     slos = [parse_slo("total.p95<8s")]
     less, enough = smallest_fleet(found, 1.0, slos, 20, usd_per_h=0.4, duration_s=3600)
-    assert (less.holds, enough.holds) == (False, True)
+    assert (less.passes, enough.passes) == (False, True)
     assert int(enough.fleet) == int(less.fleet) + 1
     # One job a second needs at least 3.45 workers' time.
     assert 4 <= int(enough.fleet) <= 7

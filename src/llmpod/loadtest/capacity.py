@@ -6,8 +6,9 @@ import json
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import stdev
 from typing import Any
 
 from rich.console import Console
@@ -26,6 +27,8 @@ from llmpod.loadtest.units import show_ms, show_rate, show_share, show_usd
 
 MOST_JOBS = 10_000
 SHOWN = (50.0, 95.0, 99.0)
+REFITS = 10
+STUDENT_10 = 2.262  # two-sided 95 % of Student's t for so many refits
 
 
 SIMULATED = frozenset({"total", "delay", "exec", "overhead", "error_rate", "success_rate", "throughput"})
@@ -45,10 +48,21 @@ class Answer:
     usd_per_h: float | None
     usd_per_1k: float | None
     cold_starts: int = 0
+    # The highest rate that this fleet holds, as an interval of 95 % from refits to bootstrap draws of the jobs.
+    highest_per_s: tuple[float, float] | None = None
 
     @property
-    def holds(self) -> bool:
+    def passes(self) -> bool:
+        """As fitted to all jobs, without a word on how sure that is."""
         return all(verdict.passed for verdict in self.verdicts)
+
+    @property
+    def word(self) -> str:
+        """holds or fails where the whole interval says so, else unsure."""
+        if self.highest_per_s is None:
+            return "holds" if self.passes else "fails"
+        low, high = self.highest_per_s
+        return "holds" if self.rate_per_s <= low and self.passes else "fails" if self.rate_per_s > high else "unsure"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +107,10 @@ def simulate_rate(
     burstiness: float = 1.0,
     usd_per_h: float | None = None,
     seed: int = 0,
+    most_jobs: int = MOST_JOBS,
 ) -> Answer:
     """One rate, one fleet. The first tenth of the time is not counted: a queue needs time to reach its state."""
-    length_s = min(duration_s, MOST_JOBS / rate_per_s)
+    length_s = min(duration_s, most_jobs / rate_per_s)
     times = list(Arrivals(steady(rate_per_s, length_s), burstiness, seed).times_s())
     if not times:
         raise UsageError(f"at {rate_per_s:g}/s nothing arrives in {duration_s:g} s; simulate longer")
@@ -105,7 +120,7 @@ def simulate_rate(
     rows = {
         name: made
         for name in ("total", "delay", "exec", "overhead")
-        if (made := row(name, jobs, 0, percentiles)) is not None
+        if (made := row(name, jobs, 0, percentiles, intervals=False)) is not None
     }
     span_s = max(outcome.jobs[-1].done_s, length_s)
     worker_s = outcome.worker_s + outcome.starting_s
@@ -139,13 +154,13 @@ def smallest_fleet(found: Fit, rate_per_s: float, slos: Sequence[Slo], most: int
     low, high, step = least - 1, least, 1
     while high <= most:
         tried[high] = at(high)
-        if tried[high].holds:
+        if tried[high].passes:
             break
         low, high, step = high, min(high + step, most) if high < most else most + 1, step * 2
     while high <= most and high - low > 1:
         middle = (low + high) // 2
         tried[middle] = at(middle)
-        low, high = (low, middle) if tried[middle].holds else (middle, high)
+        low, high = (low, middle) if tried[middle].passes else (middle, high)
     keep = [count for count in sorted(tried) if count <= high]
     return [tried[count] for count in keep[-2:]]
 
@@ -156,13 +171,42 @@ def largest_rate(found: Fit, workers: int, slos: Sequence[Slo], **how: Any) -> A
     for _ in range(12):
         middle = (low + high) / 2
         answer = simulate_rate(found, Fixed((0.0,) * workers), f"{workers}", middle, slos, **how)
-        if answer.holds:
+        if answer.passes:
             low, best = middle, answer
         else:
             high = middle
         if best is not None and (high - low) / high < 0.03:
             break
     return best
+
+
+def highest_interval(
+    found: Fit, fleet: Fixed, around_per_s: float, slos: Sequence[Slo], *, seed: int = 0, **how: Any
+) -> tuple[float, float]:
+    """A 95 % interval of the highest rate that a fleet holds. Refits to bootstrap draws, each with arrivals of its own,
+    give its spread; Student's t makes up for their small number."""
+    cap_per_s = len(fleet.ready_s) * found.service.per_worker_per_s
+    logs = []
+    for number in range(REFITS):
+        again = found.seen.drawn_again(seed * REFITS + number)
+        refit = replace(found, seen=again, service=again.service())
+        low, high = 0.4 * around_per_s, min(1.8 * around_per_s, 1.2 * cap_per_s)
+        while high / low > 1.04:
+            middle = math.sqrt(low * high)
+            answer = simulate_rate(refit, fleet, "", middle, slos, most_jobs=MOST_JOBS // 4, seed=seed + number, **how)
+            low, high = (middle, high) if answer.passes else (low, middle)
+        logs.append(math.log(low * high) / 2)
+    reach = math.exp(STUDENT_10 * stdev(logs))
+    return around_per_s / reach, around_per_s * reach
+
+
+def with_interval(answer: Answer, found: Fit, slos: Sequence[Slo], **how: Any) -> Answer:
+    """The same answer, judged by the whole interval of what its (fixed) fleet holds."""
+    count = int(answer.fleet)
+    best = largest_rate(found, count, slos, **how)
+    if best is None:
+        return replace(answer, highest_per_s=(0.0, 0.0))
+    return replace(answer, highest_per_s=highest_interval(found, Fixed((0.0,) * count), best.rate_per_s, slos, **how))
 
 
 def parse_scaler(text: str, options: argparse.Namespace, cold_start_s: float) -> Autoscaler:
@@ -204,15 +248,26 @@ def answer(options: argparse.Namespace, console: Console) -> Exit:
     answers: list[Answer] = []
     failed = False
     for rate in options.request_rate or []:
-        tried = smallest_fleet(found, rate, slos, options.max_workers, **how)
+        *less, enough = smallest_fleet(found, rate, slos, options.max_workers, **how)
+        tried = [*less, with_interval(enough, found, slos, **how)]
+        while tried[-1].word == "unsure" and int(tried[-1].fleet) < options.max_workers:
+            count = int(tried[-1].fleet) + 1
+            more = simulate_rate(found, Fixed((0.0,) * count), f"{count}", rate, slos, **how)
+            tried.append(with_interval(more, found, slos, **how))
         answers += tried
-        failed = failed or not tried[-1].holds
+        failed = failed or tried[-1].word != "holds"
         if options.scaler:
             cold = options.cold_start if options.cold_start is not None else found.cold_start_s or 60.0
             fleet = parse_scaler(options.scaler, options, cold)
             answers.append(simulate_rate(found, fleet, options.scaler, rate, slos, **how))
     if not options.request_rate:
-        answers = [best for count in range(1, 6) if (best := largest_rate(found, count, slos, **how)) is not None]
+        bests = [best for count in range(1, 6) if (best := largest_rate(found, count, slos, **how)) is not None]
+        for best in bests:
+            fixed = Fixed((0.0,) * int(best.fleet))
+            low, high = highest_interval(found, fixed, best.rate_per_s, slos, **how)
+            # What can be relied on is the low end: that is the answer.
+            sure = simulate_rate(found, fixed, best.fleet, low, slos, **how)
+            answers.append(replace(sure, highest_per_s=(low, high)))
         failed = not answers
     if options.format == "json":
         sys.stdout.write(json.dumps(_json(found, answers), indent=1) + "\n")
@@ -239,6 +294,7 @@ def _show(found: Fit, answers: Sequence[Answer], slos: Sequence[Slo], console: C
     for name in (
         "rate" if by_rate else "highest rate",
         "workers",
+        "these hold",
         "",
         "total p50",
         "p95",
@@ -258,9 +314,8 @@ def _show(found: Fit, answers: Sequence[Answer], slos: Sequence[Slo], console: C
         table.add_row(
             show_rate(one.rate_per_s),
             fleet,
-            Text("holds", style="green")
-            if one.holds
-            else Text.assemble(("fails ", "red"), next(v.slo.text for v in one.verdicts if not v.passed)),
+            _span(one.highest_per_s),
+            _word(one),
             *cells,
             show_ms(late.value) if late else "",
             show_share(one.busy_share),
@@ -268,7 +323,21 @@ def _show(found: Fit, answers: Sequence[Answer], slos: Sequence[Slo], console: C
             show_usd(one.usd_per_1k),
         )
     console.print(table)
-    console.print("simulated Poisson arrivals; a forecast from the runs named above, not a measurement", style="dim")
+    console.print(
+        "simulated Poisson arrivals; a forecast from the runs named above, not a measurement. Intervals (95 %) come "
+        f"from {REFITS} refits to draws of the jobs: holds and fails are said by the whole interval",
+        style="dim",
+    )
+
+
+def _span(highest_per_s: tuple[float, float] | None) -> str:
+    return f"{highest_per_s[0]:.2g} to {highest_per_s[1]:.2g}/s" if highest_per_s else ""
+
+
+def _word(one: Answer) -> Text:
+    missed = next((verdict.slo.text for verdict in one.verdicts if not verdict.passed), "")
+    styles = {"holds": "green", "unsure": "yellow", "fails": "red"}
+    return Text.assemble((one.word, styles[one.word]), f" {missed}" if missed else "")
 
 
 def _json(found: Fit, answers: Sequence[Answer]) -> dict[str, Any]:
@@ -288,7 +357,9 @@ def _json(found: Fit, answers: Sequence[Answer]) -> dict[str, Any]:
                 "rate_per_s": one.rate_per_s,
                 "fleet": one.fleet,
                 "workers": round(one.workers, 3),
-                "holds": one.holds,
+                "holds": one.word == "holds",
+                "word": one.word,
+                "highest_per_s": list(one.highest_per_s) if one.highest_per_s else None,
                 "busy_share": round(one.busy_share, 4),
                 "usd_per_h": one.usd_per_h,
                 "usd_per_1k": one.usd_per_1k,

@@ -26,7 +26,7 @@ from llmpod.loadtest.journal import Recorded
 from llmpod.loadtest.measures import METRICS
 from llmpod.loadtest.records import Job
 from llmpod.loadtest.report import build
-from llmpod.loadtest.stats import difference_intervals, quantiles, student_8, two_shares
+from llmpod.loadtest.stats import difference_intervals, needed_n, quantiles, student_8, two_shares
 from llmpod.loadtest.units import show_ms, show_rate, show_share, show_usd
 from llmpod.loadtest.viewing import make_saved_view, parse_percentiles
 
@@ -114,7 +114,7 @@ def _label(a: str, b: str) -> str:
 def _difference(label: str, metric: str, p: float, a: Sequence[float], b: Sequence[float], level: float) -> Difference:
     (of_a,), (of_b,) = quantiles(a, [p]), quantiles(b, [p])
     at_a, at_b = of_a.value, of_b.value
-    if of_a.low is None or of_b.low is None:
+    if min(of_a.n_eff, of_b.n_eff) < needed_n(p):
         return Difference(label, metric, p, at_a, at_b, None, None, len(a), len(b), None, None)
     (low, high), (least, most) = difference_intervals(
         sorted(a), sorted(b), p, of_a.n_eff, of_b.n_eff, (0.95, 1 - level)

@@ -1,6 +1,7 @@
 """From measured jobs to the numbers of a worker: what the simulation needs to know."""
 
 import math
+import random
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +20,42 @@ BETWEEN_RUNS_MS = 60_000.0
 
 
 @dataclass(frozen=True, slots=True)
+class Seen:
+    """What was seen of a worker, in seconds. `idle_p`: the percentile of `idle_s` that is the time to an idle worker;
+    `busy_s` is empty where no job waited behind another."""
+
+    exec_s: tuple[float, ...]
+    reply_s: tuple[float, ...]
+    idle_s: tuple[float, ...]
+    idle_p: float
+    busy_s: tuple[float, ...]
+    slots: int
+    slowdown: float
+
+    def service(self) -> Service:
+        reply_s = max(0.0, median(self.reply_s))
+        idle_s = median(self.idle_s) if self.idle_p == 50 else nearest_rank(sorted(self.idle_s), self.idle_p)
+        assumed_s = idle_s + reply_s if self.slots == 1 else 0.0
+        busy_s = median(self.busy_s) if self.busy_s else assumed_s
+        return Service(self.exec_s, idle_s, busy_s, reply_s, self.slots, self.slowdown)
+
+    def drawn_again(self, seed: int) -> "Seen":
+        """A bootstrap draw: as many jobs, with replacement."""
+        draw = random.Random(seed)  # noqa: S311 - resampling
+
+        def again(values: tuple[float, ...]) -> tuple[float, ...]:
+            return tuple(draw.choices(values, k=len(values))) if values else ()
+
+        return replace(
+            self,
+            exec_s=again(self.exec_s),
+            reply_s=again(self.reply_s),
+            idle_s=again(self.idle_s),
+            busy_s=again(self.busy_s),
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Fit:
     """`notes` say what could not be seen in the data and had to be assumed."""
 
@@ -26,6 +63,7 @@ class Fit:
     cold_start_s: float | None
     jobs: int
     notes: tuple[str, ...]
+    seen: Seen
 
 
 def on_one_axis(runs: Iterable[Sequence[Job]]) -> list[Job]:
@@ -69,27 +107,40 @@ def fit(jobs: Sequence[Job]) -> Fit:
     occupancy = [pair for some in per_worker.values() for pair in _occupancy(some)]
     slowdown = _slowdown(occupancy) if slots > 1 else 0.0
     alone = tuple(exec_s / (1 + slowdown * max(0.0, together - 1)) for exec_s, together in occupancy)
-    reply_s = max(0.0, median(job.overhead_ms or 0.0 for job in warm) / 1000)
-    idle_s = _pickup_idle_s(warm, per_worker, notes)
-    busy_s = _pickup_busy_s(per_worker, slots)
-    if busy_s is None:
-        busy_s = idle_s + reply_s if slots == 1 else 0.0
-        notes.append(
-            f"no job was seen to wait behind another: the gap between two jobs is assumed to be {busy_s * 1000:.0f} ms"
-        )
-    if slots > 1:
-        notes.append(f"{slots} jobs at once is the most that was seen per worker; it may be able to do more")
-    return Fit(
-        Service(alone, idle_s, busy_s, reply_s, slots, slowdown),
-        nearest_rank(cold, 50) / 1000 if cold else None,
-        len(warm),
-        tuple(notes),
+    idle_ms, idle_p = _pickups_idle(warm, per_worker, notes)
+    busy = tuple(_pickups_busy(per_worker, slots))
+    seen = Seen(
+        alone,
+        tuple((job.overhead_ms or 0.0) / 1000 for job in warm),
+        tuple(ms / 1000 for ms in idle_ms),
+        idle_p,
+        busy if len(busy) >= 5 else (),
+        slots,
+        slowdown,
     )
+    service = seen.service()
+    if not seen.busy_s:
+        gap = service.pickup_busy_s * 1000
+        notes.append(f"no job was seen to wait behind another: the gap between two jobs is assumed to be {gap:.0f} ms")
+    if not _was_full(whole, slots):
+        notes.append(
+            f"no phase had more jobs in flight than {slots} per worker: whether a worker can do more at once was not "
+            "seen, and the forecast may ask for too many workers"
+        )
+    return Fit(service, nearest_rank(cold, 50) / 1000 if cold else None, len(warm), tuple(notes), seen)
 
 
-def _pickup_idle_s(warm: Sequence[Job], per_worker: dict[str, list[Job]], notes: list[str]) -> float:
-    """What a job waits although a worker is free: the delay of jobs whose worker had rested, else that of a lone
-    client's jobs."""
+def _was_full(jobs: Sequence[Job], slots: int) -> bool:
+    """Whether in some phase more jobs were in flight than its workers ran at once."""
+    by_phase: dict[str, list[Job]] = defaultdict(list)
+    for job in jobs:
+        by_phase[job.phase].append(job)
+    return any(_most_open(some) > slots * len({job.worker_id for job in some}) for some in by_phase.values())
+
+
+def _pickups_idle(warm: Sequence[Job], per_worker: dict[str, list[Job]], notes: list[str]) -> tuple[list[float], float]:
+    """(delays in ms, percentile of them): what a job waits although a worker is free. The delays of jobs whose worker
+    had rested, else those of a lone client's jobs."""
     rested = []
     for some in per_worker.values():
         end_ms = None
@@ -100,7 +151,7 @@ def _pickup_idle_s(warm: Sequence[Job], per_worker: dict[str, list[Job]], notes:
                 rested.append(job.delay_ms or 0.0)
             end_ms = max(end_ms or 0.0, until)
     if len(rested) >= 5:
-        return median(rested) / 1000
+        return rested, 50
     by_phase: dict[str, list[Job]] = defaultdict(list)
     for job in warm:
         by_phase[job.phase].append(job)
@@ -110,11 +161,11 @@ def _pickup_idle_s(warm: Sequence[Job], per_worker: dict[str, list[Job]], notes:
             "no job found a rested worker (a slow --request-rate shows one): the time to an idle worker is taken from "
             "a lone client's jobs, and may hold the pause between two jobs"
         )
-        return median(lone) / 1000
+        return lone, 50
     notes.append(
         "no phase had one client at a time: the delay on an idle worker is taken from the shortest tenth of all"
     )
-    return nearest_rank(sorted(job.delay_ms or 0.0 for job in warm), 10) / 1000
+    return [job.delay_ms or 0.0 for job in warm], 10
 
 
 def _most_open(jobs: Sequence[Job]) -> int:
@@ -130,8 +181,8 @@ def _most_open(jobs: Sequence[Job]) -> int:
     return most
 
 
-def _pickup_busy_s(per_worker: dict[str, list[Job]], slots: int) -> float | None:
-    """The gap between a job's end and the start of one that was already waiting. For several slots: what is left of the
+def _pickups_busy(per_worker: dict[str, list[Job]], slots: int) -> list[float]:
+    """Seconds between a job's end and the start of one that was already waiting. For several slots: what is left of the
     delay when a slot came free, which the overlap hides; then the shortest waits tell."""
     gaps = []
     for some in per_worker.values():
@@ -147,7 +198,7 @@ def _pickup_busy_s(per_worker: dict[str, list[Job]], slots: int) -> float | None
             if len(ends) > 4 * slots + 8:
                 ends.sort()
                 del ends[: len(ends) - 2 * slots - 4]
-    return median(gaps) / 1000 if len(gaps) >= 5 else None
+    return [gap / 1000 for gap in gaps]
 
 
 def _occupancy(some: Sequence[Job]) -> list[tuple[float, float]]:

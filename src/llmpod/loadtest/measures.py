@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 
 from llmpod.loadtest.records import Job
-from llmpod.loadtest.stats import Quantile, effective_n, nearest_rank, quantiles
+from llmpod.loadtest.stats import Quantile, effective_n, nearest_rank, needed_n, quantiles
 
 # As attrgetters: a report of a hundred thousand jobs calls them millions of times.
 METRICS: dict[str, Callable[[Job], float | None]] = {
@@ -59,8 +59,11 @@ class Row:
         return next((q for q in self.quantiles if q.p == p), None)
 
 
-def row(metric: str, ok: Sequence[Job], failed: int, percentiles: Sequence[float]) -> Row | None:
-    """The row of a metric over successful jobs in order of sending; None when no job has it."""
+def row(
+    metric: str, ok: Sequence[Job], failed: int, percentiles: Sequence[float], *, intervals: bool = True
+) -> Row | None:
+    """The row of a metric over successful jobs in order of sending; None when no job has it. `intervals=False` spares
+    their cost where nobody looks at them (a simulation's)."""
     read = METRICS[metric]
     values = [value for job in ok if (value := read(job)) is not None]
     if not values:
@@ -77,8 +80,8 @@ def row(metric: str, ok: Sequence[Job], failed: int, percentiles: Sequence[float
         mean_ms=math.fsum(values) / len(values),
         min_ms=ordered[0],
         max_ms=ordered[-1],
-        n_eff=effective_n(values),
-        quantiles=quantiles(values, percentiles),
+        n_eff=effective_n(values) if intervals else float(len(values)),
+        quantiles=quantiles(values, percentiles) if intervals else _plain(ordered, percentiles),
         adjusted=adjusted,
         interval_method="order statistics",
     )
@@ -127,6 +130,11 @@ def _tokens_per_s(job: Job) -> float | None:
     if job.tpot_ms:
         return 1000 / job.tpot_ms
     return job.output_tokens / job.exec_ms * 1000 if job.output_tokens and job.exec_ms and not job.chunks else None
+
+
+def _plain(ordered: Sequence[float], percentiles: Sequence[float]) -> tuple[Quantile, ...]:
+    n = len(ordered)
+    return tuple(Quantile(p, nearest_rank(ordered, p), n, float(n), None, None, needed_n(p)) for p in percentiles)
 
 
 @dataclass(frozen=True, slots=True)

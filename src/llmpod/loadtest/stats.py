@@ -17,7 +17,7 @@ from operator import mul
 CONFIDENCE = 0.95
 # See `dependent` and `quantiles`.
 SUSPECTED, SUSPECTED_SHORT = 1.9, 1.0
-LINKED_FACTOR, LEAST_LINKED = 3, 60
+LINKED_FACTOR, LEAST_LINKED, LEAST = 3, 60, 30
 MANY = 3000
 
 
@@ -223,9 +223,9 @@ def quantiles(
 
     Where neighbours depend on each other (a queue, a change of workers), an interval is computed from n divided by the
     percentile's correlation time, and asks for three times as many of those as independent samples would, and at least
-    60: with fewer, the runs that seem to have enough are just those that missed the busy times. Below 60 jobs
-    dependence cannot be excluded either, and there is no interval of a tail. `make bench-evidence` measures how often
-    intervals hold.
+    60: with fewer, the runs that seem to have enough are just those that missed the busy times. In short runs
+    dependence cannot be excluded: below 30 jobs there is no interval, below 60 none of a tail. `make bench-evidence`
+    measures how often intervals hold.
     """
     ordered = sorted(values)
     linked = dependent(values)
@@ -237,8 +237,8 @@ def quantiles(
         at, n_eff, needed = nearest_rank(ordered, p), float(len(values)), needed_n(p, confidence)
         if linked:
             n_eff /= max(whole, correlation_time([value > at for value in values]))
-        if linked or abs(p - 50) > 25:
-            needed = max(LEAST_LINKED, (LINKED_FACTOR if linked else 1) * needed)
+        least = LEAST_LINKED if linked or abs(p - 50) > 25 else LEAST
+        needed = max(least, (LINKED_FACTOR if linked else 1) * needed)
         found = replace(quantile(ordered, p, n_eff, confidence), needed_n=needed)
         out.append(found if n_eff >= needed else replace(found, low=None, high=None))
     return tuple(out)
