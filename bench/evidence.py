@@ -30,7 +30,7 @@ from llmpod.loadtest.fit import Fit, fit, on_one_axis
 from llmpod.loadtest.journal import Recorded
 from llmpod.loadtest.plan import Phase, Plan, Sweep
 from llmpod.loadtest.records import Job
-from llmpod.loadtest.simulate import Fixed, Service, Simulation
+from llmpod.loadtest.simulate import Fixed, Service, Simulation, Withheld
 from llmpod.loadtest.slo import judge, parse
 from llmpod.loadtest.stats import quantiles
 from llmpod.loadtest.sweep import climb
@@ -212,6 +212,16 @@ def behind(draw: random.Random, rate: float) -> bool:
     return climb(Sweep((rate,), auto=False, by_rate=True), [report]) is not None
 
 
+def two_kinds(draw: random.Random, rho: float, *, withheld: bool = False) -> bool:
+    """A soak of 20 minutes on two workers: at a rate, or four clients, one worker withheld for a third of the time."""
+    worker, fleet = service(draw, 2.0), Fixed((0.0, 0.0), (Withheld(300, 700),) if withheld else ())
+    run = Simulation(worker, fleet, draw.randrange(10**9))
+    arrivals = Arrivals(steady(rho * 2 * worker.per_worker_per_s, 1200), 1.0, draw.randrange(10**9))
+    made = to_jobs(run.open(list(arrivals.times_s())) if rho else run.closed(4, 1000))
+    report = analyse(Phase("s", "open", "soak"), made, made, [], {}, View(slice_s=20.0))
+    return "Two states" in report.why
+
+
 def certain_pass(draw: random.Random, limit: str) -> bool:
     """Whether an objective passes without "not certain": 4 clients, 1 worker."""
     report, _ = closed(draw, 0.5, 1, 4, 400, View(slos=(parse(limit),)))
@@ -298,6 +308,10 @@ SENTENCES: list[tuple[str, str, bool, Said]] = [
     ("the queue grows", "at 70 % of the worker's rate", False, lambda d: behind(d, 2.0)),
     ("the queue grows", "at 95 % of the worker's rate", False, lambda d: behind(d, 2.7)),
     ("the queue grows", "at 150 % of the worker's rate", True, lambda d: behind(d, 4.3)),
+    ("two states", "4 clients on 2 workers", False, lambda d: two_kinds(d, 0)),
+    ("two states", "a queue at 70 % of 2 workers' rate", False, lambda d: two_kinds(d, 0.7)),
+    ("two states", "a queue at 90 % of 2 workers' rate", False, lambda d: two_kinds(d, 0.9)),
+    ("two states", "one of 2 workers withheld for a third", True, lambda d: two_kinds(d, 0, withheld=True)),
     ("met, and certain", "p50 in truth 6 % above the limit", False, lambda d: certain_pass(d, "total.p50<2.03s")),
     ("met, and certain", "p50 in truth 20 % below the limit", True, lambda d: certain_pass(d, "total.p50<2.7s")),
     ("compare: differs", "equal, 1 phase of 40 jobs", False, lambda d: differs(d, 1, 40, 1)),

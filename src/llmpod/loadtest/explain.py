@@ -1,7 +1,9 @@
 """One sentence that says where the time went, or why there is nothing to say."""
 
+import math
 from typing import TYPE_CHECKING
 
+from llmpod.loadtest.stats import nearest_rank
 from llmpod.loadtest.units import count, show_duration, show_ms
 
 if TYPE_CHECKING:
@@ -82,18 +84,19 @@ def _cold(report: "PhaseReport") -> str | None:
 
 
 def _two_states(report: "PhaseReport") -> str | None:
-    """A long run whose slices sit in two groups: a percentile of the whole describes neither."""
-    middles = [one.p50_ms for one in report.slices if one.p50_ms is not None]
+    """A long run whose slices sit in two groups, far apart for how wide each is: a percentile of the whole describes
+    neither. A queue's ups and downs fill the room between them."""
+    middles = sorted(one.p50_ms for one in report.slices if one.p50_ms)
     if len(middles) < 10:
         return None
-    middles.sort()
-    low, high = middles[len(middles) // 10], middles[-1 - len(middles) // 10]
-    if high < 1.6 * low:
+    cut = math.sqrt(middles[len(middles) // 10] * middles[-1 - len(middles) // 10])
+    groups = [value for value in middles if value < cut], [value for value in middles if value >= cut]
+    slow = len(groups[1])
+    if min(map(len, groups)) < max(3, len(middles) / 10):
         return None
-    cut = (low * high) ** 0.5
-    between = sum(1 for value in middles if 0.85 * cut < value < 1.15 * cut)
-    slow = sum(1 for value in middles if value >= cut)
-    if between > 0.2 * len(middles):
+    low, high = (nearest_rank(group, 50) for group in groups)
+    width = max(math.log(nearest_rank(group, 80) / nearest_rank(group, 20)) for group in groups)
+    if high < 1.6 * low or math.log(high / low) < 2.3 * width:
         return None
     return (
         f"Two states, not one: {slow} of {len(middles)} slices have a p50 near {show_ms(high)}, the others "
