@@ -20,15 +20,20 @@ from llmpod.worker.events import EventLog, use_utf8_line_buffered_stdout
 from llmpod.worker.handler import Worker
 
 
+def parser() -> argparse.ArgumentParser:
+    """The options; those of the SDK are its own."""
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--test_input", metavar="JSON", help="the job to run, instead of test_input.json")
+    made.add_argument("--rp_serve_api", action="store_true", help="serve jobs on this machine (docs/endpoint.md)")
+    made.add_argument("--rp_api_host", default="127.0.0.1", metavar="HOST", help="address to serve on: %(default)s")
+    made.add_argument("--rp_api_port", default="8000", metavar="PORT", help="port to serve on: %(default)s")
+    made.add_argument("--rp_api_concurrency", default="1", metavar="N", help="worker processes: %(default)s")
+    return made
+
+
 def main(argv: list[str]) -> int:
     """Serve jobs, or run one. The process's exit status: 0 if all went well, 1 if the job or the start failed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--test_input", metavar="JSON", help="the job to run, instead of test_input.json")
-    parser.add_argument("--rp_serve_api", action="store_true", help="serve jobs on this machine (docs/endpoint.md)")
-    parser.add_argument("--rp_api_host", default="127.0.0.1", metavar="HOST", help="address to serve on: %(default)s")
-    parser.add_argument("--rp_api_port", default="8000", metavar="PORT", help="port to serve on: %(default)s")
-    parser.add_argument("--rp_api_concurrency", default="1", metavar="N", help="worker processes: %(default)s")
-    arguments, _ = parser.parse_known_args(argv)  # the rest is the SDK's
+    arguments, _ = parser().parse_known_args(argv)  # the rest is the SDK's
     if arguments.rp_serve_api:
         from llmpod import endpoint  # only here: the worker and the endpoint know nothing of each other
 

@@ -8,6 +8,10 @@ import re
 import pytest
 from aiohttp import web
 
+from llmpod.endpoint import Options
+from llmpod.endpoint.journal import Journal
+from llmpod.endpoint.store import JobStore
+
 from .conftest import serve
 from .test_worker_api import done, take
 
@@ -79,6 +83,55 @@ async def test_metrics_are_prometheus_text_with_the_counts_of_what_happened(bare
     assert values["llmpod_endpoint_jobs_in_queue"] == "1.0"
     assert values["llmpod_endpoint_delay_seconds_count"] == "2.0"
     assert values['llmpod_endpoint_workers{state="idle"}'] == "1.0"
+
+
+async def test_a_journal_that_cannot_be_written_says_so_once_and_goes_on_when_it_can(tmp_path, capfd):
+    async def written(condition):
+        async with asyncio.timeout(10):
+            while not condition():
+                await asyncio.sleep(0.01)
+
+    path = tmp_path / "journal"
+    async with serve(fleet=False, journal=str(path)) as client:
+        journal = client.endpoint.journal
+        good, journal._file = journal._file, io.FileIO("/dev/full", "ab")
+        for lost in (1, 2, 3):
+            await client.run({"prompt": "a"})
+            await written(lambda lost=lost: journal._lost == lost)
+        assert capfd.readouterr().err.count("cannot be written: No space left on device") == 1
+        journal._file.close()
+        journal._file = good
+        await client.run({"prompt": "a"})
+        await written(lambda: not journal._lost)
+    assert "is written again; 3 lines are missing" in capfd.readouterr().err
+    [line] = path.read_text().splitlines()
+    assert json.loads(line)["to"] == "IN_QUEUE"
+
+
+def test_a_line_that_was_cut_by_a_full_disk_is_closed_before_the_next(tmp_path, capfd):
+    class Disk:
+        def __init__(self):
+            self.data, self.room = b"", 12
+
+        def write(self, data):
+            if not self.room:
+                raise OSError(28, "No space left on device")
+            taken = data[: self.room]
+            self.room -= len(taken)
+            self.data += taken
+            return len(taken)
+
+    journal = Journal(JobStore(Options(port=0)), Options(port=0, journal=""))
+    journal._file = disk = Disk()
+    for room, number in ((12, 1), (0, 2), (100, 3)):
+        disk.room = room
+        journal._write([b'{"line": %d}\n' % number])
+    assert disk.data == b'{"line": 1}\n{"line": 3}\n'
+    disk.room = 5
+    journal._write([b'{"line": 4}\n'])
+    disk.room = 100
+    journal._write([b'{"line": 5}\n'])
+    assert disk.data.endswith(b'{"line": 3}\n{"lin\n{"line": 5}\n')
 
 
 async def test_the_journal_has_one_json_line_per_transition_and_no_content(tmp_path):

@@ -136,3 +136,41 @@ async def test_a_job_that_never_reached_the_engine_has_no_counts(
         with pytest.raises(asyncio.CancelledError):
             await running
     assert "tokens_generated" not in events.end_of("cut")
+
+
+async def test_load_is_every_request_in_the_engine(make_worker: Callable[..., Worker], engine: Engine) -> None:
+    worker = make_worker(max_tokens_max=0)
+    running = [worker.handle({"id": f"r{n}", "input": job(True, n)}) for n in (1, 2) for job in (native, chat)]
+    for replies in running:
+        await anext(replies)
+
+    async def load() -> int:
+        [reply] = [reply async for reply in worker.handle({"id": "load", "input": {"route": "/load"}})]
+        assert isinstance(reply, dict)
+        return int(reply["server_load"])
+
+    assert await load() == engine.unfinished == 6
+    for replies in running:
+        await replies.aclose()
+    assert await load() == 0
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_route_that_is_cut_under_a_form_stays_vllms_and_the_log_says_it(
+    make_worker: Callable[..., Worker], events: Events, stream: bool
+) -> None:
+    bodies: list[tuple[str, Json, bool | None]] = [
+        ("/v1/chat/completions", {"structured_outputs": {"regex": "[a-z]{300,400}"}}, False),
+        ("/v1/chat/completions", {"structured_outputs": {"choice": ["red", "blue"]}}, True),
+        ("/v1/chat/completions", {"response_format": {"type": "text"}}, None),
+    ]
+    for number, (route, form, complete) in enumerate(bodies):
+        job_id = f"form-{number}"
+        body = CHAT | {"ignore_eos": False, "max_tokens": 64, "stream": stream} | form
+        job = {"id": job_id, "input": {"openai_route": route, "openai_input": body}}
+        replies = [reply async for reply in make_worker().handle(job)]
+        assert "error" not in replies[-1]
+        end = events.end_of(job_id)
+        assert (end["outcome"], end.get("complete")) == ("ok", complete)
+        if complete is False:
+            assert end["finish_reason"] == "length"

@@ -281,7 +281,7 @@ async def test_a_blocked_topic_is_answered_by_policy_not_by_the_model(
         assert reply["intent"] == "salary_intelligence"
         assert reply["message"]
         end = events.end_of(job_id)
-        assert (end["ok"], end["outcome"], end["intent"]) == (True, "blocked", "salary_intelligence")
+        assert (end["ok"], end["outcome"], end["intent"]) == (False, "blocked", "salary_intelligence")
 
 
 async def test_validation_is_of_the_text_that_is_returned(make_worker: MakeWorker, events: Events) -> None:
@@ -402,3 +402,49 @@ async def test_a_failing_engine_fails_the_job_typed_and_retryable(
 def test_the_life_of_a_job_fits_one_screen() -> None:
     source = Path(__file__).resolve().parents[2] / "src/llmpod/worker/handler.py"
     assert len(source.read_text().splitlines()) <= 135
+
+
+FORM = {"regex": "[a-z]{300,400}"}  # more than the limit holds
+CUT = {"prompt": "Spell.", "sampling_params": {"max_tokens": 64, "structured_outputs": FORM}}
+
+
+@pytest.mark.parametrize("n", [1, 2])
+async def test_half_of_an_answer_in_a_given_form_is_a_failure_by_name(
+    make_worker: MakeWorker, events: Events, n: int
+) -> None:
+    worker = make_worker()
+    job = CUT | {"sampling_params": CUT["sampling_params"] | {"n": n}}  # type: ignore[operator]
+    failure = await error_of(worker, job, "whole")
+    assert (failure["code"], failure["status"], failure["retryable"]) == ("incomplete_output", 400, False)
+    assert failure["field"] == "sampling_params.max_tokens"
+    assert failure["details"] == {"max_tokens": 64, "tokens": 64 * n}
+    end = events.end_of("whole")
+    assert (end["ok"], end["outcome"], end["error"]) == (False, "rejected", "incomplete_output")
+    assert (end["complete"], end["tokens_generated"], end["finish_reason"]) == (False, 64 * n, "length")
+
+    pieces = await replies_of(worker, job | {"stream": True}, "pieces")
+    assert json.loads(pieces[-1]["error"])["code"] == "incomplete_output"
+    assert pieces[-2]["failure"]["code"] == "incomplete_output"
+    choices = [choice for piece in pieces[:-2] for choice in piece["choices"]]
+    assert {choice["finish_reason"] for choice in choices if "finish_reason" in choice} == {"length"}
+    assert len("".join(choice["text"] for choice in choices)) >= 64 * n
+
+    for stream in (False, True):
+        reply = (await replies_of(worker, job | {"allow_partial": True, "stream": stream}, f"allowed-{stream}"))[-1]
+        assert reply["choices"][0]["finish_reason"] == "length"
+        end = events.end_of(f"allowed-{stream}")
+        assert (end["ok"], end["outcome"], end["complete"]) == (True, "ok", False)
+
+
+async def test_an_answer_that_satisfies_its_form_is_complete_and_one_without_a_form_may_be_cut(
+    make_worker: MakeWorker, events: Events
+) -> None:
+    worker = make_worker()
+    choice = {"max_tokens": 64, "structured_outputs": {"choice": ["red", "blue"]}}
+    [reply] = await replies_of(worker, {"prompt": "Choose.", "sampling_params": choice}, "form")
+    assert reply["choices"][0]["text"] in ("red", "blue")
+    assert events.end_of("form")["complete"] is True
+    await replies_of(worker, LONG, "free")
+    end = events.end_of("free")
+    assert (end["outcome"], end["finish_reason"]) == ("ok", "length")
+    assert "complete" not in end

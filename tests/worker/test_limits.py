@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llmpod.worker import limits
 from llmpod.worker.errors import Code, JobError
 from llmpod.worker.inputs import NativeRequest, parse
 from llmpod.worker.limits import MaxTokens, check_constraint, check_n, check_prompt, clamp_max_tokens, fit_context
@@ -153,3 +154,28 @@ def test_ordinary_constraints_pass() -> None:
     )
     for body in bodies:
         check_constraint(body, Settings())
+
+
+@pytest.mark.parametrize(
+    ("given_fields", "binds"),
+    [
+        ({}, False),
+        ({"structured_outputs": None}, False),
+        ({"structured_outputs": {"json": {}}}, True),
+        ({"structured_outputs": {"json_object": False}}, False),
+        ({"structured_outputs": {"choice": ["a"]}}, True),
+        ({"structured_outputs": {"disable_any_whitespace": True}}, False),
+        ({"response_format": {"type": "text"}}, False),
+        ({"response_format": {"type": "json_object"}}, True),
+        ({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {}}}}, True),
+        ({"text": {"verbosity": "low"}}, False),
+        ({"text": {"format": {"type": "text"}}}, False),
+        ({"text": {"format": {"type": "json_schema", "schema": {}}}}, True),
+        ({"output_config": {"effort": "low"}}, False),
+        ({"output_config": {"format": {"type": "json_schema", "schema": {}}}}, True),
+        ({"output_format": {"type": "json_schema", "schema": {}}}, True),
+        ({"structured_outputs": [1], "text": "hello"}, False),
+    ],
+)
+def test_whether_an_answer_must_have_a_form(given_fields: dict[str, Any], binds: bool) -> None:
+    assert limits.constrained(given_fields) == binds

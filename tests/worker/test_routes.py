@@ -44,7 +44,7 @@ async def refusal(worker: Worker, events: Events, job_input: object) -> Json:
     assert error["error"]["message"]
     assert "Traceback" not in reply["error"]
     end = events.end_of("job-1")
-    assert end["ok"] is (end["outcome"] == "blocked")
+    assert end["ok"] is False
     assert not events.named("bug")
     return error
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import io
 import sys
 from datetime import UTC, datetime
-from typing import IO
 
 import orjson
 
@@ -39,13 +40,15 @@ class Journal:
 
     def __init__(self, store: JobStore, options: Options) -> None:
         self._lines: list[bytes] = []
-        self._file: IO[bytes] | None = None
+        self._file: io.FileIO | None = None
+        self._lost = 0  # lines that could not be written since the last that could
+        self._torn = False  # the file ends inside a line
         self._writing: asyncio.Future[None] | None = None
         if options.journal == "-":
-            self._file = sys.stdout.buffer
+            self._file = io.FileIO(sys.stdout.fileno(), "wb", closefd=False)
         elif options.journal:
             try:
-                self._file = open(options.journal, "ab")  # noqa: PTH123, SIM115 -- closed in close()
+                self._file = io.FileIO(options.journal, "ab")
             except OSError as error:
                 raise StartError(f"--journal {options.journal}: {error.strerror}") from None
         if self._file is not None:
@@ -65,19 +68,34 @@ class Journal:
                 await asyncio.shield(self._writing)
 
     def _write(self, lines: list[bytes]) -> None:
-        if self._file is None:
+        """Lines that cannot be written are lost, which is said once; the next ones are tried again."""
+        if self._file is None or not lines:
             return
+        rest = whole = b"".join([b"\n" if self._torn else b"", *lines])
         try:
-            self._file.write(b"".join(lines))
-            self._file.flush()
-        except OSError:
-            # The reader of our standard output is gone; the endpoint goes on without a journal.
-            self._file = None
+            while rest:
+                rest = rest[self._file.write(rest) or 0 :]
+        except OSError as error:
+            if written := whole[: len(whole) - len(rest)]:
+                self._torn = not written.endswith(b"\n")
+            if not self._lost:
+                _say(f"cannot be written: {error.strerror}")
+            self._lost += len(lines)
+            return
+        self._torn = False
+        if self._lost:
+            _say(f"is written again; {self._lost} lines are missing")
+            self._lost = 0
 
     async def close(self) -> None:
         """Writes the rest, after what a thread may still be writing."""
         if self._writing is not None:
             await asyncio.wait((self._writing,))
         self._write(self._lines)
-        if self._file is not None and self._file is not sys.stdout.buffer:
+        if self._file is not None:
             self._file.close()
+
+
+def _say(what: str) -> None:
+    with contextlib.suppress(OSError, ValueError):
+        sys.stderr.write(f"llmpod endpoint: the journal {what}\n")

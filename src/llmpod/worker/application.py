@@ -74,7 +74,13 @@ class Application:
         self.reads_reasoning = harmony or bool(arguments.structured_outputs_config.reasoning_parser)
         self.routes = route_table.read(app)
         route_policy.check_opened(self._settings.allowed_routes, self.paths)
-        self.asgi = app
+
+        async def with_load(*call: Any) -> None:
+            """/load answers with every request in the engine; vLLM counts those of its routes, and only if told to."""
+            app.state.server_load_metrics = self._llm.output_processor.get_num_unfinished_requests()
+            await app(*call)
+
+        self.asgi = with_load
 
     async def install_guard(self) -> None:
         """Make vLLM's renderer cut texts where `guard` marks them. Whether it does shows by trying."""

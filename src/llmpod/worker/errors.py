@@ -37,6 +37,9 @@ class Code(enum.Enum):
         False,
         "Shorten the prompt or lower max_tokens. The limit is the operator's: MAX_MODEL_LEN.",
     )
+    INCOMPLETE_OUTPUT = Failure(
+        "incomplete_output", 400, False, "Raise max_tokens (and MAX_TOKENS_MAX), or send allow_partial."
+    )
     UNSUPPORTED = Failure("unsupported", 400, False, "This worker does not do that; see the message.")
     NOT_FOUND = Failure("not_found", 404, False, "Use one of the names in the message.")
     ROUTE_CLOSED = Failure("route_closed", 403, False, "Only who runs this worker can open a route: ALLOWED_ROUTES.")
@@ -63,6 +66,9 @@ class JobError(Exception):
     `field` is the path of the offending input (``sampling_params.max_tokens``); `details` are numbers and names worth
     having in the reply. Neither may hold a prompt, an answer or a secret.
     """
+
+    last_reply: dict[str, Any] | None = None
+    """What a stream says before the failure."""
 
     def __init__(self, code: Code, message: str, *, field: str | None = None, **details: Any) -> None:
         super().__init__(message)

@@ -118,6 +118,7 @@ class Worker:
                     yield reply
         validation = self._validation(request, intent, answer)
         record.finish(step, answer, validation)
+        limits.check_whole(request, answer.finish_reasons, max_tokens, reply, tokens=step.usage.completion_tokens)
         ending = answers.ending(request, answer, step.usage, max_tokens, self.engine.model_name, record.id)
         yield reply | ending | ({"validation": validation} if validation else {})
 

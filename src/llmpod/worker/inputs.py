@@ -45,6 +45,7 @@ class NativeRequest:
     stream: bool
     enable_validation: bool | None
     apply_chat_template: bool
+    allow_partial: bool = False  # whether an answer in a given form may be cut
     adapted: Mapping[str, Any] = field(default_factory=dict)  # fields taken under another name, and ignored ones
 
     @property
@@ -103,6 +104,7 @@ class _Native(_Strict):
     stream: bool | None = None
     enable_validation: bool | None = None
     apply_chat_template: bool | None = None
+    allow_partial: bool | None = None
 
 
 def parse(job_input: object, sampling_names: Collection[str]) -> Request:
@@ -185,6 +187,7 @@ def _native(job_input: dict[str, Any], sampling_names: Collection[str]) -> Nativ
         stream=stream,
         enable_validation=native.enable_validation,
         apply_chat_template=native.apply_chat_template is not False,
+        allow_partial=native.allow_partial is True,
         adapted=settled.as_dict(),
     )
 

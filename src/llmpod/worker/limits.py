@@ -113,6 +113,49 @@ def _parsed(text: str) -> object:
         return None  # the engine's to refuse
 
 
+def constrained(given: Mapping[str, Any]) -> bool:
+    """Whether the answer must have a certain form: half of it would be worth nothing. Tools have rules of their own."""
+    return any(_binds(given.get(name)) for name in CONSTRAINTS)
+
+
+def _binds(constraint: object) -> bool:
+    """Free text can be asked for in the fields of a constraint as well, and other things beside it (`verbosity`)."""
+    if not isinstance(constraint, dict):
+        return False
+    form = constraint.get("format", constraint)
+    named = isinstance(form, dict) and form.get("type") not in (None, "text")
+    return named or any(constraint.get(name) not in (None, False) for name in _BINDING)
+
+
+_BINDING = ("json", "json_object", "regex", "choice", "grammar", "structural_tag")
+
+
+def check_whole(
+    request: NativeRequest,
+    finish_reasons: Mapping[int, str],
+    max_tokens: MaxTokens,
+    reply: dict[str, Any],
+    *,
+    tokens: int,
+) -> None:
+    """An answer under a constraint must have come to its end; `tokens` are those of all answers, `reply` the last ones.
+
+    Raises:
+        JobError: incomplete_output; max_tokens cut it, and the client has not allowed that.
+    """
+    if request.allow_partial or not constrained(request.sampling) or "length" not in finish_reasons.values():
+        return
+    error = JobError(
+        Code.INCOMPLETE_OUTPUT,
+        f"max_tokens ({max_tokens.effective}) ended the answer before structured_outputs was satisfied.",
+        field="sampling_params.max_tokens",
+        max_tokens=max_tokens.effective,
+        tokens=tokens,
+    )
+    error.last_reply = reply
+    raise error
+
+
 def check_n(request: NativeRequest, settings: Settings) -> None:
     """MAX_N: each answer of a job occupies a place in the engine's batch.
 

@@ -11,7 +11,7 @@ from llmpod.worker.errors import Code, JobError, RouteError
 from llmpod.worker.events import Emit
 from llmpod.worker.generation import Step, Timings
 from llmpod.worker.inputs import NativeRequest
-from llmpod.worker.limits import MaxTokens
+from llmpod.worker.limits import MaxTokens, constrained
 from llmpod.worker.served import Watch
 
 Outcome = Literal["ok", "blocked", "rejected", "error", "cancelled", "timeout"]
@@ -28,6 +28,7 @@ class JobRecord:
         self.route = "native"
         self.model: str | None = None  # what the model of a route job was called, or is
         self.streaming = False  # part of a route's stream has been sent
+        self.constrained = False  # whether the answer must have a certain form
         self.generated = False  # the engine has said everything; what is left to send need not wait for more
         self.adapted: Mapping[str, Any] = {}  # fields taken under another name, and ignored ones
         self.interruption: JobError | None = None  # why the job is being cut short, if it was not cancelled
@@ -43,6 +44,7 @@ class JobRecord:
     def start(self, request: NativeRequest, max_tokens: MaxTokens, *, validation_enabled: bool) -> None:
         """The job's input is understood."""
         self.stream = request.stream
+        self.constrained = constrained(request.sampling)
         self.max_tokens = max_tokens
         self.adapted = request.adapted
         self._start(
@@ -87,6 +89,7 @@ class JobRecord:
         if self.watch.requests:
             self._result |= self._counts() | {
                 "finish_reason": self.watch.finish_reason,
+                "complete": self._complete(cut=self.watch.cut),
                 "engine_requests": self.watch.requests if self.watch.requests > 1 else None,
             }
         if self.watch.timings is not None:
@@ -104,11 +107,15 @@ class JobRecord:
             "cached_tokens": self.watch.cached_tokens,
             "tokens_generated": step.usage.completion_tokens,
             "finish_reason": answer.finish_reasons.get(0),
+            "complete": self._complete(cut="length" in answer.finish_reasons.values()),
             "valid": validation.get("valid") if validation else None,
             "answer": [text for _, text in sorted(answer.texts.items())] if self._log_prompts else None,
         }
         if step.timings is not None:
             self._result |= self._times(step.timings)
+
+    def _complete(self, *, cut: bool) -> bool | None:
+        return not cut if self.constrained else None
 
     def _counts(self) -> dict[str, int]:
         return {
@@ -160,7 +167,7 @@ class JobRecord:
         self._emit(
             "end",
             request_id=self.id,
-            ok=outcome in ("ok", "blocked"),
+            ok=outcome == "ok",
             outcome=outcome,
             exec_ms=round(((self._finished or time.monotonic()) - self._received) * 1000, 1),
             intent=self.intent,

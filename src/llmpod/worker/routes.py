@@ -165,6 +165,7 @@ class Routes:
         if not call.generates:
             return
         limits.check_constraint(call.given, self.settings)
+        call.record.constrained = limits.constrained(call.given)
         if self.profile is not None:
             intent = self.profile.intent_of((*prompt.texts, decoded))
             call.record.intent = intent.name
@@ -216,6 +217,8 @@ def farewell(error: JobError, record: JobRecord) -> Iterator[Reply]:
         if record.streaming:
             yield error.as_event(record.id)
     elif record.stream:
+        if error.last_reply is not None:
+            yield error.last_reply
         yield answers.stream_error(error.as_dict(record.id))
     yield {"error": error.as_json(record.id)}
 

@@ -39,6 +39,7 @@ class Watch:
     cached_tokens: int = 0
     generated: dict[str, dict[int, int]] = field(default_factory=dict)  # tokens, by request and answer
     finish_reason: str | None = None
+    cut: bool = False  # max_tokens ended one of the answers
     timings: Timings | None = None  # of the first request that finished
     refusal: JobError | None = None  # why the worker refused it while vLLM's application was at work
     take: Callable[[int], Awaitable[Slot]] | None = None  # waits for that many seats
@@ -233,6 +234,7 @@ class WatchedEngine:
                     if choice.finish_reason == "error" and params.structured_outputs is not None:
                         raise ConstraintError
                     watch.finish_reason = watch.finish_reason or choice.finish_reason
+                    watch.cut = watch.cut or choice.finish_reason == "length"
                 watch.count(request_id, output, cumulative=kind == "CUMULATIVE")
                 if output.finished:
                     watch.finished += 1
