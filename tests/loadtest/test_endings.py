@@ -87,7 +87,7 @@ async def test_a_worker_that_starts_is_waited_for(load_test: LoadTest, monkeypat
 
     script = Script(job=lambda _: JobScript(delay_s=99), health=starting)
     async with scripted(script) as server:
-        words = ["-c", "1", "--runs", "7", "--timeout", "200ms", "--health-interval", "100ms", "--mode", "run"]
+        words = ["-c", "7", "--runs", "7", "--timeout", "700ms", "--health-interval", "100ms", "--mode", "run"]
         result = await load_test(server.url, *words)
     assert result.report["stopped"] is None
     assert result.phase["counted"] == 7
