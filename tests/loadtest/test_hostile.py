@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import dataclasses
 import gzip
 import json
 import resource
@@ -15,12 +16,14 @@ from hypothesis import strategies as st
 
 from llmpod.loadtest import intake
 from llmpod.loadtest.export import COLUMNS, guarded
+from llmpod.loadtest.records import Job
 from llmpod.loadtest.settings import Secret
 from tests.loadtest.conftest import Result, command
 from tests.loadtest.scripted import JobScript, Script, scripted
 
 LoadTest = Callable[..., Awaitable[Result]]
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
+ON_DISK: list[Result] = []
 SHORT = ["-c", "1", "--runs", "2", "--warmup-requests", "0", "--timeout", "400ms", "--health-interval", "100ms"]
 MODES = ["runsync", "run", "stream", "openai"]
 
@@ -163,6 +166,29 @@ async def test_any_replies_at_all_end_in_a_readable_report(
 
     async with answering(answer) as (url, _):
         check_readable(await load_test(url, "--mode", mode, *SHORT))
+
+
+records_on_disk = st.dictionaries(
+    st.sampled_from([field.name for field in dataclasses.fields(Job)]), values, max_size=6
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(records_on_disk | values, min_size=1, max_size=4))
+async def test_any_lines_on_disk_are_reported_or_counted_as_unreadable(
+    load_test: LoadTest, lines: list[dict[str, Any]]
+) -> None:
+    if not ON_DISK:
+        async with scripted() as server:
+            ON_DISK.append(await load_test(server.url, "-c", "1", "--runs", "3"))
+    path = ON_DISK[0].directory / "requests.jsonl"
+    good = path.read_bytes().splitlines()[:3]
+    mixed = [{**json.loads(good[0]), **line} if isinstance(line, dict) else line for line in lines]
+    path.write_bytes(b"\n".join([*good, *(json.dumps(line).encode() for line in mixed)]) + b"\n")
+    shown = command("report", str(ON_DISK[0].directory))
+    assert "a defect of this tool" not in shown.err
+    assert shown.code in (0, 1, 5)
+    assert [char for char in shown.out if not char.isprintable() and char != "\n"] == []
 
 
 @pytest.mark.parametrize("shape", ["body", "one event", "one line", "comments"])

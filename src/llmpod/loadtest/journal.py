@@ -116,7 +116,7 @@ def read_json(path: Path) -> Any:
         raise DirectoryError(f"{path} is not there: {path.parent} is no results directory of this tool") from None
     except OSError as error:
         raise DirectoryError(f"cannot read {path}: {error.strerror or error}") from None
-    except (ValueError, UnicodeDecodeError):
+    except (ValueError, RecursionError):
         raise DirectoryError(f"{path} is not JSON") from None
 
 
@@ -129,7 +129,7 @@ def read_lines(path: Path) -> Iterator[dict[str, Any] | None]:
                     continue
                 try:
                     value = _decode(line)
-                except ValueError:
+                except (ValueError, RecursionError):
                     yield None
                     continue
                 yield value if isinstance(value, dict) else None
@@ -153,7 +153,7 @@ def read(directory: Path) -> Recorded:
     for line in read_lines(directory / REQUESTS):
         try:
             job = records.from_dict(line) if line is not None else None
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             job = None
         if job is None:
             unreadable += 1

@@ -6,8 +6,8 @@ stamp. A record is filled in while its job runs and is not changed once it is wr
 
 from array import array
 from dataclasses import dataclass, field, fields
-from operator import attrgetter
-from typing import Any, Literal
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 from llmpod.loadtest.classify import NOT_THE_ENDPOINTS_FAULT, Outcome
 from llmpod.loadtest.intake import MOST, line
@@ -135,16 +135,22 @@ class Job:
 
 
 _FIELDS = tuple(f.name for f in fields(Job))
-_KNOWN = frozenset(_FIELDS)
 _ALWAYS = frozenset({"phase", "index", "role", "mode", "ok", "scheduled_ms", "delay_ms", "exec_ms", "total_ms"})
-
-
-_TEXTS = ("job_id", "worker_id", "finish_reason", "intent", "code", "error_class", "error")
 _FARTHEST = 1e6 * MOST
-_NUMERIC = frozenset({int, float, type(None)})
-_measured = attrgetter(
-    *(name for name in _FIELDS if name.endswith(("_ms", "_tokens"))), "polls", "empty_polls", "chunks", "attempts"
-)
+
+
+def _types(hint: Any) -> frozenset[type]:
+    """The types of JSON values that a field of this annotation can have."""
+    if isinstance(hint, str) or get_origin(hint) is list:  # `gaps` is quoted: an array is a list in JSON
+        return frozenset({list, type(None)} if isinstance(hint, str) else {list})
+    if get_origin(hint) is Literal:
+        return frozenset({str})
+    if get_origin(hint) in (Union, UnionType):
+        return frozenset().union(*map(_types, get_args(hint)))
+    return frozenset({int, float} if hint is float else {hint})
+
+
+_TYPES = {f.name: _types(f.type) for f in fields(Job)}
 
 
 def to_dict(job: Job) -> dict[str, Any]:
@@ -160,24 +166,24 @@ def to_dict(job: Job) -> dict[str, Any]:
 
 
 def from_dict(data: dict[str, Any]) -> Job:
-    """Raises KeyError, TypeError or ValueError when `data` is no record. Fields of a later version are passed over."""
+    """Raises KeyError, TypeError, ValueError or OverflowError when `data` is no record. Fields of a later version are
+    passed over."""
     job = Job(data["phase"], data["index"], data["role"], data["mode"])
     for name, value in data.items():
-        if name in _KNOWN:
-            setattr(job, name, value)
+        types = _TYPES.get(name)
+        if types is None:
+            continue
+        kind = type(value)
+        if kind not in types:
+            raise TypeError(f"{name} is no {' or '.join(sorted(one.__name__ for one in types))}")
+        if kind is str:
+            value = value if value.isprintable() else line(value)
+        elif (kind is float or kind is int) and not -_FARTHEST < value < _FARTHEST:
+            raise ValueError(f"{name} is beyond all measure")
+        setattr(job, name, value)
     if job.role not in ("warmup", "measured", "cooldown"):
         raise ValueError(f"unknown role {job.role!r}")
-    if type(job.index) is not int or type(job.phase) is not str:
-        raise TypeError("a record has the name of its phase and a number in it")
-    measured = _measured(job)
-    if not _NUMERIC.issuperset(map(type, measured)):
-        raise TypeError("a time or a count is no number")
     job.gaps = array("f", job.gaps) if job.gaps is not None else None
-    if not all(value is None or -_FARTHEST < value < _FARTHEST for value in measured):
-        raise ValueError("a time or a count is beyond all measure")
-    for name in _TEXTS:
-        text = getattr(job, name)
-        if text is not None and not (type(text) is str and text.isprintable()):
-            setattr(job, name, line(text))
-    job.states = [(str(state), float(at)) for state, at in job.states]
+    job.states = [(line(state), float(at)) for state, at in job.states]
+    job.warnings, job.attempt_log = [line(text) for text in job.warnings], [line(text) for text in job.attempt_log]
     return job

@@ -20,6 +20,9 @@ from llmpod.loadtest.records import Job
 from llmpod.loadtest.rig import Rig, describe
 from llmpod.loadtest.sse import SseParser
 
+# A stream that never ends must not fill the memory or the disk with its gaps.
+MOST_GAPS = 100_000
+
 
 class _Growing:
     """Collects an answer piece by piece, with the times that matter."""
@@ -37,7 +40,7 @@ class _Growing:
         self._job.chunks += 1
         if self._job.first_chunk_ms is None:
             self._job.first_chunk_ms = at_ms
-        elif self._job.last_token_ms is not None:
+        elif self._job.last_token_ms is not None and len(self._gaps) < MOST_GAPS:
             self._gaps.append(at_ms - self._job.last_token_ms)
         self._job.last_token_ms = at_ms
 
