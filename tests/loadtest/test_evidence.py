@@ -1,10 +1,15 @@
 """A small, seeded share of `make bench-evidence`: sentences are seldom wrong, intervals hold, differences are found."""
 
 import random
+from typing import Any
 
 import pytest
 
 from bench import evidence
+from llmpod.loadtest.analysis import PhaseReport, View, analyse
+from llmpod.loadtest.health import Scaler
+from llmpod.loadtest.plan import Phase
+from llmpod.loadtest.records import Job
 from llmpod.loadtest.stats import share_is_clear, student_8, two_shares
 
 RUNS = 8
@@ -42,3 +47,47 @@ def test_the_tests_of_shares_and_means_are_those_of_the_tables() -> None:
     assert not share_is_clear(0, 40, 0.01)
     assert share_is_clear(0, 400, 0.01)
     assert share_is_clear(20, 40, 0.01)
+
+
+def report_on(jobs: list[Job], samples: list[dict[str, Any]] | None = None) -> PhaseReport:
+    phase = Phase("c=2", "closed", "closed", concurrency=2)
+    for index, job in enumerate(jobs):
+        job.index, job.total_ms = index, (job.done_ms or 0.0) - (job.sent_ms or 0.0)
+    return analyse(phase, jobs, jobs, samples or [], {}, View(scaler=Scaler(1.0, assumed=False)))
+
+
+def done(sent_ms: float, done_ms: float, error_class: str | None = None) -> Job:
+    job = Job("c=2", 0, "measured", "run", sent_ms=sent_ms, done_ms=done_ms, ok=error_class is None)
+    job.error_class = error_class
+    return job
+
+
+@pytest.mark.parametrize(
+    ("classes", "said"),
+    [
+        (["dns"] * 5 + ["tls"] * 4, "9 of 49 jobs failed: most as dns."),
+        (["dns"] * 5 + ["tls"] * 5, "10 of 50 jobs failed: 5 as dns, 5 as tls."),
+        (["dns", "tls", "connect", "bad_reply", "job_failed"], "the others in 2 other ways."),
+    ],
+)
+def test_most_is_more_than_half(classes: list[str], said: str) -> None:
+    jobs = [done(at, at + 1.0) for at in range(40)] + [done(100, 101, one) for one in classes]
+    assert said in report_on(jobs).why
+
+
+def test_a_shortage_is_counted_from_this_clients_own_jobs_and_unknown_with_few_looks() -> None:
+    # Two clients for 10 s, then one for 10 s, on one worker; /health is asked every 2 s and names a queue of others.
+    jobs = [done(at * 1000.0, at * 1000.0 + 1000) for at in range(20)]
+    jobs += [done(at * 1000.0, at * 1000.0 + 1000) for at in range(10)]
+    counts = {"workers": {"running": 1, "idle": 0}, "jobs": {"inQueue": 9, "inProgress": 1}}
+    samples = [{"t_ms": at * 2000.0, **counts} for at in range(11)]
+    health = report_on(jobs, samples).health
+    assert health is not None
+    assert health.short_s == pytest.approx(10, abs=0.01)
+    few = report_on(jobs, samples[:4]).health
+    assert few is not None
+    assert few.short_s is None
+    blink = [{**one, "workers": {"running": 2 if at == 3 else 1, "idle": 0}} for at, one in enumerate(samples)]
+    passed_over = report_on(jobs, blink).health
+    assert passed_over is not None
+    assert (passed_over.live_max, passed_over.short_s) == (1, pytest.approx(10, abs=0.01))

@@ -398,6 +398,9 @@ def throughput_error(jobs: Sequence[Job], start_ms: float, end_ms: float) -> flo
             continue
         first = max(0, int((job.sent_ms - start_ms) // width_ms))
         last = min(BATCHES - 1, int((job.done_ms - start_ms) // width_ms))
+        if first == last and start_ms <= job.sent_ms and job.done_ms <= end_ms:
+            counts[first] += 1
+            continue
         for number in range(first, last + 1):
             low = start_ms + number * width_ms
             counts[number] += job.share_within(low, low + width_ms)

@@ -50,6 +50,9 @@ COLUMNS = [
     "valid",
     "intent",
     "retry_wait_ms",
+    "prompt",
+    "gap_p50_ms",
+    "gap_max_ms",
 ]
 
 

@@ -19,6 +19,7 @@ CONFIDENCE = 0.95
 SUSPECTED, SUSPECTED_SHORT = 1.9, 1.0
 LINKED_FACTOR, LEAST_LINKED, LEAST = 3, 60, 30
 MANY = 3000
+_DIGITS = bytes.maketrans(b"\x00\x01", b"01")
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +208,7 @@ def _autocorrelations(above: Sequence[bool]) -> Iterator[float]:
     """At lags 1, 2, 3, …; nothing where all are alike."""
     n = len(above)
     # As one whole number, a bit per job: counting pairs at a lag is an AND and a count, for any number of jobs.
-    bits = int("".join("1" if one else "0" for one in above), 2) if n else 0
+    bits = int(bytes(above).translate(_DIGITS), 2) if n else 0
     ones = bits.bit_count()
     mean = ones / n if n else 0.0
     for lag in range(1, n if 0 < ones < n else 0):
