@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import time
 import types
+import typing
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import TypeAdapter
 from vllm import SamplingParams
 from vllm.entrypoints.anthropic import api_router as messages
 from vllm.entrypoints.openai.chat_completion import api_router as chat
@@ -20,16 +24,24 @@ from vllm.entrypoints.pooling.scoring import api_router as scoring
 from llmpod.worker import route_table
 from llmpod.worker.client_fields import MOVED, REFUSED, Settled
 from llmpod.worker.errors import Code, JobError
+from llmpod.worker.inputs import NativeRequest, parse
 from llmpod.worker.route_fields import MAX_IGNORED, settle
 from llmpod.worker.route_policy import PROMPT_FIELDS, RULES
 from llmpod.worker.sampling import Sampling
 from llmpod.worker.sdk_parameters import SDK_PARAMETERS
 
+ROUTERS = [module.router for module in (chat, completions, responses, messages, embeddings, scoring)]
 FIELDS = {
     route.path: route.fields
-    for module in (chat, completions, responses, messages, embeddings, scoring)
-    for route in route_table.read(types.SimpleNamespace(routes=module.router.routes))
+    for router in ROUTERS
+    for route in route_table.read(types.SimpleNamespace(routes=router.routes))
     if route.fields
+}
+MODELS = {
+    route.path: typing.get_type_hints(route.endpoint)["request"]  # type: ignore[attr-defined]
+    for router in ROUTERS
+    for route in router.routes
+    if route.path in FIELDS  # type: ignore[attr-defined]
 }
 GENERATING = (
     "/v1/chat/completions",
@@ -284,6 +296,25 @@ def test_fields_of_other_services_are_ignored_and_reported(path: str, body: dict
     found = settled(path, body)
     assert found == Settled({}, list(body))
     assert found.as_dict() == {"ignored": list(body)}
+
+
+BODIES = json.loads((Path(__file__).parent / "data" / "client_bodies.json").read_text(encoding="utf-8"))
+"""What real clients sent to a real worker, recorded; texts, schemas and ids are shortened, fields are not."""
+RECORDED = [pytest.param(entry, id=f"{entry['client']} {entry['route']} {n}") for n, entry in enumerate(BODIES)]
+
+
+@pytest.mark.parametrize("entry", RECORDED)
+def test_what_real_clients_send_is_taken(entry: dict[str, Any]) -> None:
+    body = entry["body"]
+    if entry["route"] == "/run":
+        assert isinstance(parse(body["input"], SAMPLING.keys()), NativeRequest)
+        return
+    if body.get("functions"):  # sent on purpose: the client has no such function any more
+        assert refusal(entry["route"], body).field == "functions"
+        return
+    found = settled(entry["route"], body)
+    assert found.body.keys() | set(found.ignored) == {name for name, value in body.items() if value is not None}
+    TypeAdapter(MODELS[entry["route"]]).validate_python(found.body)
 
 
 def test_what_the_worker_reads_itself_is_neither_refused_nor_reported() -> None:
