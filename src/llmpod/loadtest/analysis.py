@@ -411,13 +411,14 @@ def throughput_error(jobs: Sequence[Job], start_ms: float, end_ms: float) -> flo
 
 
 def over_time(jobs: Sequence[Job], flight: InFlight, zero_ms: float) -> tuple[Bin, ...]:
-    """The phase in about 60 stretches of a round length; times from the start of the measured window."""
+    """The phase in up to 60 stretches of a round length, of five answers each or more; times from the start of the
+    measured window."""
     sent = [job.sent_ms for job in jobs if job.sent_ms is not None]
     done = [job.done_ms for job in jobs if job.done_ms is not None]
     if not sent or not done or max(done) <= min(sent):
         return ()
     start_ms, end_ms = min(sent), max(done)
-    rough_s = (end_ms - start_ms) / 1000 / 60
+    rough_s = (end_ms - start_ms) / 1000 * max(1 / 60, 5 / len(done))
     width_s = next((one for one in BIN_WIDTHS_S if one >= rough_s), rough_s)
     number = math.ceil((end_ms - start_ms) / 1000 / width_s)
     answers, failed, busy_ms = [0] * number, [0] * number, [0.0] * number
