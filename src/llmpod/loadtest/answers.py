@@ -8,6 +8,7 @@ transcriptions; Anthropic's messages; and whatever a handler of one's own return
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any
 
 from llmpod.loadtest.intake import UnreadableError, count, label, read_json
@@ -138,10 +139,7 @@ def read_event(data: str, redact: Callable[[str], str] = str) -> Answer:
 
 
 def _all(pieces: Iterable[Answer]) -> Answer:
-    whole = Answer()
-    for piece in pieces:
-        whole = joined(whole, piece)
-    return whole
+    return reduce(joined, pieces) if (pieces := list(pieces)) else Answer()
 
 
 def _said(text: Any) -> Answer:
@@ -168,13 +166,14 @@ def _object(output: dict[str, Any]) -> Answer:
         asked, got = (count(limits["max_tokens"].get(name)) for name in ("requested", "effective"))
         facts["clamped"] = asked is not None and got is not None and got < asked
     prompt, tokens = _usage(output.get("usage"))
-    return replace(
-        found,
-        prompt_tokens=found.prompt_tokens if prompt is None else prompt,
-        output_tokens=found.output_tokens if tokens is None else tokens,
-        finish_reason=found.finish_reason or label(output.get("finish_reason") or output.get("stop_reason"), 40),
-        **facts,
-    )
+    if prompt is not None:
+        facts["prompt_tokens"] = prompt
+    if tokens is not None:
+        facts["output_tokens"] = tokens
+    reason = output.get("finish_reason") or output.get("stop_reason")
+    if found.finish_reason is None and reason:
+        facts["finish_reason"] = label(reason, 40)
+    return replace(found, **facts) if facts else found  # a stream has thousands of these
 
 
 def _error(output: dict[str, Any]) -> Any:
