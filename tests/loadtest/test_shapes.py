@@ -9,9 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llmpod.loadtest.analysis import drift
 from llmpod.loadtest.answers import Answer, Reading, read_output
 from llmpod.loadtest.classify import ERROR_CLASSES, error_code
-from llmpod.loadtest.outcomes import Verdict, failed, judge
+from llmpod.loadtest.outcomes import Verdict, failed, judge, note
+from llmpod.loadtest.records import Job
 from tests.loadtest.conftest import Result
 from tests.loadtest.scripted import OUTPUT, JobScript, Script, scripted
 
@@ -109,9 +111,6 @@ WHOLE: dict[str, tuple[Any, str, str | None, str | None, int | None]] = {
 
 
 def tokens_of(answer: Answer) -> int | None:
-    from llmpod.loadtest.outcomes import note
-    from llmpod.loadtest.records import Job
-
     job = Job("p", 0, "measured", "run")
     note(job, answer, judge(answer))
     return job.output_tokens
@@ -299,6 +298,7 @@ async def test_shares_of_outcomes_and_objectives_on_them(load_test: LoadTest) ->
         "valid_rate[resume]<50%",
         "truncated_rate<=0.2",
         "valid_rate[x]>0",
+        "drift<=10%",
     ]
     words = [word for one in objectives for word in ("--slo", one)]
     async with scripted(script) as server:
@@ -306,7 +306,7 @@ async def test_shares_of_outcomes_and_objectives_on_them(load_test: LoadTest) ->
     assert result.phase["outcomes"] == {"answered": 16, "cut": 8, "invalid": 8, "blocked": 8}
     assert result.phase["validated"] == {"": [8, 16], "resume": [8, 16]}
     values = [(verdict["value"], verdict["passed"]) for verdict in result.phase["verdicts"]]
-    assert values == [(0.2, True), (0.5, True), (0.5, False), (0.2, True), (None, False)]
+    assert values == [(0.2, True), (0.5, True), (0.5, False), (0.2, True), (None, False), (0.0, True)]
     rows = (result.directory / "requests.csv").read_text().splitlines()
     assert rows[0].endswith("outcome,code,valid,intent,retry_wait_ms")
     assert sum("invalid,,False,resume," in row for row in rows) == 8
@@ -331,3 +331,22 @@ async def test_what_200_is_not_an_answer_is_said(load_test: LoadTest) -> None:
 
 def test_our_own_native_reply_stays_an_answer() -> None:
     assert read_output(OUTPUT) == Answer(9, True, True, False, 7, 50, "stop")
+
+
+@pytest.mark.parametrize(("later_ms", "drifted"), [(100.0, 0.0), (125.0, 0.25), (75.0, 0.25)])
+def test_drift_compares_the_last_quarter_with_the_first(later_ms: float, drifted: float) -> None:
+    jobs = [
+        Job(
+            "p",
+            n,
+            "measured",
+            "run",
+            sent_ms=n * 10.0,
+            done_ms=n * 10.0,
+            exec_ms=100.0 if n < 70 else later_ms,
+            ok=True,
+        )
+        for n in range(100)
+    ]
+    assert drift(jobs, 0.0, 1000.0) == pytest.approx(drifted)
+    assert drift(jobs[:28], 0.0, 1000.0) is None

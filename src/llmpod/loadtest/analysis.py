@@ -34,6 +34,7 @@ from llmpod.loadtest.workers import (
 LONG_RUN_S = 600.0
 BATCHES = 8
 BIN_WIDTHS_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 15.0, 30.0, 60.0, 120.0, 300.0)
+DRIFT_JOBS = 5
 # A target that invents names must not make the report as long as its inventions.
 MOST_NAMES = 30
 
@@ -158,6 +159,7 @@ class PhaseReport:
     client: dict[str, Any]
     outcomes: dict[str, int]
     validated: dict[str, tuple[int, int]]  # intent -> (valid, judged by the worker); "" is all of them
+    drift: float | None  # by what share the median execution of the last quarter differs from the first's
     refusals: dict[str, int]  # why submits were refused before one was taken: "429" -> 2
     retry_wait_s: float
     poll_overshoot_ms: float | None  # the mean that polling would have added to the total, had it not been corrected
@@ -259,6 +261,7 @@ def analyse(
         client=dict(client),
         outcomes=outcomes(measured),
         validated=validated(measured),
+        drift=drift(ok, start_ms, end_ms),
         refusals=dict(Counter(_refusal(entry) for job in measured for entry in job.attempt_log).most_common()),
         retry_wait_s=math.fsum(job.retry_wait_ms or 0.0 for job in measured) / 1000,
         poll_overshoot_ms=math.fsum(overshoot) / len(overshoot) if overshoot else None,
@@ -319,6 +322,20 @@ def validated(measured: Sequence[Job]) -> dict[str, tuple[int, int]]:
             if job.intent:
                 groups[job.intent].append(job.valid)
     return {name: (sum(some), len(some)) for name, some in itertools.islice(groups.items(), MOST_NAMES)}
+
+
+def drift(ok: Sequence[Job], start_ms: float, end_ms: float) -> float | None:
+    """How far the median execution time (the total, where RunPod's is not known) of the last quarter of the window is
+    from that of the first, as a share of it. None with fewer than DRIFT_JOBS in a quarter."""
+    read = METRICS["exec"] if any(job.exec_ms is not None for job in ok) else METRICS["total"]
+    quarter_ms = (end_ms - start_ms) / 4
+    known = [(value, job.done_ms) for job in ok if job.done_ms is not None and (value := read(job)) is not None]
+    first = sorted(value for value, done_ms in known if done_ms < start_ms + quarter_ms)
+    last = sorted(value for value, done_ms in known if done_ms >= end_ms - quarter_ms)
+    if min(len(first), len(last)) < DRIFT_JOBS:
+        return None
+    before, after = nearest_rank(first, 50), nearest_rank(last, 50)
+    return abs(after / before - 1) if before > 0 else None
 
 
 def _refusal(entry: str) -> str:

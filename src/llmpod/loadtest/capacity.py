@@ -77,6 +77,7 @@ class _Judged:
     outcomes: dict[str, int] = field(default_factory=dict)
     warnings: dict[str, int] = field(default_factory=dict)
     validated: dict[str, tuple[int, int]] = field(default_factory=dict)
+    drift: float | None = None
 
 
 def to_jobs(outcome: Outcome, skip_s: float = 0.0) -> list[Job]:

@@ -15,7 +15,7 @@ from llmpod.loadtest.measures import METRICS, Row
 from llmpod.loadtest.stats import share_is_clear
 from llmpod.loadtest.units import show_ms, show_rate, show_share
 
-SHARES = ("error_rate", "success_rate", "goodput", "blocked_rate", "valid_rate", "truncated_rate")
+SHARES = ("error_rate", "success_rate", "goodput", "blocked_rate", "valid_rate", "truncated_rate", "drift")
 RATES = ("throughput", "achieved_rate", "tokens_per_s")
 _EXPRESSION = re.compile(
     r"^\s*([a-z_]+)(?:\[([\w.-]{1,100})\])?(?:\.(p\d+(?:\.\d+)?|mean|max|min))?"
@@ -34,7 +34,7 @@ PRESETS: dict[str, tuple[str, ...]] = {
         "blocked_rate<1%",
         "tokens_per_s>=30",
     ),
-    "soak": ("total.p50<=4000ms", "total.p95<=6000ms", "error_rate<1%"),
+    "soak": ("total.p50<=4000ms", "total.p95<=6000ms", "error_rate<1%", "drift<=10%"),
 }
 
 
@@ -95,6 +95,8 @@ class Judged(Protocol):
     def warnings(self) -> dict[str, int]: ...
     @property
     def validated(self) -> dict[str, tuple[int, int]]: ...
+    @property
+    def drift(self) -> float | None: ...
 
 
 def parse(text: str) -> Slo:
@@ -179,6 +181,7 @@ def _measure(slo: Slo, phase: Judged) -> tuple[float | None, str | None]:
         hits, n = shares[slo.name]
         return (hits / n, _share(hits, n, slo.limit)) if n else (None, None)
     values = {
+        "drift": phase.drift,
         "throughput": phase.throughput_per_s,
         "achieved_rate": phase.achieved_per_s,
         "tokens_per_s": phase.tokens_per_s,
