@@ -363,6 +363,9 @@ class ScriptedEngine:
     def sampling(self, given: object, max_tokens: int, *, stream: bool) -> object:
         return None
 
+    async def constrain(self, params: object) -> None:
+        pass
+
     async def generate(self, prompt_ids: list[int], params: object, request_id: str) -> AsyncIterator[Step]:
         for _ in range(self.after):
             yield Step([Delta(0, "word ")], Usage(3, 1, None))
