@@ -125,6 +125,7 @@ HARMLESS: dict[str, list[Any]] = {
     "stop_sequences": [None, []],
     "stop": [None, []],
     "system": [None, ""],
+    "rank_fields": [None, [], ["text"]],
     "extra_body": [None, {}],
     "allow_regeneration": [None, False],
 }
@@ -161,6 +162,7 @@ HARMFUL: dict[str, list[Any]] = {
     "stop_sequences": [["x"]],
     "stop": ["x", ["x"]],
     "system": ["Be brief."],
+    "rank_fields": [["title", "text"]],
     "extra_body": [{"top_k": 5}],
     "allow_regeneration": [True],
 }
@@ -267,6 +269,16 @@ def test_what_another_route_reads_is_not_ignored_here(path: str, name: str, valu
 def test_a_sampling_parameter_whose_value_changes_nothing_is_ignored() -> None:
     body = {"frequency_penalty": 0, "presence_penalty": 0.0, "n": 1, "logit_bias": {}, "ignore_eos": False}
     assert settled("/v1/messages", body) == Settled({}, list(body))
+
+
+def test_documents_to_rank_may_be_objects_with_a_text() -> None:
+    documents = [{"text": "a"}, "b", {"content": []}, {"text": "c", "title": "d"}]
+    body = {"query": "q", "documents": documents, "rank_fields": ["text"]}
+    for path in ("/rerank", "/v1/rerank", "/v2/rerank"):
+        found = settle(RULES[path], body, FIELDS["/rerank"], SAMPLING)
+        assert found.body["documents"] == ["a", "b", {"content": []}, {"text": "c", "title": "d"}]
+        assert found.ignored == ["rank_fields"]
+    assert documents[0] == {"text": "a"}, "the client's input is not changed"
 
 
 FOREIGN = [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -180,6 +182,27 @@ def test_an_opened_route_that_vllm_does_not_have_stops_the_start_with_the_reason
     assert caught.value.setting == "ALLOWED_ROUTES"
     assert needs in caught.value.cure
     route_policy.check_opened(("/scale_elastic_ep", "v1/embeddings"), existing)
+
+
+def test_what_the_documentation_opens_is_what_vllm_mounts_with_its_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fastapi import FastAPI
+    from vllm.entrypoints.serve import register_vllm_dev_api_routers
+    from vllm.entrypoints.serve.lora.api_router import attach_router
+
+    page = (Path(__file__).resolve().parents[2] / "docs" / "routes.md").read_text(encoding="utf-8")
+    examples = dict(re.findall(r"^ALLOWED_ROUTES=(\S+) (VLLM_\w+)=1", page, re.MULTILINE))
+    mount = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": attach_router, "VLLM_SERVER_DEV_MODE": register_vllm_dev_api_routers}
+    assert len(examples) == len(mount)
+    for routes, variable in examples.items():
+        monkeypatch.setenv(variable, "1")
+        app = FastAPI()
+        mount[variable](app)
+        existing = {getattr(route, "path", "") for route in app.routes}
+        route_policy.check_opened(routes.split(","), existing)
+        for route in routes.split(","):
+            with pytest.raises(StartError) as caught:
+                route_policy.check_opened((route,), ())
+            assert f"{variable}=1" in caught.value.cure
 
 
 @pytest.mark.parametrize(

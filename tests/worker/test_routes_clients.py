@@ -616,6 +616,13 @@ async def test_rerank_score_and_pooling(pooling: Served) -> None:
     for route in ("/rerank", "/v1/rerank", "/v2/rerank"):
         status, ranked = await pooling.post(route, {"model": "demo", "query": "CV", "documents": documents})
         assert (status, len(ranked["results"])) == (200, 2)
+        objects = {
+            "documents": [{"text": text} for text in documents],
+            "rank_fields": ["text"],
+            "return_documents": True,
+        }
+        status, again = await pooling.post(route, {"model": "demo", "query": "CV"} | objects)
+        assert (status, again["results"]) == (200, ranked["results"])
     for route in ("/score", "/v1/score"):
         status, scored = await pooling.post(route, {"model": "demo", "text_1": "CV", "text_2": documents})
         assert (status, len(scored["data"])) == (200, 2)

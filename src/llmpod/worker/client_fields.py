@@ -82,6 +82,7 @@ REFUSED = {
     "stop_sequences": Refusal("Its name here is stop."),
     "stop": Refusal("On /v1/messages it is stop_sequences."),
     "system": Refusal("Put it first in messages, with the role system."),
+    "rank_fields": Refusal("Documents are ranked by their text: give that.", (["text"],)),
     "extra_body": Refusal("That is an argument of the openai package: put what is in it beside the other fields."),
     "allow_regeneration": Refusal("Answers are not generated again: bound their form with structured_outputs."),
 }

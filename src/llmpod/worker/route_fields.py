@@ -47,6 +47,8 @@ def settle(
         check_format("text.format", text.get("format"))
     check_format("response_format", given.get("response_format"))
     settled = Settled({name: value for name, value in given.items() if name in fields or name in _OURS})
+    if rule.path.endswith("/rerank") and isinstance(documents := given.get("documents"), list):
+        settled.body["documents"] = [_text_of(document) for document in documents]
     for name, value in given.items():
         if name in settled.body:
             continue
@@ -62,6 +64,11 @@ def settle(
                     field=name[:64],
                 )
     return settled
+
+
+def _text_of(document: object) -> object:
+    """A document to rank: Cohere's and Jina's clients send {"text": …} as well, for which vLLM takes the text alone."""
+    return document["text"] if isinstance(document, dict) and document.keys() == {"text"} else document
 
 
 def _refuse_if_asking(
