@@ -208,7 +208,7 @@ async def _execute(setup: Setup, payloads: Payloads, publish: Publish, before: R
                 await _run(runner, notes)
             notes += runner.tally.notes
             notes += _limit_notes(gate_map)
-            if health.alarm:
+            if health.alarm and not (runner.stopped and health.alarm in runner.stopped.reason):
                 notes.append(health.alarm)
             if health.unanswered:
                 looks = len(health.samples) + health.unanswered

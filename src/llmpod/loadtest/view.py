@@ -251,7 +251,7 @@ def facts(phase: PhaseReport) -> list[tuple[str, str]]:
     out = []
     if phase.requested_per_s is not None:
         out.append(("sent", f"{show_rate(phase.achieved_per_s)} of {show_rate(phase.requested_per_s)} asked"))
-    if phase.outcomes.keys() - {"answered"}:
+    if phase.outcomes.keys() - {"answered", "failed"}:
         words = ", ".join(f"{name} {number}" for name, number in phase.outcomes.items())
         parts = [f"{intent or 'all'} {valid} of {judged}" for intent, (valid, judged) in phase.validated.items()]
         out.append(("outcomes", words + (f"; valid: {', '.join(parts)}" if parts else "")))
