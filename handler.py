@@ -13,7 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "src"))
 
-from llmpod.worker import local, settings
+from llmpod.worker import departure, local, scratch, settings
 from llmpod.worker.engine import Engine
 from llmpod.worker.errors import StartError
 from llmpod.worker.events import EventLog, use_utf8_line_buffered_stdout
@@ -42,6 +42,7 @@ def main(argv: list[str]) -> int:
         settings.provide({"MODEL_NAME": settings.DEMO_NAME})
         return endpoint.serve([*where, *workers, "--cwd", str(ROOT)])
 
+    departure.open_standard_streams()
     use_utf8_line_buffered_stdout()
     log = EventLog()
     try:
@@ -51,6 +52,8 @@ def main(argv: list[str]) -> int:
         serves = environment.on_runpod and arguments.test_input is None
         if serves:
             environment.settings.require_model()
+        departure.children_end_with_this_process()
+        scratch.claim()
         engine = Engine(environment.settings, environment.others, log.emit)
         engine.prepare()
         worker = Worker(environment.settings, engine, log.emit)

@@ -384,6 +384,11 @@ def provide(values: Mapping[str, str]) -> None:
         os.environ["PYTHONPATH"] = os.pathsep.join([source, *filter(None, paths)])
 
 
+def put(values: Mapping[str, str]) -> None:
+    """Set variables, for this process and those it starts."""
+    os.environ.update(values)
+
+
 def environment() -> dict[str, str]:
     """Every variable, as it is now."""
     return dict(os.environ)
