@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import quote, unquote
 
+import aiohttp
 import numpy as np
 import pytest
 from aiohttp import web
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 
 from llmpod.worker import sdk
 from llmpod.worker.delivery import RUN_LIMIT_BYTES, Delivery, _address
+from llmpod.worker.events import describe
 from llmpod.worker.plain_json import dumps
 
 from .conftest import Events
@@ -194,3 +196,12 @@ async def test_an_odd_id_is_reported_like_any_other(platform: Platform, delivery
         assert await delivery.result(job_id, {"output": 1}, stream=False)
         assert platform.calls.pop()[0] == f"/done/{quote(job_id, safe='')}?gpu=a+b&isStream=false"
         assert "X-Evil" not in platform.requests.pop().headers
+
+
+async def test_a_poll_is_not_redirected_either(platform: Any) -> None:
+    platform.statuses, platform.headers = [302], {"Location": "/login"}
+    async with sdk.open_session() as session:
+        with pytest.raises(aiohttp.ClientResponseError) as caught:
+            await session.get(f"{platform.url}/job-take/w?token=SECRET")
+    assert describe(caught.value) == "ClientResponseError: HTTP 302"
+    assert [path for path, _ in platform.calls] == ["/job-take/w?token=SECRET"]

@@ -89,6 +89,7 @@ async def test_max_job_seconds_ends_a_job_in_every_phase(monkeypatch: pytest.Mon
             said = "".join(choice["text"] for chunk in chunks for choice in chunk["choices"])
             assert said
             assert text_of(1000).startswith(said)
+            assert served.events.end_of(job_id)["tokens_generated"] >= said.count("w")
         await until(served.at_rest, 5)
 
 
@@ -126,6 +127,8 @@ async def test_what_outlasts_the_drain_fails_as_retryable(monkeypatch: pytest.Mo
             failure = error(served.endpoint.job(job_id))
             assert (failure["code"], failure["retryable"]) == ("worker_stopping", True)
             assert served.events.end_of(job_id)["outcome"] == "error"
+        streamed = served.endpoint.job(ids[1])
+        assert served.events.end_of(ids[1])["tokens_generated"] >= streamed_text(streamed).count("w") > 0
 
 
 async def test_an_idle_worker_stops_without_waiting_for_its_polls(monkeypatch: pytest.MonkeyPatch) -> None:
