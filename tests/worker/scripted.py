@@ -22,6 +22,7 @@ from llmpod.worker.generation import Delta, Step, Timings, Usage
 from llmpod.worker.handler import Worker
 from llmpod.worker.inputs import NativeRequest
 from llmpod.worker.jobloop import EngineJobScaler, EventJobScaler
+from llmpod.worker.prompts import Frame
 from llmpod.worker.settings import Settings
 
 from .conftest import Events
@@ -40,6 +41,7 @@ class ScriptedEngine:
     def __init__(self, *, tokens_per_s: float = 1000, prefill_s: float = 0.0, max_num_seqs: int = 64) -> None:
         self.sampling_names = frozenset({"temperature", "n"})
         self.model_name = "scripted"
+        self.frame = Frame()
         self.max_model_len = 100_000
         self.max_num_seqs = max_num_seqs
         self.kv_cache_tokens: int | None = None

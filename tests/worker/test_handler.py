@@ -15,6 +15,7 @@ from llmpod.worker.engine import Engine
 from llmpod.worker.errors import Code, JobError
 from llmpod.worker.generation import Delta, Step, Usage
 from llmpod.worker.handler import Worker
+from llmpod.worker.prompts import Frame
 from llmpod.worker.settings import Settings
 from tests.worker.conftest import Events, Json, error_of, replies_of
 
@@ -352,6 +353,7 @@ class ScriptedEngine:
     max_num_seqs = 8
     kv_cache_tokens = None
     sampling_names = frozenset({"temperature"})
+    frame = Frame()
 
     def __init__(self, failure: BaseException, after: int = 0) -> None:
         self.failure = failure

@@ -35,7 +35,9 @@ def test_a_building_imports_no_other(building: str) -> None:
 
 def test_only_the_engine_and_its_parts_import_vllm() -> None:
     importers = {path.name for path in modules("worker") if any(n.split(".")[0] == "vllm" for n in imports(path))}
-    assert importers == {"engine.py", "application.py", "engine_arguments.py", "engine_input.py", "sampling.py"}
+    # renderer.py: a class of vLLM's renderers with the guardrails in it, for which vLLM's registry is the seam.
+    allowed = {"application.py", "engine.py", "engine_arguments.py", "engine_input.py", "renderer.py", "sampling.py"}
+    assert importers == allowed
 
 
 def test_only_settings_read_the_environment() -> None:

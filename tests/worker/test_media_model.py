@@ -83,6 +83,24 @@ async def test_an_image_in_a_data_uri_is_seen_by_the_model(seeing: Served) -> No
     assert seen[0] != pytest.approx(seen[2], abs=1e-4)
 
 
+async def test_a_files_uuid_opens_no_other_jobs_file(seeing: Served) -> None:
+    """vLLM caches files under the uuid that a client gives them, and would take one job's for another's."""
+
+    async def ask_about(address: str | None, uuid: str) -> Any:
+        options = asking()
+        part = {"type": "image_url", "image_url": None if address is None else {"url": address}, "uuid": uuid}
+        options["messages"][0]["content"].insert(0, part)
+        answer = await seeing.openai.chat.completions.create(**options)
+        return answer.choices[0].logprobs.content[0].logprob
+
+    red, blue = [(await ask(seeing, picture(c))).choices[0].logprobs.content[0].logprob for c in ("red", "blue")]
+    assert await ask_about(picture("red"), "u1") == pytest.approx(red, abs=1e-5)
+    assert await ask_about(picture("blue"), "u1") == pytest.approx(blue, abs=1e-5)
+    with pytest.raises(openai.BadRequestError, match="send the file itself") as refused:
+        await ask_about(None, "u1")
+    assert refused.value.param == "messages"
+
+
 async def test_an_image_is_answered_alike_streamed_and_not(seeing: Served) -> None:
     whole = await ask(seeing, picture("green"))
     text, usage = "", None

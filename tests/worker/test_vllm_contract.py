@@ -17,6 +17,7 @@ import pytest
 
 from llmpod.worker import served
 from llmpod.worker.inputs import NativeRequest
+from llmpod.worker.renderer import Guarded
 
 PARAMETERS: list[tuple[str, str, set[str]]] = [
     ("vllm.engine.async_llm_engine", "AsyncLLMEngine.from_engine_args", {"engine_args", "stat_loggers"}),
@@ -210,13 +211,30 @@ def test_the_application_is_built_from_what_the_worker_gives_it() -> None:
 
 async def test_the_application_has_the_parts_the_worker_reaches_into(engine: Any) -> None:
     application, renderer = engine.application, engine._llm.renderer
-    assert inspect.iscoroutinefunction(renderer._tokenize_prompt_async)
-    assert list(inspect.signature(type(renderer)._tokenize_prompt).parameters) == ["self", "prompt", "params"]
+    assert isinstance(renderer, Guarded)
     assert application._guards, "control tokens in a client's text are not defused"
     assert application._state.openai_serving_models.lora_requests == {}
     responses = application._state.openai_serving_responses
     for store in ("response_store", "msg_store", "event_store"):
         assert isinstance(getattr(responses, store), served.Bounded)
+
+
+def test_every_renderer_of_vllm_has_the_steps_in_which_the_guardrails_are() -> None:
+    registry = found("vllm.renderers.registry", "RENDERER_REGISTRY")
+    base = found("vllm.renderers.base", "BaseRenderer")
+    for name, parameters in (
+        ("render_messages", ["self", "messages", "params"]),
+        ("render_messages_async", ["self", "messages", "params"]),
+        ("_tokenize_prompt", ["self", "prompt", "params"]),
+        ("process_for_engine", ["self", "prompt", "arrival_time"]),
+        ("process_for_engine_async", ["self", "prompt", "arrival_time"]),
+    ):
+        step = inspect.signature(getattr(base, name))
+        assert [p.name for p in step.parameters.values() if p.kind is not p.KEYWORD_ONLY] == parameters, name
+        assert inspect.iscoroutinefunction(getattr(base, name)) is name.endswith("_async")
+    assert callable(registry.load_renderer_cls)
+    chat_params = found("vllm.renderers.params", "ChatParams")
+    assert "chat_template_kwargs" in {field.name for field in dataclasses.fields(chat_params)}
 
 
 async def test_what_a_request_has_produced_is_there_until_it_is_aborted(engine: Any) -> None:

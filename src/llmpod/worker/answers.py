@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from llmpod.worker.errors import JobError
 from llmpod.worker.generation import Delta, Usage
 from llmpod.worker.inputs import NativeRequest
 from llmpod.worker.limits import MaxTokens
@@ -67,9 +68,10 @@ def ending(
     return reply
 
 
-def blocked(intent: str, message: str, *, model: str, request_id: str) -> Reply:
+def blocked(error: JobError, *, model: str, request_id: str) -> Reply:
     """The reply to a job that the worker's policy does not answer. The job is COMPLETED: nothing failed."""
-    return {"blocked": True, "intent": intent, "message": message, "model": model, "request_id": request_id}
+    found = {"blocked": True, "intent": error.details["intent"], "message": error.message}
+    return found | {"model": model, "request_id": request_id}
 
 
 def stream_error(error: Reply) -> Reply:

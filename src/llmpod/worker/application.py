@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import contextvars
 import importlib.metadata
 import types
 from collections.abc import Collection, Mapping, Sequence
@@ -16,7 +16,8 @@ from llmpod.worker import route_policy, route_table, served
 from llmpod.worker.asgi import App, Exchange
 from llmpod.worker.errors import Code, JobError, StartError
 from llmpod.worker.inputs import GUARD
-from llmpod.worker.prompts import Prompts
+from llmpod.worker.prompts import FRAMED_MESSAGES, MEASURED_TOOL, Frame, Prompts, conversation
+from llmpod.worker.renderer import Guarded
 from llmpod.worker.route_table import Route
 from llmpod.worker.settings import Settings
 from llmpod.worker.token_outputs import Detokenizer
@@ -36,6 +37,8 @@ class Application:
         self._settings = settings
         self._state: Any = None
         self._guards = False
+        self._harmony = llm.model_config.hf_config.model_type == "gpt_oss"
+        self.frame = Frame()  # what the template writes by itself, once `install_guard` has measured it
         self.asgi: App  # once `start` is through
         self.routes: list[Route] = []  # every path, open or not
         self.takes_media = bool(llm.model_config.is_multimodal_model)
@@ -69,9 +72,8 @@ class Application:
             if hasattr(responses, store):
                 setattr(responses, store, served.Bounded(STORED_RESPONSES))
         # gpt-oss has a format of its own, which vLLM reads without a parser's name (openai/parser/harmony_utils.py).
-        harmony = self._llm.model_config.hf_config.model_type == "gpt_oss"
-        self.calls_tools = harmony or (arguments.enable_auto_tool_choice and bool(arguments.tool_call_parser))
-        self.reads_reasoning = harmony or bool(arguments.structured_outputs_config.reasoning_parser)
+        self.calls_tools = self._harmony or (arguments.enable_auto_tool_choice and bool(arguments.tool_call_parser))
+        self.reads_reasoning = self._harmony or bool(arguments.structured_outputs_config.reasoning_parser)
         self.routes = route_table.read(app)
         route_policy.check_opened(self._settings.allowed_routes, self.paths)
 
@@ -83,28 +85,13 @@ class Application:
         self.asgi = with_load
 
     async def install_guard(self) -> None:
-        """Make vLLM's renderer cut texts where `guard` marks them. Whether it does shows by trying."""
-        prompts = self._prompts
+        """Give vLLM's renderer the model's guard. Whether it cuts texts at the marks shows by trying."""
         renderer = self._llm.renderer
-        tokenize = getattr(renderer, "_tokenize_prompt_async", None)
-        if tokenize is None:
-            return
-
-        def cut(prompt: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
-            ids = prompts.encode_guarded(prompt["prompt"], add_special_tokens=options.get("add_special_tokens", True))
-            limit = options.get("max_length") if options.get("truncation") else None
-            if limit is not None:
-                left = getattr(renderer.tokenizer, "truncation_side", "right") == "left"
-                ids = ids[-limit:] if left else ids[:limit]
-            return prompt | {"prompt": prompt["prompt"].replace(GUARD, ""), "prompt_token_ids": ids}
-
-        async def guarded(prompt: dict[str, Any], params: Any) -> Any:
-            if GUARD not in prompt["prompt"]:
-                return await tokenize(prompt, params)
-            return await asyncio.to_thread(cut, prompt, params.get_encode_kwargs())
-
-        renderer._tokenize_prompt_async = guarded
-        self._guards = await self._cuts()
+        if isinstance(renderer, Guarded):
+            renderer.prompts = self._prompts
+            renderer.cuts = self._guards = not self._harmony and await self._cuts()
+        with_tool = await self._visible(1, tools=[MEASURED_TOOL], tool_choice="none")
+        self.frame = Frame.measured(await self._visible(1), await self._visible(FRAMED_MESSAGES), with_tool)
 
     @property
     def paths(self) -> frozenset[str]:
@@ -143,15 +130,16 @@ class Application:
         raise JobError(Code.INVALID_INPUT, f"{field} holds the ids of control tokens.", field=field)
 
     def guard(self, value: Any, *, field: str) -> Any:
-        """A field of a body, so that no text in it can become a control token (see prompts.py).
+        """A field of a body from which vLLM makes a prompt without a template, so that no control token is in it.
 
         Raises:
-            JobError: it holds a control token, and vLLM's renderer for this model gives no way to defuse it.
+            JobError: it holds a control token, and there is no way to defuse it where it goes.
         """
-        guarded = self._prompts.guard(value)
-        if guarded != value and not self._guards:
-            raise JobError(Code.INVALID_INPUT, f"{field} holds a control token of the model.", field=field)
-        return guarded
+        if self._guards and field in ("prompt", "suffix"):
+            return self._prompts.guard(value)
+        if not self._guards or field in ("query", "items"):  # the scoring route tokenises these itself
+            self._prompts.refuse_control_tokens(value, field=field)
+        return value
 
     def unguard(self, answer: bytes) -> bytes:
         """An answer without the marks of `guard`, should one have come through (in a tool's name, say)."""
@@ -163,6 +151,7 @@ class Application:
         return served.WatchedEngine(
             self._llm,
             partial(detokenizer, self._llm.renderer.tokenizer),
+            visible=lambda ids: self._prompts.visible(self._prompts.decode(ids)),
             custom_processors=bool(self._llm.model_config.logits_processors or plugins),
         )
 
@@ -181,7 +170,7 @@ class Application:
         token = next(iter(self._prompts.control_texts), None)
         if token is None or not self._prompts.has_chat_template:
             return True
-        with_token, without = await self._tokens_of(self._prompts.guard(f"a{token}b")), await self._tokens_of("ab")
+        with_token, without = await self._tokens_of(f"a{token}b"), await self._tokens_of("ab")
         counts = [sum(token_id in self._prompts.control_ids for token_id in ids) for ids in (with_token, without)]
         return bool(without) and counts[0] == counts[1] and GUARD not in self.decode(with_token)
 
@@ -191,6 +180,25 @@ class Application:
         headers = {"content-type": "application/json"}
         async with Exchange(self.asgi, "POST", "/tokenize", headers=headers, body=body) as exchange:
             return list(orjson.loads(await exchange.whole()).get("tokens", ()))
+
+    async def _visible(self, length: int, **fields: Any) -> str | None:
+        """What the guardrails see of a conversation of so many messages. They refuse it, so nothing is generated."""
+        seen = []
+
+        def judge(text: str) -> None:
+            seen.append(text)
+            raise JobError(Code.UNSUPPORTED, "This was to be measured only.")
+
+        context = contextvars.copy_context()
+        context.run(served.current.set, served.Watch(judge=judge))
+        messages = [{"role": message.role, "content": message.content} for message in conversation(length)]
+        body = orjson.dumps({"model": self._settings.served_name, "messages": messages, "max_tokens": 1} | fields)
+        headers = {"content-type": "application/json"}
+        async with Exchange(
+            self.asgi, "POST", "/v1/chat/completions", headers=headers, body=body, context=context
+        ) as exchange:
+            await exchange.whole()
+        return seen[0] if seen else None
 
 
 def detokenizer(tokenizer: Any, params: Any, prompt_ids: Sequence[int]) -> Detokenizer:

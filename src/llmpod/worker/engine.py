@@ -1,7 +1,7 @@
 """The vLLM engine: start, generation, end.
 
-Of this package, only this module, application.py, engine_arguments.py, engine_input.py and sampling.py import vllm.
-They do so inside functions, because its import takes seconds and importing a module here must cost nothing.
+Of this package, only this module, application.py, engine_arguments.py, engine_input.py, renderer.py and sampling.py
+import vllm. They do so inside functions: its import takes seconds, and importing a module here must cost nothing.
 Which of its names are used, and how, is held by tests/worker/test_vllm_contract.py.
 """
 
@@ -23,6 +23,7 @@ from llmpod.worker import (
     generation,
     heap,
     limits,
+    renderer,
     sampling,
     served,
 )
@@ -31,7 +32,7 @@ from llmpod.worker.errors import Code, JobError
 from llmpod.worker.events import Emit
 from llmpod.worker.generation import Step
 from llmpod.worker.inputs import NativeRequest
-from llmpod.worker.prompts import Prompts
+from llmpod.worker.prompts import Frame, Prompts
 from llmpod.worker.sampling import Sampling
 from llmpod.worker.settings import Settings
 
@@ -54,6 +55,7 @@ class Engine:
         self.sampling_names: frozenset[str] = frozenset()
         self.sampling_defaults: Mapping[str, Any] = {}  # the value of each that changes nothing
         self.model_name = settings.served_name
+        self.frame = Frame()  # what the chat template writes by itself around a native job's messages
         self.max_model_len = 0
         self.max_num_seqs = 0
         self.generates = True  # false: a pooling runner, which embeds, scores and classifies
@@ -113,6 +115,7 @@ class Engine:
             if self._settings.is_demo
             else None,
         )
+        renderer.guard()
         self._llm = AsyncLLMEngine.from_engine_args(arguments.engine, stat_loggers=[self._step_observer()])
         served.count_cut_requests(self._llm)
         engine_input.check(self._llm)
@@ -149,6 +152,7 @@ class Engine:
             chat_template=chat_template,
             allow_control_tokens=self._settings.allow_control_tokens,
         )
+        self.frame = self._prompts.frame()
         self._sampling.learn(config.get_diff_sampling_param())
 
     async def _warm_up(self) -> None:
@@ -226,7 +230,7 @@ class Engine:
         """The request's token ids. A long prompt is tokenised beside the event loop, not in it.
 
         Raises:
-            JobError: the model's chat template refuses the messages, or the model does not generate.
+            JobError: the model's chat template or the job's guardrails refuse it, or the model does not generate.
         """
         assert self._prompts is not None
         if not self.generates:
@@ -234,8 +238,13 @@ class Engine:
                 Code.UNSUPPORTED, "This worker embeds and scores (RUNNER=pooling): call its routes, /v1/embeddings …"
             )
         if request.chars > 20_000:
-            return await asyncio.to_thread(self._prompts.render, request)
-        return self._prompts.render(request)
+            ids, text = await asyncio.to_thread(self._prompts.rendered, request)
+        else:
+            ids, text = self._prompts.rendered(request)
+        watch = served.current.get()
+        if watch is not None and watch.judge is not None:
+            watch.judge(text)
+        return ids
 
     def sampling(self, given: Mapping[str, Any], max_tokens: int, *, stream: bool) -> Any:
         """vLLM's SamplingParams: the client's over the operator's over the model's own.

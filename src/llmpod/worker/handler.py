@@ -17,6 +17,7 @@ from llmpod.worker import admission, answers, inputs, limits, profile, routes, s
 from llmpod.worker.engine import Engine
 from llmpod.worker.errors import Code, JobError
 from llmpod.worker.events import Emit
+from llmpod.worker.prompt_check import PromptCheck
 from llmpod.worker.record import JobRecord
 from llmpod.worker.route_answer import Reply
 from llmpod.worker.settings import Settings
@@ -82,7 +83,7 @@ class Worker:
         record.fail(failed)
         if failed.code is Code.ENGINE_DEAD:
             self.on_engine_death()
-        for reply in routes.farewell(failed, record):
+        for reply in routes.farewell(failed, record, model=self.engine.model_name):
             yield reply
 
     async def _answer(self, job_input: object, record: JobRecord) -> AsyncGenerator[Reply, None]:
@@ -94,17 +95,11 @@ class Worker:
             return
         max_tokens = limits.clamp_max_tokens(request.max_tokens, self.settings)
         record.start(request, max_tokens, validation_enabled=self._validates(request))
+        check = PromptCheck(self.settings, self.profile, self.engine.frame, request.prompt_field, record)
         limits.check_prompt(request, self.settings)
         limits.check_n(request, self.settings)
         limits.check_constraint(request.sampling, self.settings, within="sampling_params.")
-        intent = self.profile.intent_of(request.texts) if self.profile else None
-        if intent is not None:
-            record.intent = intent.name
-            if intent.blocked is not None:
-                yield answers.blocked(intent.name, intent.blocked, model=self.engine.model_name, request_id=record.id)
-                record.end("blocked")
-                return
-
+        intent = check.intent_of(*request.texts)
         prompt_ids = await self.engine.render(request)
         max_tokens = record.max_tokens = limits.fit_context(max_tokens, len(prompt_ids), self.engine.max_model_len)
         params = self.engine.sampling(request.sampling, max_tokens.effective, stream=request.stream)
@@ -120,6 +115,8 @@ class Worker:
         record.finish(step, answer, validation)
         limits.check_whole(request, answer.finish_reasons, max_tokens, reply, tokens=step.usage.completion_tokens)
         ending = answers.ending(request, answer, step.usage, max_tokens, self.engine.model_name, record.id)
+        if not self.settings.show_cached_tokens:
+            ending["usage"].pop("cached", None)
         yield reply | ending | ({"validation": validation} if validation else {})
 
     def _validates(self, request: inputs.NativeRequest) -> bool:

@@ -56,6 +56,11 @@ class NativeRequest:
         return tuple(message.content for message in self.messages or ())
 
     @property
+    def prompt_field(self) -> str:
+        """Where the texts stand."""
+        return "prompt" if self.prompt is not None else "messages"
+
+    @property
     def chars(self) -> int:
         """Characters of all texts together: what MAX_PROMPT_CHARS counts."""
         return sum(len(text) for text in self.texts)

@@ -39,7 +39,7 @@ def check_prompt(request: NativeRequest, settings: Settings) -> None:
     Raises:
         JobError: prompt_too_long, with both numbers.
     """
-    check_chars(request.chars, settings, field="prompt" if request.prompt is not None else "messages")
+    check_chars(request.chars, settings, field=request.prompt_field)
 
 
 def check_chars(chars: int, settings: Settings, *, field: str) -> None:

@@ -19,6 +19,7 @@ from llmpod.worker.engine import Engine
 from llmpod.worker.errors import Code, JobError, RouteError
 from llmpod.worker.events import Emit
 from llmpod.worker.profile import Profile
+from llmpod.worker.prompt_check import PromptCheck
 from llmpod.worker.record import JobRecord
 from llmpod.worker.route_answer import Reply, RouteAnswer
 from llmpod.worker.route_call import RouteCall
@@ -166,11 +167,16 @@ class Routes:
             return
         limits.check_constraint(call.given, self.settings)
         call.record.constrained = limits.constrained(call.given)
-        if self.profile is not None:
-            intent = self.profile.intent_of((*prompt.texts, decoded))
-            call.record.intent = intent.name
-            if intent.blocked is not None:
-                raise JobError(Code.BLOCKED, intent.blocked, field=prompt.field, intent=intent.name)
+        check = PromptCheck(
+            self.settings,
+            self.profile,
+            self.engine.application.frame,
+            prompt.field,
+            call.record,
+            tools=bool(call.given.get("tools")),
+            adds_up=bool(call.rule.max_tokens) and not call.rule.form,
+        )
+        check.intent_of(*prompt.texts, decoded)
         self.engine.application.refuse_control_ids(prompt.token_ids, field=prompt.field)
 
     def _name_model(self, call: RouteCall) -> None:
@@ -211,8 +217,14 @@ def explain(error: JobError, job_input: object) -> JobError:
     return RouteError(error, anthropic=str(route).startswith("/v1/messages"))
 
 
-def farewell(error: JobError, record: JobRecord) -> Iterator[Reply]:
-    """The last replies of a job that failed: its stream's last chunk, if it has begun one, and the error."""
+def farewell(error: JobError, record: JobRecord, *, model: str) -> Iterator[Reply]:
+    """The last replies of a job that failed: its stream's last chunk, if it has begun one, and the error.
+
+    A native job that the profile's policy does not answer has not failed: it is COMPLETED with a reply that says so.
+    """
+    if error.code is Code.BLOCKED and not isinstance(error, RouteError):
+        yield answers.blocked(error, model=model, request_id=record.id)
+        return
     if isinstance(error, RouteError):
         if record.streaming:
             yield error.as_event(record.id)

@@ -22,6 +22,8 @@ from llmpod.worker.generation import ConstraintError, Timings, timings_of
 from llmpod.worker.settings import Settings
 from llmpod.worker.token_outputs import Detokenizer, TokenOutputs
 
+Value = TypeVar("Value")
+
 
 @dataclass
 class Watch:
@@ -32,6 +34,7 @@ class Watch:
     show_cached_tokens: bool = False  # whether the client may know how much of its prompt was in the cache
     granted: int | None = None  # the most that a request was given: a long prompt leaves less room for the answer
     parsed: bool = False  # vLLM reads tool calls or reasoning out of the answer
+    judge: Callable[[str], None] | None = None  # takes what the model reads of a prompt; raises JobError to refuse it
     wanted: asyncio.Event | None = None  # set while somebody waits for more of the answer
     requests: int = 0
     finished: int = 0  # of them
@@ -158,6 +161,27 @@ async def _slot(watch: Watch, seats: int) -> AsyncGenerator[None, None]:
         yield
 
 
+def judges() -> bool:
+    """Whether the job at work has guardrails to judge its prompts."""
+    watch = current.get()
+    return watch is not None and watch.judge is not None
+
+
+def judge(visible: Callable[[Value], str], prompt: Value) -> None:
+    """Have the job's guardrails judge a prompt inside vLLM's application; `visible`: its text as the model reads it.
+
+    Raises:
+        RequestRefusedError: they refuse it.
+    """
+    watch = current.get()
+    if watch is None or watch.judge is None:
+        return
+    try:
+        watch.judge(visible(prompt))
+    except JobError as error:
+        raise refuse(error) from None
+
+
 ENGINE_ARGUMENTS = frozenset({"kv_transfer_params", "ec_transfer_params", "kv_cache_report_mode"})
 """What the engine itself reads from a request's `extra_args` (vllm/v1/request.py): for split serving, no client's."""
 
@@ -182,14 +206,21 @@ class WatchedEngine:
     """An engine client whose requests take slots, and which checks and counts `generate`; else the engine itself."""
 
     def __init__(
-        self, engine: Any, detokenizer: Callable[[Any, Sequence[int]], Detokenizer], *, custom_processors: bool = False
+        self,
+        engine: Any,
+        detokenizer: Callable[[Any, Sequence[int]], Detokenizer],
+        *,
+        visible: Callable[[list[int]], str] | None = None,
+        custom_processors: bool = False,
     ) -> None:
         """`detokenizer`: makes one for a request's parameters and prompt.
 
+        `visible`: what the model reads of a prompt that has no text.
         `custom_processors`: whether the operator's logits processors read a request's `vllm_xargs`.
         """
         self._engine = engine
         self._detokenizer = detokenizer
+        self._visible = visible
         self._custom_processors = custom_processors
 
     def __getattr__(self, name: str) -> Any:
@@ -207,6 +238,9 @@ class WatchedEngine:
             watch = Watch()
         if getattr(params, "extra_args", None):
             _check_extra_arguments(params.extra_args, custom=self._custom_processors)
+        # A prompt with a text has been judged when it was rendered (renderer.py); some routes make the ids themselves.
+        if self._visible is not None and "prompt_token_ids" in prompt and "prompt" not in prompt:
+            judge(self._visible, prompt["prompt_token_ids"])
         limit = watch.max_tokens
         if limit is not None and (params.max_tokens is None or params.max_tokens > limit):
             asked = "no limit" if params.max_tokens is None else f"{params.max_tokens} tokens"
@@ -264,9 +298,6 @@ def salted(prompt: Any, watch: Watch | None) -> Any:
     if "decoder_prompt" in prompt:
         return prompt | {"decoder_prompt": salted(prompt["decoder_prompt"], watch)}
     return prompt | {"cache_salt": watch.cache_salt}
-
-
-Value = TypeVar("Value")
 
 
 class Bounded(dict[str, Value]):

@@ -201,7 +201,12 @@ class Settings(BaseSettings):
     )
 
     max_prompt_chars: int = setting(
-        1024, "Guardrails", "Longest prompt in characters, counted over all messages. 0: no limit.", ge=0
+        1024,
+        "Guardrails",
+        "Longest prompt in characters, counted over all messages as the model reads them: texts, roles, names, tools, "
+        "numbers, whatever a client sends, and the earlier turns of a previous_response_id. Not counted: what the chat "
+        "template writes before and after a conversation, around its first 15 messages, and around tools. 0: no limit.",
+        ge=0,
     )
     max_tokens_default: int = setting(150, "Guardrails", "max_tokens of a job that names none.", ge=1)
     max_tokens_min: int = setting(64, "Guardrails", "A smaller max_tokens is raised to this. 1: never raised.", ge=1)
