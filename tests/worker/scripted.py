@@ -81,6 +81,9 @@ class ScriptedEngine:
     def sampling(self, given: Json, max_tokens: int, *, stream: bool) -> Json:
         return dict(given) | {"max_tokens": max_tokens, "stream": stream}
 
+    async def constrain(self, params: Json) -> None:
+        pass
+
     async def generate(self, prompt_ids: list[Any], params: Json, request_id: str) -> AsyncGenerator[Step, None]:
         assert request_id not in self.requests
         self.requests.add(request_id)

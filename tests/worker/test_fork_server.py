@@ -112,11 +112,11 @@ def test_a_gpu_s_vllm_forks_by_itself(clean_environment: pytest.MonkeyPatch) -> 
         return versions[name]
 
     clean_environment.setattr(metadata, "version", version)
-    assert not fork_server._on_cpu()
+    assert not fork_server.on_cpu()
     versions["vllm"] = "0.32.0+cpu"
-    assert fork_server._on_cpu()
+    assert fork_server.on_cpu()
     versions.clear()
-    assert not fork_server._on_cpu()
+    assert not fork_server.on_cpu()
 
 
 ORPHAN = """
@@ -151,7 +151,8 @@ def test_the_engine_does_not_outlive_a_worker_that_is_killed(tmp_path: Path) -> 
 async def test_the_real_engine_s_processes_come_from_the_server(engine: Engine) -> None:
     server = fork_server.forkserver._forkserver._forkserver_pid
     assert server is not None
-    (core,) = psutil.Process(server).children()
+    core = psutil.Process(engine._llm.engine_core.resources.engine_manager.processes[0].pid)
+    assert {core.ppid(), psutil.Process(engine._constraints._process.pid).ppid()} == {server}
     (worker,) = core.children()
     cores = os.cpu_count() or 1
     assert len(worker.cpu_affinity()) == max(1, cores - 1), "vLLM leaves a core to its scheduler"

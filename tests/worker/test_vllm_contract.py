@@ -35,6 +35,19 @@ PARAMETERS: list[tuple[str, str, set[str]]] = [
     ("vllm.v1.engine.detokenizer", "IncrementalDetokenizer.update", {"new_token_ids", "stop_terminated"}),
     ("vllm.v1.engine.detokenizer", "IncrementalDetokenizer.get_next_output_text", {"finished", "delta"}),
     ("vllm.platforms.interface", "Platform.is_cpu", set()),
+    ("vllm.engine.async_llm_engine", "AsyncLLMEngine.abort", {"request_id", "internal"}),
+    ("vllm.engine.async_llm_engine", "AsyncLLMEngine.is_sleeping", set()),
+    ("vllm.v1.engine.core_client", "AsyncMPClient.add_request_async", {"request"}),
+    ("vllm.v1.serial_utils", "MsgpackEncoder.encode", {"obj"}),
+    ("vllm.v1.serial_utils", "MsgpackDecoder.decode", {"bufs"}),
+    ("vllm.v1.structured_output", "StructuredOutputManager", {"vllm_config"}),
+    ("vllm.v1.structured_output", "StructuredOutputManager.grammar_init", {"request"}),
+    ("vllm.v1.structured_output.request", "StructuredOutputRequest.from_sampling_params", {"sampling_params"}),
+    (
+        "vllm",
+        "SamplingParams.verify",
+        {"model_config", "speculative_config", "structured_outputs_config", "tokenizer"},
+    ),
 ]
 
 
@@ -92,6 +105,17 @@ def test_sampling_params_are_a_struct_that_msgspec_fills_and_checks() -> None:
     with pytest.raises(msgspec.ValidationError, match=r"\$\.temperature"):
         msgspec.convert({"temperature": "hot"}, SamplingParams, str_keys=True)
     assert {"DELTA", "FINAL_ONLY"} <= set(RequestOutputKind.__members__)
+
+
+def test_a_check_of_structured_outputs_without_their_configuration_is_none() -> None:
+    """That is how it leaves the event loop for constraint_process.py, which makes it with the configuration."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import StructuredOutputsParams
+
+    params = SamplingParams(structured_outputs=StructuredOutputsParams(regex="("))
+    params._validate_structured_outputs(None, None, None)
+    assert params.structured_outputs._backend is None
+    assert params.structured_outputs._backend_was_auto is False
 
 
 def test_what_a_client_may_not_set_is_still_called_so() -> None:

@@ -31,8 +31,9 @@ _GUARD_BYTES = GUARD.encode()
 class Application:
     """The routes of one engine, an `AsyncLLMEngine` that runs already."""
 
-    def __init__(self, llm: Any, prompts: Prompts, settings: Settings) -> None:
+    def __init__(self, llm: Any, prompts: Prompts, settings: Settings, constrain: served.Constrain) -> None:
         self._llm = llm
+        self._constrain = constrain
         self._prompts = prompts
         self._settings = settings
         self._state: Any = None
@@ -152,6 +153,8 @@ class Application:
             self._llm,
             partial(detokenizer, self._llm.renderer.tokenizer),
             visible=lambda ids: self._prompts.visible(self._prompts.decode(ids)),
+            constrain=self._constrain,
+            patience_s=self._settings.engine_stall_seconds,
             custom_processors=bool(self._llm.model_config.logits_processors or plugins),
         )
 

@@ -28,6 +28,7 @@ from llmpod.worker import (
     served,
 )
 from llmpod.worker.application import Application
+from llmpod.worker.constraints import ConstraintCompiler, begun_within
 from llmpod.worker.errors import Code, JobError
 from llmpod.worker.events import Emit
 from llmpod.worker.generation import Step
@@ -38,6 +39,21 @@ from llmpod.worker.settings import Settings
 
 ENGINE_MODULES = ("vllm.v1.engine.core", "vllm.v1.executor.multiproc_executor", "vllm.v1.worker.cpu_worker")
 """What vLLM's own processes import first."""
+
+
+EVERY_SAMPLER = {
+    "temperature": 0.9,
+    "top_p": 0.9,
+    "top_k": 50,
+    "min_p": 0.1,
+    "seed": 1,
+    "frequency_penalty": 0.5,
+    "presence_penalty": 0.5,
+    "repetition_penalty": 1.2,
+    "logit_bias": {0: 0.5},
+    "logprobs": 1,
+}
+"""Sampling parameters whose first use makes the engine set something up."""
 
 
 class Engine:
@@ -59,6 +75,7 @@ class Engine:
         self.max_model_len = 0
         self.max_num_seqs = 0
         self.generates = True  # false: a pooling runner, which embeds, scores and classifies
+        self._constraints = ConstraintCompiler(settings.max_constraint_seconds)
         self.application: Application  # once `start` is through
         self.last_step = time.monotonic()  # when the engine last finished one
 
@@ -119,10 +136,13 @@ class Engine:
         self._llm = AsyncLLMEngine.from_engine_args(arguments.engine, stat_loggers=[self._step_observer()])
         served.count_cut_requests(self._llm)
         engine_input.check(self._llm)
+        await self._constraints.start(self._llm.vllm_config)
         loaded = time.monotonic()
         await self._learn(arguments.application.chat_template)
         if self.generates:
             await self._warm_up()
+        # From now on vLLM's check of structured outputs is made beside the event loop: here it would block it.
+        self._llm.input_processor.structured_outputs_config = None
         warm = time.monotonic()
         await self._serve_routes(arguments.application)
         self._emit(
@@ -156,23 +176,33 @@ class Engine:
         self._sampling.learn(config.get_diff_sampling_param())
 
     async def _warm_up(self) -> None:
-        """One real generation, so that the first job pays for none of what the first forward pass sets up."""
+        """Real generations, so that the first job pays for none of what the first of its kind sets up.
+
+        The last one also decides which backend the engine follows structured outputs with, before a client does.
+        """
         assert self._prompts is not None
         ids = self._prompts.render(NativeRequest("Hello", None, {}, None, False, None, True))
-        async with contextlib.aclosing(self.generate(ids, self.sampling({}, 2, stream=False), "warm-up")) as steps:
-            async for _ in steps:
-                pass
+        for given in ({}, EVERY_SAMPLER, {"structured_outputs": {"json_object": True}}):
+            try:
+                params = self.sampling(given, 2, stream=False)
+                async with contextlib.aclosing(self.generate(ids, params, "warm-up")) as steps:
+                    async for _ in steps:
+                        pass
+            except JobError:
+                if not given:  # what this model or its configuration excludes, no job can ask for
+                    raise
 
     async def _serve_routes(self, arguments: Any) -> None:
         """vLLM's application around the engine that runs already."""
         assert self._prompts is not None
-        self.application = Application(self._llm, self._prompts, self._settings)
+        self.application = Application(self._llm, self._prompts, self._settings, self._constrain)
         await self.application.start(arguments)
         if self.generates:
             await self.application.install_guard()
 
     def shutdown(self) -> None:
         """End the engine's processes. Safe to call at any time, also before or during `start`."""
+        self._constraints.shutdown()
         if self._llm is not None:
             self._llm.shutdown()
             self._llm = None
@@ -254,6 +284,27 @@ class Engine:
         """
         return self._sampling.params(given, max_tokens, stream=stream)
 
+    async def constrain(self, params: Any) -> None:
+        """Check the structured output of a native request's parameters, before it takes a slot.
+
+        Raises:
+            JobError: the engine could not follow it within the limits.
+        """
+        if params.structured_outputs is not None:
+            await self._constrain(params.structured_outputs, "sampling_params.structured_outputs")
+
+    async def _constrain(self, outputs: Any, field: str) -> None:
+        """Check a request's StructuredOutputsParams, which are then as vLLM's own check would have left them.
+
+        Raises:
+            JobError: the engine could not follow them within the limits; `field` is theirs.
+        """
+        given = {name: value for name, value in vars(outputs).items() if value is not None and not name.startswith("_")}
+        verdict = await self._constraints.check(given, field=field)
+        for name, value in verdict.fields.items():
+            setattr(outputs, name, value)
+        outputs._backend, outputs._backend_was_auto = verdict.backend, verdict.auto
+
     async def generate(self, prompt_ids: list[int], params: Any, request_id: str) -> AsyncGenerator[Step, None]:
         """Steps of one request, the last one `finished`. While the reader is busy, vLLM merges what becomes ready.
 
@@ -267,6 +318,8 @@ class Engine:
         watch = served.current.get() or served.Watch()
         prompt = served.salted({"type": "token", "prompt_token_ids": prompt_ids}, watch)
         stream = self._llm.generate(prompt, params, request_id)
+        if params.structured_outputs is not None:
+            stream = begun_within(self._settings.engine_stall_seconds, stream)
         try:
             async with contextlib.aclosing(stream):
                 async for output in stream:

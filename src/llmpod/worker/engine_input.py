@@ -30,6 +30,9 @@ def check(llm: Any) -> None:
         read.mm_features = read.prompt_embeds = None  # vLLM's own tensors, which may be large
         try:
             decoder.decode(encoder.encode(read))
+            outputs = getattr(read.sampling_params, "structured_outputs", None)
+            if outputs is not None and outputs._backend is None:
+                raise ValueError("its structured_outputs are not checked")
         except Exception as error:
             await llm.abort(request.request_id, internal=True)
             message = f"The engine cannot take this: {error}"

@@ -11,6 +11,7 @@ import tempfile
 import warnings
 from pathlib import Path
 
+from llmpod.worker import fork_server
 from llmpod.worker.events import logging_config
 from llmpod.worker.settings import Settings, provide
 
@@ -35,6 +36,8 @@ def prepare(settings: Settings) -> None:
     config = scratch() / "logging.json"
     config.write_text(json.dumps(log))
     warnings.filterwarnings("ignore", module=r"vllm\.")  # its deprecations are not the operator's to mend
+    if fork_server.on_cpu() and settings.enforce_eager is not False:
+        provide({"TORCH_COMPILE_DISABLE": "1"})  # on the CPU one small function takes 16 s, when a job first needs it
     provide(
         {
             "VLLM_LOGGING_CONFIG_PATH": str(config),

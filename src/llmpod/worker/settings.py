@@ -217,9 +217,15 @@ class Settings(BaseSettings):
     max_constraint_chars: int = setting(
         20_000,
         "Guardrails",
-        "Longest structured output (JSON schema, regex, grammar, choices) of a job, as JSON. Its regexes and grammars "
-        "may repeat (* + {) once per 200 of these. The engine compiles it while other requests wait. 0: no limit.",
+        "Longest structured output (JSON schema, regex, grammar, choices) of a job, as JSON. 0: no limit.",
         ge=0,
+    )
+    max_constraint_seconds: float = setting(
+        3.0,
+        "Guardrails",
+        "Processor time that a structured output, or the schemas of a job's tools, may take to compile. One that takes "
+        "longer is refused before the engine sees it.",
+        gt=0,
     )
     allow_control_tokens: bool = setting(
         False,
