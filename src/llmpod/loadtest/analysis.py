@@ -325,8 +325,8 @@ def validated(measured: Sequence[Job]) -> dict[str, tuple[int, int]]:
 
 
 def drift(ok: Sequence[Job], start_ms: float, end_ms: float) -> float | None:
-    """How far the median execution time (the total, where RunPod's is not known) of the last quarter of the window is
-    from that of the first, as a share of it. None with fewer than DRIFT_JOBS in a quarter."""
+    """How far the last quarter's median execution time is from the first quarter's, as a share of the first's; the
+    total, where RunPod's time is not known. None with fewer than DRIFT_JOBS in a quarter."""
     read = METRICS["exec"] if any(job.exec_ms is not None for job in ok) else METRICS["total"]
     quarter_ms = (end_ms - start_ms) / 4
     known = [(value, job.done_ms) for job in ok if job.done_ms is not None and (value := read(job)) is not None]
