@@ -40,7 +40,8 @@ def why(report: "PhaseReport") -> str:
 
 def _no_worker(report: "PhaseReport") -> str:
     health = report.health
-    if health is None or health.live_max > 0:
+    waited = report.failures[0].error_class in ("client_timeout", "job_timed_out")
+    if not waited or health is None or health.live_max > 0:
         return ""
     if health.initializing_s > 0:
         return f" No worker became live; one was starting for {show_duration(health.initializing_s)}: see its log."
