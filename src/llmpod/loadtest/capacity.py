@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from statistics import stdev
+from statistics import fmean, stdev
 from typing import Any
 
 from rich.console import Console
@@ -185,7 +185,7 @@ def highest_interval(
     found: Fit, fleet: Fixed, around_per_s: float, slos: Sequence[Slo], *, seed: int = 0, **how: Any
 ) -> tuple[float, float]:
     """A 95 % interval of the highest rate that a fleet holds. Refits to bootstrap draws, each with arrivals of its own,
-    give its spread; Student's t makes up for their small number."""
+    give its spread and its bias; Student's t makes up for their small number."""
     cap_per_s = len(fleet.ready_s) * found.service.per_worker_per_s
     logs = []
     for number in range(REFITS):
@@ -197,8 +197,10 @@ def highest_interval(
             answer = simulate_rate(refit, fleet, "", middle, slos, most_jobs=MOST_JOBS // 4, seed=seed + number, **how)
             low, high = (middle, high) if answer.passes else (low, middle)
         logs.append(math.log(low * high) / 2)
-    reach = math.exp(STUDENT_10 * stdev(logs))
-    return around_per_s / reach, around_per_s * reach
+    # What the draws are off by from the fit they are drawn from, the fit is off by from the truth.
+    centre = 2 * math.log(around_per_s) - fmean(logs)
+    reach = STUDENT_10 * stdev(logs) * math.sqrt(1 + 1 / REFITS)
+    return math.exp(centre - reach), math.exp(centre + reach)
 
 
 def with_interval(answer: Answer, found: Fit, slos: Sequence[Slo], **how: Any) -> Answer:

@@ -57,15 +57,17 @@ def end(sweep: Sweep, before: "PhaseReport | None", now: "PhaseReport") -> End |
     if sweep.by_rate or not sweep.auto or before is None or before.throughput_per_s is None:
         return None
     gain = now.throughput_per_s / before.throughput_per_s
-    if gain >= GAIN:
-        return None
     proportional = now.phase.concurrency / before.phase.concurrency
     low, high = gain_interval(before, now)
+    # For sure: less than half of what so many more clients would bring if each brought its share.
+    certain = high - 1 < (proportional - 1) / 2
+    if gain >= GAIN and not certain:
+        return None
     words = (
         f"{now.phase.name} brings {show_rate(now.throughput_per_s)} after {show_rate(before.throughput_per_s)} "
         f"({_percent(low)} to {_percent(high)} %)"
     )
-    return End("knee", words, certain=high - 1 < (proportional - 1) / 2)
+    return End("knee", words, certain=certain)
 
 
 def gain_interval(before: "PhaseReport", now: "PhaseReport") -> tuple[float, float]:
