@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Collection
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llmpod.worker import bounds, inputs
+from llmpod.worker.bounds import MAX_DEPTH, Size
 from llmpod.worker.errors import JobError
-from llmpod.worker.inputs import MAX_DEPTH, Message, NativeRequest, OpenAIRequest, RouteRequest, parse
+from llmpod.worker.inputs import Message, NativeRequest, OpenAIRequest, RouteRequest
 
 SAMPLING = frozenset({"temperature", "top_p", "n", "seed", "stop", "structured_outputs"})
+
+
+def parse(job_input: Any, sampling_names: Collection[str]) -> inputs.Request:
+    """As the worker does: what is within bounds is read."""
+    for _ in bounds.walk(job_input, 20_000, Size()):
+        pass
+    return inputs.parse(job_input, sampling_names)
 
 
 def deep(levels: int) -> object:
@@ -68,6 +78,12 @@ REJECTED = [
     ({"route": "/v1/models", "body": {"a": "\ud800"}}, "invalid_input", "a"),
     ({"openai_route": "/v1/models", "openai_input": {"seed": 1 << 64}}, "invalid_input", "seed"),
     ({"prompt": "a", "sampling_params": {"seed": -(1 << 63) - 1}}, "invalid_input", "sampling_params.seed"),
+    ({"openai_route": "/v1/models", "openai_input": {"max_tokens": 1e20}}, "invalid_input", "max_tokens"),
+    ({"route": "/v1/models", "body": {"prompt": [[1, -1e300]]}}, "invalid_input", "prompt[0][1]"),
+    ({"prompt": "a", "sampling_params": {"logit_bias": {"5": 2.0**64}}}, "invalid_input", None),
+    ({"prompt": "a", "k" * 1001: 1}, "invalid_input", "input"),
+    ({"prompt": "a", "sampling_params": {"seed": {"k" * 1001: 1}}}, "invalid_input", "sampling_params.seed"),
+    ({"prompt": "a", "sampling_params": {"stop": ["b"] * 20_001}}, "invalid_input", None),
     ({"route": ["/health"]}, "invalid_input", "route"),
     ({"route": "/health", "method": 1}, "invalid_input", "method"),
     ({"route": "/health", "boddy": {}}, "unknown_field", "boddy"),

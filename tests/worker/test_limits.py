@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 from llmpod.worker import limits
 from llmpod.worker.errors import Code, JobError
 from llmpod.worker.inputs import NativeRequest, parse
-from llmpod.worker.limits import MaxTokens, check_constraint, check_n, check_prompt, clamp_max_tokens, fit_context
+from llmpod.worker.limits import (
+    MaxTokens,
+    check_constraint,
+    check_n,
+    check_prompt,
+    check_words,
+    clamp_max_tokens,
+    fit_context,
+)
 from llmpod.worker.settings import Settings
 
 
@@ -173,3 +181,19 @@ def test_ordinary_constraints_pass() -> None:
 )
 def test_whether_an_answer_must_have_a_form(given_fields: dict[str, Any], binds: bool) -> None:
     assert limits.constrained(given_fields) == binds
+
+
+@pytest.mark.parametrize("field", ["stop", "bad_words", "stop_sequences"])
+def test_stop_strings_and_bad_words_are_bounded_in_number_and_length(field: str) -> None:
+    for good in (None, "x" * 10_000, ["x" * 10] * 1000, 5, [7] * 1000):
+        check_words({field: good})
+    for bad, count in (("x" * 10_001, 10_001), (["x"] * 1001, 1001), (["x" * 6000] * 2, 12_000)):
+        with pytest.raises(JobError) as caught:
+            check_words({field: bad}, within="sampling_params.")
+        assert caught.value.field == f"sampling_params.{field}"
+        assert caught.value.details["given"] == count
+
+
+def test_an_empty_message_counts_as_a_character() -> None:
+    empty = parse({"messages": [{"role": "user", "content": "x"}, *[{"role": "user", "content": ""}] * 99]}, ())
+    assert empty.chars == 100

@@ -251,6 +251,13 @@ def test_a_few_bytes_that_promise_gigabytes_of_pixels_are_refused(width: int, he
 
 
 def test_an_image_within_the_pixels_and_what_is_no_image_pass() -> None:
-    for uri in (png(8192, 8192), "data:audio/wav;base64,aGVsbG8="):
+    for uri in (png(5000, 5000), "data:audio/wav;base64,aGVsbG8="):
         (item,) = media.find(chat(uri))
         assert media.check(item, Settings()) is None
+
+
+def test_the_images_of_a_request_share_the_pixels() -> None:
+    items = media.find(chat(png(400, 400))) * 3
+    assert media.check_all(items, Settings(max_pixels=480_000)).addresses == []
+    with pytest.raises(JobError, match="more than 479999 pixels"):
+        media.check_all(items, Settings(max_pixels=479_999))

@@ -19,6 +19,7 @@ from llmpod.worker import (
     engine_arguments,
     engine_input,
     engine_process,
+    first_error,
     fork_server,
     generation,
     heap,
@@ -39,6 +40,8 @@ from llmpod.worker.settings import Settings
 
 ENGINE_MODULES = ("vllm.v1.engine.core", "vllm.v1.executor.multiproc_executor", "vllm.v1.worker.cpu_worker")
 """What vLLM's own processes import first."""
+COUNTED_CHARS = 1_000_000
+"""A prompt of up to so many characters is tokenised, a second's work, if only to say how many tokens it has."""
 
 
 EVERY_SAMPLER = {
@@ -74,6 +77,7 @@ class Engine:
         self.frame = Frame()  # what the chat template writes by itself around a native job's messages
         self.max_model_len = 0
         self.max_num_seqs = 0
+        self._longest_prompt = 0  # characters; no token has more than the longest
         self.generates = True  # false: a pooling runner, which embeds, scores and classifies
         self._constraints = ConstraintCompiler(settings.max_constraint_seconds)
         self.application: Application  # once `start` is through
@@ -103,7 +107,7 @@ class Engine:
         """
         self.prepare()
         try:
-            with heap.built_to_last():
+            with heap.built_to_last(), first_error.only():
                 await self._start()
         except BaseException as error:
             self.shutdown()
@@ -167,6 +171,7 @@ class Engine:
         tokenizer = self._llm.get_tokenizer()
         if inspect.isawaitable(tokenizer):
             tokenizer = await tokenizer
+        self._longest_prompt = max(COUNTED_CHARS, self.max_model_len * tokenizer.max_chars_per_token)
         self._prompts = Prompts(
             tokenizer,
             chat_template=chat_template,
@@ -257,17 +262,26 @@ class Engine:
     # -- one request ---------------------------------------------------------------------------------------------------
 
     async def render(self, request: NativeRequest) -> list[int]:
-        """The request's token ids. A long prompt is tokenised beside the event loop, not in it.
+        """The request's token ids. Long prompts, and many messages, are tokenised beside the event loop, not in it.
 
         Raises:
-            JobError: the model's chat template or the job's guardrails refuse it, or the model does not generate.
+            JobError: the model's chat template or the job's guardrails refuse it, it is too long to count, or the
+                model does not generate.
         """
         assert self._prompts is not None
         if not self.generates:
             raise JobError(
                 Code.UNSUPPORTED, "This worker embeds and scores (RUNNER=pooling): call its routes, /v1/embeddings …"
             )
-        if request.chars > 20_000:
+        if request.chars > self._longest_prompt:
+            raise JobError(
+                Code.CONTEXT_LENGTH_EXCEEDED,
+                f"The prompt has {request.chars} characters, which are more than {self.max_model_len} tokens.",
+                field="prompt" if request.prompt is not None else "messages",
+                chars=request.chars,
+                max_model_len=self.max_model_len,
+            )
+        if request.chars > 20_000 or len(request.messages or ()) > 200:
             ids, text = await asyncio.to_thread(self._prompts.rendered, request)
         else:
             ids, text = self._prompts.rendered(request)

@@ -13,7 +13,7 @@ from contextlib import aclosing
 from functools import cached_property
 from typing import Any
 
-from llmpod.worker import admission, answers, inputs, limits, profile, routes, served
+from llmpod.worker import admission, answers, bounds, inputs, limits, profile, routes, served
 from llmpod.worker.engine import Engine
 from llmpod.worker.errors import Code, JobError
 from llmpod.worker.events import Emit
@@ -87,7 +87,8 @@ class Worker:
             yield reply
 
     async def _answer(self, job_input: object, record: JobRecord) -> AsyncGenerator[Reply, None]:
-        request = inputs.parse(job_input, self.engine.sampling_names)
+        record.size = await bounds.check(job_input, self.settings.max_job_values)
+        request = await record.size.aside(inputs.parse, job_input, self.engine.sampling_names)
         if isinstance(request, inputs.OpenAIRequest):
             async with aclosing(self.routes.answer(request, record)) as replies:
                 async for part in replies:
@@ -102,7 +103,6 @@ class Worker:
         max_tokens = record.max_tokens = limits.fit_context(max_tokens, len(prompt_ids), self.engine.max_model_len)
         params = self.engine.sampling(request.sampling, max_tokens.effective, stream=request.stream)
         await self.engine.constrain(params)
-
         answer = answers.Answer()
         slot = record.watch.slot(int(request.sampling.get("n") or 1))
         async with slot, aclosing(self.engine.generate(prompt_ids, params, record.id)) as steps:

@@ -7,18 +7,14 @@ is, is decided here by its keys, and nowhere else.
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from llmpod.worker.errors import Code, JobError
 from llmpod.worker.native_fields import settle_native
-
-MAX_DEPTH = 32
-"""Deepest nesting of lists and objects in a job. A JSON schema for structured output needs the most."""
 
 GUARD = "\U0010fffd"
 """The mark that prompts.py puts into control tokens: Unicode's last private character, which means nothing anywhere."""
@@ -62,8 +58,8 @@ class NativeRequest:
 
     @property
     def chars(self) -> int:
-        """Characters of all texts together: what MAX_PROMPT_CHARS counts."""
-        return sum(len(text) for text in self.texts)
+        """Characters of all texts together, an empty one as one: what MAX_PROMPT_CHARS counts."""
+        return sum(len(text) or 1 for text in self.texts)
 
 
 @dataclass(frozen=True)
@@ -99,12 +95,12 @@ class _TextPart(_Strict):
 
 class _Message(_Strict):
     role: Role
-    content: str | list[_TextPart]
+    content: str | Annotated[list[_TextPart], Field(fail_fast=True)]
 
 
 class _Native(_Strict):
     prompt: str | None = None
-    messages: list[_Message] | None = None
+    messages: Annotated[list[_Message], Field(fail_fast=True)] | None = None
     sampling_params: dict[str, Any] | None = None
     stream: bool | None = None
     enable_validation: bool | None = None
@@ -113,7 +109,7 @@ class _Native(_Strict):
 
 
 def parse(job_input: object, sampling_names: Collection[str]) -> Request:
-    """Read a job's input.
+    """Read a job's input, of which bounds.py has said that it is within them.
 
     `sampling_names` are the sampling parameters a client may set; the engine knows them.
 
@@ -122,7 +118,6 @@ def parse(job_input: object, sampling_names: Collection[str]) -> Request:
     """
     if not isinstance(job_input, dict):
         raise JobError(Code.INVALID_INPUT, f"input must be an object, not {_kind(job_input)}.", field="input")
-    _check_values(job_input)
     if "openai_route" in job_input:
         return _openai(job_input)
     if "route" in job_input:
@@ -223,53 +218,6 @@ def _max_tokens(value: object) -> int | None:
     if value < 1:
         raise JobError(Code.INVALID_INPUT, f"max_tokens must be at least 1, not {value}.", field=field)
     return value
-
-
-def _check_values(job_input: dict[Any, Any]) -> None:
-    """Refuse what no field can hold: endless nesting, infinities, numbers beyond 64 bits, text that is not Unicode.
-
-    A loop, not a recursion: the input is hostile until this returns.
-    """
-    pending: list[tuple[str, object, int]] = [("", job_input, 0)]
-    while pending:
-        path, value, depth = pending.pop()
-        where = path[:200] or "input"
-        if isinstance(value, dict | list):
-            if depth >= MAX_DEPTH:
-                raise JobError(Code.INVALID_INPUT, f"input is nested deeper than {MAX_DEPTH} levels.", field=where)
-            if isinstance(value, dict):
-                for key in value:
-                    _check_text(key, where)
-                pending.extend((_below(path, key), item, depth + 1) for key, item in value.items())
-            else:
-                pending.extend((f"{path}[{index}]", item, depth + 1) for index, item in enumerate(value))
-        elif isinstance(value, float) and not math.isfinite(value):
-            raise JobError(Code.INVALID_INPUT, f"{where} must be a finite number, not {value}.", field=where)
-        elif isinstance(value, int) and not -(1 << 63) <= value < 1 << 64:
-            raise JobError(Code.INVALID_INPUT, f"{where} must be a number of at most 64 bits.", field=where)
-        else:
-            _check_text(value, where)
-
-
-def _below(path: str, key: object) -> str:
-    """The path of `key` in the object at `path`; a route's body is where its client's paths begin."""
-    if not path:
-        return "" if key in ("openai_input", "body") else str(key)
-    return f"{path}.{key}"
-
-
-def _check_text(value: object, path: str) -> None:
-    if isinstance(value, str) and not value.isascii():
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            raise JobError(
-                Code.INVALID_INPUT, f"{path} is not valid Unicode at character {error.start}.", field=path
-            ) from None
-        if GUARD in value:
-            raise JobError(
-                Code.INVALID_INPUT, f"{path} holds U+10FFFD, which this worker keeps for itself.", field=path
-            )
 
 
 def _explain(error: ValidationError, known: Collection[str]) -> JobError:

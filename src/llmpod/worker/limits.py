@@ -15,6 +15,9 @@ from llmpod.worker.settings import Settings
 CONSTRAINTS = ("structured_outputs", "response_format", "text", "output_config", "output_format")
 """The fields of a request that bound the form of its answer."""
 
+MAX_WORDS = 1000
+MAX_WORD_CHARS = 10_000
+"""Stop strings, and bad words, of one job."""
 MAX_INPUTS = 2048
 """Texts that one job may have embedded, scored or classified: as many as OpenAI's embeddings take."""
 
@@ -40,6 +43,7 @@ def check(request: NativeRequest, settings: Settings) -> None:
     """
     check_prompt(request, settings)
     check_n(request, settings)
+    check_words(request.sampling, within="sampling_params.")
     check_constraint(request.sampling, settings, within="sampling_params.")
 
 
@@ -134,6 +138,29 @@ def check_whole(
     )
     error.last_reply = reply
     raise error
+
+
+def check_words(given: Mapping[str, Any], *, within: str = "") -> None:
+    """MAX_WORDS and MAX_WORD_CHARS for the texts that end an answer, or may not be in it.
+
+    The event loop and the engine look at each of them for each token, and tokenise bad words before.
+
+    Raises:
+        JobError: invalid_input, with both numbers.
+    """
+    for field in ("stop", "stop_sequences", "bad_words"):
+        value = given.get(field)
+        words = value if isinstance(value, list) else [value]
+        chars = sum(len(word) for word in words if isinstance(word, str))
+        for count, most, what in ((len(words), MAX_WORDS, "texts"), (chars, MAX_WORD_CHARS, "characters")):
+            if count > most:
+                raise JobError(
+                    Code.INVALID_INPUT,
+                    f"{within}{field} has {count} {what}; this worker accepts {most}.",
+                    field=within + field,
+                    given=count,
+                    limit=most,
+                )
 
 
 def check_n(request: NativeRequest, settings: Settings) -> None:

@@ -31,11 +31,39 @@ from llmpod.worker.settings import Settings
 FETCH_TIMEOUT_S = 20.0
 MAX_REDIRECTS = 3
 MAX_FILES = 64
-MAX_PIXELS = 1 << 26
-"""Of an image: 8192 by 8192, 200 MB when it is decoded."""
-
 _DATA_URI = re.compile(r"data:([\w.+-]+/[\w.+-]+)?((?:;[\w.+-]+=[\w.+\"-]+)*)(;base64)?,", re.IGNORECASE)
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
+
+
+class Pixels:
+    """MAX_PIXELS, of which the images of one request have so many left between them.
+
+    A few bytes can say that they are gigabytes of pixels, and vLLM decodes the images of a request at the same time.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._limit = self._left = settings.max_pixels
+
+    def take(self, data: bytes, path: str) -> None:
+        """Count a file. Reads an image's header only; other files have none.
+
+        Raises:
+            JobError: with it, they have too many.
+        """
+        try:
+            with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data)) as image:
+                self._left -= image.width * image.height
+        except Image.DecompressionBombError:
+            self._left = -1
+        except Exception:  # noqa: BLE001 - no image, or a broken one: whoever decodes it says so
+            return
+        if self._left < 0:
+            raise JobError(
+                Code.INVALID_INPUT,
+                f"{path}: the images of the request have more than {self._limit} pixels (MAX_PIXELS).",
+                field=path,
+                limit=self._limit,
+            )
 
 
 @dataclass
@@ -91,25 +119,44 @@ def _under(path: str, holder: Any, key: Any, value: Any) -> Iterator[Item]:
                 yield from _under(f"{path}.{name}", value, name, item)
 
 
-def check(item: Item, settings: Settings) -> URL | None:
+@dataclass
+class Wanted:
+    """What is to be fetched for a request."""
+
+    addresses: list[tuple[Item, URL]]
+    pixels: Pixels
+
+
+def check_all(items: list[Item], settings: Settings) -> Wanted:
+    """As `check`, for the files of a request.
+
+    Raises:
+        JobError: as `check`.
+    """
+    pixels = Pixels(settings)
+    return Wanted([(item, url) for item in items if (url := check(item, settings, pixels)) is not None], pixels)
+
+
+def check(item: Item, settings: Settings, pixels: Pixels | None = None) -> URL | None:
     """The address to fetch; None if the data is in the request itself.
 
     Raises:
-        JobError: the address is not allowed, the data is too large or not base64.
+        JobError: the address is not allowed, the data is too large or not base64, or has too many pixels.
     """
+    pixels = pixels or Pixels(settings)
     if item.is_data:
-        _check_base64(item.value, item.path, settings)
+        _check_base64(item.value, item.path, settings, pixels)
         return None
     if item.value[:5].lower() == "data:":
         found = _DATA_URI.match(item.value)
         if found is None or not found[3]:
             raise JobError(Code.INVALID_INPUT, f"{item.path} is no data URI with base64 in it.", field=item.path)
-        _check_base64(item.value[found.end() :], item.path, settings)
+        _check_base64(item.value[found.end() :], item.path, settings, pixels)
         return None
     return allowed_url(item.value, item.path, settings)
 
 
-def _check_base64(text: str, path: str, settings: Settings) -> None:
+def _check_base64(text: str, path: str, settings: Settings, pixels: Pixels) -> None:
     size = len(text) * 3 // 4
     if size > settings.max_media_bytes + 3:
         raise JobError(
@@ -121,20 +168,7 @@ def _check_base64(text: str, path: str, settings: Settings) -> None:
         raise JobError(Code.INVALID_INPUT, f"{path} is not valid base64.", field=path) from None
     if not data:
         raise JobError(Code.INVALID_INPUT, f"{path} is empty.", field=path)
-    _check_pixels(data, path)
-
-
-def _check_pixels(data: bytes, path: str) -> None:
-    """A few bytes can say that they are gigabytes of pixels. Reads an image's header only; other files pass."""
-    try:
-        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data)) as image:
-            pixels = image.width * image.height
-    except Image.DecompressionBombError:
-        pixels = MAX_PIXELS + 1
-    except Exception:  # noqa: BLE001 - no image, or a broken one: whoever decodes it says so
-        return
-    if pixels > MAX_PIXELS:
-        raise JobError(Code.INVALID_INPUT, f"{path} has more than {MAX_PIXELS} pixels.", field=path)
+    pixels.take(data, path)
 
 
 def allowed_url(text: str, path: str, settings: Settings) -> URL:
@@ -212,14 +246,24 @@ async def inline(items: list[Item], settings: Settings, resolver: AbstractResolv
     Raises:
         JobError: an address leads to where it may not, or the file cannot be had.
     """
-    wanted = [(item, url) for item in items if (url := check(item, settings)) is not None]
-    if not wanted:
+    await fetch(check_all(items, settings), settings, resolver)
+
+
+async def fetch(wanted: Wanted, settings: Settings, resolver: AbstractResolver | None = None) -> None:
+    """Put data URIs in the place of what is `wanted`.
+
+    Raises:
+        JobError: an address leads to where it may not, or the file cannot be had.
+    """
+    if not wanted.addresses:
         return
     connector = aiohttp.TCPConnector(resolver=resolver or PublicResolver(), use_dns_cache=False)
     timeout = aiohttp.ClientTimeout(total=FETCH_TIMEOUT_S)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout, trust_env=False) as session:
-        files = await asyncio.gather(*(_fetch(session, url, item.path, settings) for item, url in wanted))
-    for (item, _), data_uri in zip(wanted, files, strict=True):
+        files = await asyncio.gather(
+            *(_fetch(session, url, item.path, settings, wanted.pixels) for item, url in wanted.addresses)
+        )
+    for (item, _), data_uri in zip(wanted.addresses, files, strict=True):
         _replace(item, data_uri)
 
 
@@ -227,7 +271,7 @@ def _replace(item: Item, data_uri: str) -> None:
     item.holder[item.key] = data_uri
 
 
-async def _fetch(session: aiohttp.ClientSession, url: URL, path: str, settings: Settings) -> str:
+async def _fetch(session: aiohttp.ClientSession, url: URL, path: str, settings: Settings, pixels: Pixels) -> str:
     for _ in range(MAX_REDIRECTS + 1):
         try:
             async with session.get(url, allow_redirects=False) as response:
@@ -237,7 +281,7 @@ async def _fetch(session: aiohttp.ClientSession, url: URL, path: str, settings: 
                 if response.status != 200:
                     raise JobError(Code.INVALID_INPUT, f"{path}: the server answered {response.status}.", field=path)
                 data = await _read(response, path, settings)
-                _check_pixels(data, path)
+                pixels.take(data, path)
                 kind = response.content_type or "application/octet-stream"
                 return f"data:{kind};base64,{base64.b64encode(data).decode()}"
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError):

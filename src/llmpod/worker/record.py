@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from llmpod.worker.answers import Answer, Reply
+from llmpod.worker.bounds import Size
 from llmpod.worker.errors import Code, JobError, RouteError
 from llmpod.worker.events import Emit
 from llmpod.worker.generation import Step, Timings
@@ -32,6 +33,7 @@ class JobRecord:
         self.generated = False  # the engine has said everything; what is left to send need not wait for more
         self.adapted: Mapping[str, Any] = {}  # fields taken under another name, and ignored ones
         self.interruption: JobError | None = None  # why the job is being cut short, if it was not cancelled
+        self.size = Size()  # of its input
         self.watch = Watch()  # what the engine does for it
         self._emit = emit
         self._log_prompts = log_prompts
@@ -178,5 +180,7 @@ class JobRecord:
         )
 
     def _start(self, **fields: Any) -> None:
+        if self._started:  # the job ended while a thread was still reading it
+            return
         self._started = True
         self._emit("start", request_id=self.id, route=self.route, **fields)

@@ -254,8 +254,8 @@ class Prompt:
 
     @property
     def chars(self) -> int:
-        """Characters of all texts together."""
-        return sum(map(len, self.texts))
+        """Characters of all texts together, an empty one as one."""
+        return sum(len(text) or 1 for text in self.texts)
 
 
 def prompt_of(body: Mapping[str, Any]) -> Prompt:

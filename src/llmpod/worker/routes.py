@@ -49,8 +49,10 @@ class Routes:
         Raises:
             JobError: what policy refuses, and what vLLM answered with an error status or broke off.
         """
-        call = self._call(request, record)
-        await self._prepare(call)
+        call = await record.size.aside(self._call, request, record)
+        wanted = await record.size.aside(self._prepare, call)
+        if wanted is not None:
+            await media.fetch(wanted, self.settings)
         exchange = call.exchange(self.engine.application.asgi, self.settings)
         answer = RouteAnswer(call, exchange, self.engine)
         try:
@@ -141,15 +143,15 @@ class Routes:
         )
         return new
 
-    async def _prepare(self, call: RouteCall) -> None:
-        """What the body says, checked, and made fit for vLLM."""
+    def _prepare(self, call: RouteCall) -> media.Wanted | None:
+        """What the body says, checked, and made fit for vLLM; and the files that are to be fetched for it."""
         if not call.given or call.rule.kind == "info":
-            return
+            return None
         self._check_tools(call)
         self._check_prompt(call)
         self._name_model(call)
         self._guard(call)
-        await self._inline_media(call)
+        return self._check_media(call)
 
     def _check_tools(self, call: RouteCall) -> None:
         if call.generates and tools.wanted(call.given) and not self.engine.application.calls_tools:
@@ -163,10 +165,12 @@ class Routes:
     def _check_prompt(self, call: RouteCall) -> None:
         """Its length on every route; what it asks for where the model answers it."""
         prompt = call.prompt
+        limits.check_chars(prompt.chars + len(prompt.token_ids), self.settings, field=prompt.field)
         decoded = self.engine.application.decode(prompt.token_ids)
         limits.check_chars(prompt.chars + len(decoded), self.settings, field=prompt.field)
         if not call.generates:
             return
+        limits.check_words(call.given)
         limits.check_constraint(call.given, self.settings)
         call.record.constrained = limits.constrained(call.given)
         check = PromptCheck(
@@ -196,17 +200,16 @@ class Routes:
             if name in body:
                 body[name] = self.engine.application.guard(body[name], field=name)
 
-    async def _inline_media(self, call: RouteCall) -> None:
+    def _check_media(self, call: RouteCall) -> media.Wanted | None:
         """Files are checked in any case, and fetched for a model that takes them."""
         if call.rule.form:
-            return
+            return None
         files = media.find(call.new.body)
         if files and self.engine.application.takes_media:
             call.new.body = orjson.loads(orjson.dumps(call.new.body))  # the job's input stays as it came
-            await media.inline(media.find(call.new.body), self.settings)
-            return
-        for item in files:
-            media.check(item, self.settings)
+            return media.check_all(media.find(call.new.body), self.settings)
+        media.check_all(files, self.settings)
+        return None
 
 
 def explain(error: JobError, job_input: object) -> JobError:

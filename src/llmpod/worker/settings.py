@@ -208,6 +208,13 @@ class Settings(BaseSettings):
         "template writes before and after a conversation, around its first 15 messages, and around tools. 0: no limit.",
         ge=0,
     )
+    max_job_values: int = setting(
+        20_000,
+        "Guardrails",
+        "Most values in a job: texts, numbers (token ids too), lists, objects. An object in a list, such as a message "
+        "or a tool, counts for ten: it costs as much to check.",
+        ge=100,
+    )
     max_tokens_default: int = setting(150, "Guardrails", "max_tokens of a job that names none.", ge=1)
     max_tokens_min: int = setting(64, "Guardrails", "A smaller max_tokens is raised to this. 1: never raised.", ge=1)
     max_tokens_max: int = setting(
@@ -278,6 +285,13 @@ class Settings(BaseSettings):
     )
     max_media_bytes: int = setting(
         10_000_000, "Routes", "Largest image, audio or video file of a request, in bytes, once decoded.", ge=1
+    )
+
+    max_pixels: int = setting(
+        25_000_000,
+        "Routes",
+        "Most pixels in all images of a request together. Each takes the worker about 20 bytes while it is prepared.",
+        ge=1,
     )
 
     log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(str.lower)] = setting(
