@@ -47,6 +47,9 @@ compat: setup ## the tests that touch vLLM, against an older release (VERSION=0.
 chaos: setup ## minutes of mixed jobs, a failing network and killed workers (CHAOS_SECONDS=300)
 	CHAOS_SECONDS=$(or $(CHAOS_SECONDS),300) $(PY) -m pytest tests/worker/test_chaos.py
 
+fuzz: setup ## minutes of hostile jobs through the worker and a real engine (FUZZ_SECONDS=300 FUZZ_SEED=1)
+	FUZZ_SECONDS=$(or $(FUZZ_SECONDS),300) $(PY) -m pytest -s tests/worker/test_fuzz.py
+
 bench: setup ## all of the following: every figure of bench/README.md
 	@$(MAKE) --keep-going --no-print-directory bench-worker bench-routes bench-loop bench-endpoint bench-loadtest bench-evidence
 
