@@ -226,13 +226,16 @@ async def test_what_another_backend_would_have_to_follow_is_refused(compiler: Co
     assert (caught.value.code, caught.value.field) == (Code.INVALID_INPUT, "f")
 
 
-async def longest_block() -> float:
-    """The longest time that the event loop did not run, until cancelled."""
-    longest, last = 0.0, time.monotonic()
+async def longest_turn() -> float:
+    """The longest time that the event loop's thread worked between two turns of this task, until cancelled.
+
+    Its processor time: on a busy machine the kernel keeps the thread itself waiting, too.
+    """
+    longest, last = 0.0, time.thread_time()
     try:
         while True:
             await asyncio.sleep(0.005)
-            now = time.monotonic()
+            now = time.thread_time()
             longest, last = max(longest, now - last), now
     except asyncio.CancelledError:
         return longest
@@ -242,7 +245,7 @@ async def test_costly_constraints_are_refused_in_time_and_an_innocent_job_is_ans
     make_worker: Callable[..., Worker], hasty: Engine
 ) -> None:
     worker = make_worker(max_constraint_chars=0)
-    watching = asyncio.create_task(longest_block())
+    watching = asyncio.create_task(longest_turn())
 
     async def native(name: str) -> Json:
         job_input = {"prompt": "Hi", "sampling_params": {"structured_outputs": COSTLY[name]}}
@@ -262,7 +265,7 @@ async def test_costly_constraints_are_refused_in_time_and_an_innocent_job_is_ans
         assert error["field"] == "sampling_params.structured_outputs"
     assert innocent_s < 5
     watching.cancel()
-    assert await watching < 0.5
+    assert await watching < 0.2
     assert hasty.unfinished == 0
 
 
