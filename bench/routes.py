@@ -30,6 +30,7 @@ from llmpod.worker.settings import Settings
 
 TOKENS = 128
 TARGETS = {"whole": 0.95, "stream": 0.9}
+TOOLS = [{"type": "function", "function": {"name": "look_up", "parameters": {"type": "object", "properties": {}}}}]
 QUESTION = [{"role": "user", "content": "How do I prepare for a job interview?"}]
 
 
@@ -63,8 +64,11 @@ class Posts(Delivery):
         return True
 
 
-async def route(worker: Worker, pace: Pace, number: int, *, stream: bool, post_s: float) -> int:
-    """One route job, as the job loop runs it; `post_s` stands for the POST of each chunk. How many chunks."""
+async def route(worker: Worker, pace: Pace, number: int, *, stream: bool, post_s: float, parsed: bool = False) -> int:
+    """One route job, as the job loop runs it; `post_s` stands for the POST of each chunk. How many chunks.
+
+    `parsed`: the client has tools, so a parser reads the answer token by token.
+    """
     body = {
         "messages": QUESTION,
         "max_tokens": TOKENS,
@@ -73,6 +77,8 @@ async def route(worker: Worker, pace: Pace, number: int, *, stream: bool, post_s
         "seed": number,
         "stream": stream,
     }
+    if parsed:
+        body["tools"] = TOOLS
     job_input = {"openai_route": "/v1/chat/completions", "openai_input": body}
     posts = Posts(post_s)
     await JobRun({"id": f"route-{time.monotonic_ns()}-{number}", "input": job_input}, worker, posts, pace).run()
@@ -116,6 +122,9 @@ async def main() -> int:
         "bare, deltas": lambda number: bare(engine, ids, number, stream=True),
         "route": lambda number: route(worker, pace, number, stream=False, post_s=0),
         "route, streamed": lambda number: route(worker, pace, number, stream=True, post_s=options.post_ms / 1000),
+        "route, streamed, with tools": lambda number: route(
+            worker, pace, number, stream=True, post_s=options.post_ms / 1000, parsed=True
+        ),
     }
     missed = False
     print("| concurrent | what | tokens/s, best round | of the bare engine | chunks per answer |")

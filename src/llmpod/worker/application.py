@@ -68,6 +68,8 @@ class Application:
                 setting="LORA_MODULES",
             ) from error
         app.state.server = types.SimpleNamespace(should_exit=False)  # what vLLM tells its own server to do
+        for serving in app.state._state.values():
+            served.keep_failures(serving)
         responses = getattr(app.state, "openai_serving_responses", None)
         for store in ("response_store", "msg_store", "event_store"):
             if hasattr(responses, store):

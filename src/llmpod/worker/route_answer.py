@@ -136,11 +136,15 @@ class RouteAnswer:
     def _failed(self, status: int, error: dict[str, Any]) -> RouteError:
         """The failure with vLLM's status and error object, in which the field is named.
 
-        Where the worker itself refused the request inside the application, its own error is the failure.
+        Where the worker itself refused the request inside the application, its own error is the failure, and where
+        vLLM noted another cause than it reports in the end, that is.
         """
-        refusal = self._call.watch.refusal
-        if refusal is not None:
-            return RouteError(refusal, anthropic=self._call.rule.anthropic)
+        watch = self._call.watch
+        if watch.refusal is not None:
+            return RouteError(watch.refusal, anthropic=self._call.rule.anthropic)
+        if watch.failure is not None:
+            error = watch.failure
+            status = error["code"]
         if not error.get("param") and status < 500:
             error = error | {"param": route_policy.blamed(str(error.get("message", "")), self._call.new.body)}
         code = _CODES.get(status, Code.INVALID_INPUT if status < 500 else Code.GENERATION_FAILED)

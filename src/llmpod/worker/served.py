@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Self, TypeVar
 
+import orjson
+
 from llmpod.worker import tools
 from llmpod.worker.admission import Slot
 from llmpod.worker.constraints import begun_within
@@ -48,6 +50,7 @@ class Watch:
     cut: bool = False  # max_tokens ended one of the answers
     timings: Timings | None = None  # of the first request that finished
     refusal: JobError | None = None  # why the worker refused it while vLLM's application was at work
+    failure: dict[str, Any] | None = None  # vLLM's error object, as it was made when a stream failed
     take: Callable[[int], Awaitable[Slot]] | None = None  # waits for that many seats
     most: int | None = None  # answers and inputs that it may have in the engine, and before it, at once
     submitted: float | None = None  # monotonic seconds, when its first request got a slot
@@ -151,6 +154,26 @@ def refuse(error: JobError) -> RequestRefusedError:
     if watch is not None:
         watch.refusal = watch.refusal or error
     return RequestRefusedError(error.message)
+
+
+def keep_failures(serving: Any) -> None:
+    """Have one of vLLM's serving objects note why a stream fails.
+
+    What is made of the stream afterwards may not carry it: /v1/messages reads the error event of the chat answer as if
+    it were a part of that answer (vllm/entrypoints/anthropic/serving.py).
+    """
+    event_of = getattr(serving, "create_streaming_error_response", None)
+    if event_of is None:
+        return
+
+    def noting(*args: Any, **named: Any) -> str:
+        event: str = event_of(*args, **named)
+        watch = current.get()
+        if watch is not None:
+            watch.failure = watch.failure or orjson.loads(event)["error"]
+        return event
+
+    serving.create_streaming_error_response = noting
 
 
 @asynccontextmanager
