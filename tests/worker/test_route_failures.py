@@ -129,3 +129,26 @@ async def test_the_engines_fault_is_the_same_streamed_and_not(
     worker = make_worker()
     for stream in (False, True):
         assert kind_of(await failure_of(worker, route, BODIES[route] | {"stream": stream})) == wanted, stream
+
+
+@pytest.mark.parametrize("shape", [("openai_route", "openai_input"), ("route", "body")])
+@pytest.mark.parametrize("stream", ["true", 1, 0, "false", []])
+@pytest.mark.parametrize("route", BODIES)
+async def test_stream_is_true_or_false(
+    make_worker: Callable[..., Worker], events: Events, route: str, stream: Any, shape: tuple[str, str]
+) -> None:
+    """What else vLLM would take for true, the endpoint in front of the worker would not."""
+    job = {shape[0]: route, shape[1]: BODIES[route] | {"stream": stream}}
+    (reply,) = [reply async for reply in make_worker().handle({"id": "job-1", "input": job})]
+    failed = json.loads(reply["error"])
+    assert (failed["status"], failed["field"], failed["retryable"]) == (400, "stream", False)
+
+
+async def test_a_document_of_text_is_refused_for_what_it_is(make_worker: Callable[..., Worker], events: Events) -> None:
+    part = {"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": "Once upon a time"}}
+    failed = await failure_of(
+        make_worker(), MESSAGES, {"messages": [{"role": "user", "content": [part]}], "max_tokens": 5}
+    )
+    assert (failed["status"], failed["retryable"]) == (400, False)
+    assert "base64" not in failed["message"]
+    assert failed["field"].startswith("messages")

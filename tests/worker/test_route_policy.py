@@ -432,3 +432,41 @@ def test_an_unknown_model_is_a_404_that_lists_the_valid_names() -> None:
         route_policy.resolve_model("gpt-4", NAMES)
     assert (caught.value.failure.status, caught.value.field) == (404, "model")
     assert "served, ad" in caught.value.message
+
+
+CALLS = [{"role": "assistant", "content": None, "tool_calls": [{"id": "1", "function": {"name": "f"}}]}]
+
+
+@pytest.mark.parametrize(
+    ("param", "message", "body", "field"),
+    [
+        ("body.messages.0.role", "", {"messages": [{"content": "Hi"}]}, "messages.0.role"),
+        ("messages.0.ChatCompletionUserMessageParam.content", "", {"messages": [{"content": 5}]}, "messages.0.content"),
+        ("tools.0.function", "", {"tools": [{"type": "function"}]}, "tools.0.function"),
+        ("prompt.0", "", {"prompt": [[5]]}, "prompt.0"),
+        ("messages", "", {}, "messages"),
+        ("0.function", "", {"messages": CALLS, "tools": [{"function": {}}]}, "messages"),
+        ("temperature", "", {"temperature": -1}, "temperature"),
+        (None, "The prompt cannot be empty", {"documents": ["a"], "query": ""}, "query"),
+        (None, "The prompt cannot be empty", {"documents": [], "query": "a"}, "documents"),
+        (None, "temperature must be positive", {"messages": [], "temperature": -1}, "temperature"),
+    ],
+)
+def test_an_error_names_a_field_that_the_client_can_find(
+    param: str | None, message: str, body: Any, field: str
+) -> None:
+    assert route_policy.field_of(param, message, body) == field
+
+
+def test_pydantics_list_is_cut_down_to_the_field() -> None:
+    body = {"messages": [{"role": "user", "content": 5}]}
+    errors = [
+        {"type": "string_type", "loc": "body.messages.0.UserMessage.content", "msg": "Input should be a valid string"},
+        {"type": "list_type", "loc": "body.messages.0.UserMessage.content", "msg": "Input should be a valid list"},
+        {"type": "string_type", "loc": "body.messages.0.ToolMessage.content", "msg": "Input should be a valid string"},
+        {"type": "missing", "loc": "body.messages.0.ToolMessage.tool_call_id", "msg": "Field required"},
+    ]
+    message = "4 validation errors:\n" + "\n".join(f"  {error}" for error in errors)
+    plain = route_policy.plain(message, "messages.0.content", body)
+    assert plain == "messages.0.content: Input should be a valid string; Input should be a valid list."
+    assert route_policy.plain("Another message.", "messages", body) == "Another message."

@@ -9,9 +9,10 @@ import pytest
 
 from llmpod.worker import tools
 
-CHAT_TOOL: dict[str, Any] = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
-FLAT_TOOL: dict[str, Any] = {"type": "function", "name": "f", "parameters": {"type": "object"}}
-ANTHROPIC_TOOL: dict[str, Any] = {"name": "f", "input_schema": {"type": "object"}}
+SCHEMA = {"type": "object", "properties": {"a": {}}}
+CHAT_TOOL: dict[str, Any] = {"type": "function", "function": {"name": "f", "parameters": SCHEMA}}
+FLAT_TOOL: dict[str, Any] = {"type": "function", "name": "f", "parameters": SCHEMA}
+ANTHROPIC_TOOL: dict[str, Any] = {"name": "f", "input_schema": SCHEMA}
 
 
 @pytest.mark.parametrize(
@@ -79,7 +80,7 @@ def test_blanks_are_bounded_in_every_schema_of_a_constraint_and_nothing_else_cha
     ],
 )
 def test_a_call_is_seen_in_every_shape_and_remembered(said: Any) -> None:
-    owed = tools.OwedCall("max_tokens")
+    owed = tools.OwedCall()
     assert owed.see(said)
     assert owed.see({"choices": []})
 
@@ -96,13 +97,73 @@ def test_a_call_is_seen_in_every_shape_and_remembered(said: Any) -> None:
         {"output": [{"type": "message"}]},
         {"content": [{"type": "text", "text": "tool_use"}]},
         {"content": "tool_use"},
+        {"type": "response.output_text.delta", "delta": "tool_use"},
+        {"choices": [{"index": 0, "delta": {"tool_calls": [{"index": 0}]}}, {"index": 1, "delta": {"content": "a"}}]},
     ],
 )
 def test_prose_is_no_call(said: Any) -> None:
-    assert not tools.OwedCall("max_tokens").see(said)
+    assert not tools.OwedCall().see(said)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"choices": [{"index": 0, "message": {"content": "{"}, "finish_reason": "length"}]},
+        {"choices": [{"index": 0, "delta": {}, "finish_reason": "length"}]},
+        {"status": "incomplete", "output": []},
+        {"type": "response.incomplete", "response": {"status": "incomplete"}},
+        {"content": [{"type": "text"}], "stop_reason": "max_tokens"},
+        {"type": "message_delta", "delta": {"stop_reason": "max_tokens"}},
+    ],
+)
+def test_an_answer_that_its_limit_cuts_owes_no_call(said: Any) -> None:
+    assert tools.OwedCall().see(said)
+
+
+def test_each_choice_owes_a_call() -> None:
+    owed = tools.OwedCall()
+    first, second = ({"choices": [{"index": index, "delta": {"tool_calls": [{"index": 0}]}}]} for index in (0, 1))
+    assert owed.see(first)
+    assert not owed.see({"choices": [{"index": 1, "delta": {"role": "assistant"}}]})
+    assert owed.see(second)
+
+
+@pytest.mark.parametrize("schema", [None, {}, {"type": "object"}, {"type": "object", "properties": {}}, "missing"])
+@pytest.mark.parametrize(
+    ("tool", "path"),
+    [
+        ({"type": "function", "function": {"name": "f"}}, ("function", "parameters")),
+        ({"type": "function", "name": "f"}, ("parameters",)),
+        ({"name": "f", "input_schema": None}, ("input_schema",)),
+    ],
+)
+def test_a_forced_tool_without_a_schema_takes_no_arguments(tool: Any, path: tuple[str, ...], schema: Any) -> None:
+    given = json.loads(json.dumps(tool))
+    holder = given.get("function", given)
+    if schema != "missing":
+        holder[path[-1]] = schema
+    (closed,) = tools.strict([given])
+    for name in path:
+        closed = closed[name]
+    assert closed == {"type": "object", "properties": {}, "additionalProperties": False}
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "object", "properties": {"a": {}}},
+        {"type": "object", "additionalProperties": True},
+        {"type": "object", "additionalProperties": {"type": "integer"}},
+        {"$ref": "#/$defs/a", "$defs": {"a": {}}},
+        {"type": "array"},
+        {"type": "object", "required": ["a"]},
+        {"anyOf": [{"type": "object"}]},
+    ],
+)
+def test_a_schema_that_says_anything_stays_as_it_is(schema: Any) -> None:
+    (tool,) = tools.strict([{"type": "function", "function": {"name": "f", "parameters": schema}}])
+    assert tool["function"]["parameters"] == schema
 
 
 def test_the_failure_names_what_to_change() -> None:
-    owed = tools.OwedCall("max_completion_tokens")
-    assert owed.missing("length").field == "max_completion_tokens"
-    assert owed.missing("stop").field == "tool_choice"
+    assert tools.OwedCall().missing().field == "tool_choice"

@@ -113,7 +113,7 @@ def _under(path: str, holder: Any, key: Any, value: Any) -> Iterator[Item]:
     elif isinstance(value, list):
         for index, item in enumerate(value):
             yield from _under(f"{path}[{index}]", value, index, item)
-    elif isinstance(value, dict):
+    elif isinstance(value, dict) and not (value.get("type") == "text" and holder.get("type") == "document"):
         for name, item in value.items():
             if name in ("url", "data", "file_data") or name in MEDIA_KEYS:
                 yield from _under(f"{path}.{name}", value, name, item)

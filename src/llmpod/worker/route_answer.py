@@ -77,7 +77,7 @@ class RouteAnswer:
             raise self._refusal(500, content)
         owed = self._call.new.owed_call
         if owed is not None and not owed.see(answer):
-            raise owed.missing(self._call.watch.finish_reason)
+            raise owed.missing()
         return answer
 
     async def _chunks(self) -> AsyncGenerator[bytes, None]:
@@ -117,7 +117,7 @@ class RouteAnswer:
             return self._failed(status if isinstance(status, int) else 500, error)
         owed = self._call.new.owed_call
         if owed is not None and not owed.see(sse.said(event)) and sse.is_last(event):
-            return owed.missing(self._call.watch.finish_reason)
+            return owed.missing()
         return None
 
     def _refusal(self, status: int, content: bytes) -> RouteError:
@@ -145,14 +145,12 @@ class RouteAnswer:
         if watch.failure is not None:
             error = watch.failure
             status = error["code"]
-        if not error.get("param") and status < 500:
-            error = error | {"param": route_policy.blamed(str(error.get("message", "")), self._call.new.body)}
+        if status < 500:
+            body, message = self._call.new.body, str(error.get("message", ""))
+            field = route_policy.field_of(error.get("param"), message, body)
+            error = error | {"param": field, "message": route_policy.plain(message, field, body)}
         code = _CODES.get(status, Code.INVALID_INPUT if status < 500 else Code.GENERATION_FAILED)
         if status >= 500 and self._engine.dead:
             code = Code.ENGINE_DEAD
-        param = error.get("param")
-        if isinstance(param, str):  # without the names of the classes among which pydantic looked for a fit
-            steps = param.removeprefix("body.").split(".")
-            error = error | {"param": ".".join(step for step in steps if not step[:1].isupper())}
         cause = JobError(code, str(error.get("message", "")), field=error.get("param"))
         return RouteError(cause, status=status, error=error, anthropic=self._call.rule.anthropic)

@@ -6,7 +6,7 @@ nothing. So a forced tool is made strict here, and an answer that owes a call an
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import orjson
@@ -16,6 +16,9 @@ from llmpod.worker.errors import Code, JobError
 
 MAX_BLANKS = 4
 """Blanks in a row between the tokens of a call's JSON. Without a limit a model can pad it until max_tokens ends it."""
+
+NO_ARGUMENTS = {"type": "object", "properties": {}, "additionalProperties": False}
+"""The schema of a tool that takes none."""
 
 _CALLS = ("function_call", "custom_tool_call", "tool_use")
 
@@ -38,7 +41,7 @@ def _kind(choice: object) -> object:
 
 
 def strict(tools: list[Any]) -> list[Any]:
-    """The tools, `strict` where the client left it open. What is no tool is vLLM's to refuse."""
+    """The tools, `strict` where the client left it open, and with a schema. What is no tool is vLLM's to refuse."""
     return [_strict(tool) for tool in tools]
 
 
@@ -47,31 +50,51 @@ def _strict(tool: Any) -> Any:
         return tool
     inner = tool.get("function")
     if isinstance(inner, dict):
-        return tool | {"function": _strict(inner)}
-    return tool | {"strict": True} if tool.get("strict") is None else tool
+        return tool | {"function": _closed(inner, "parameters")}
+    if tool.get("type") == "function":
+        return _closed(tool, "parameters")
+    return _closed(tool, "input_schema") if "input_schema" in tool else _closed(tool, None)
+
+
+def _closed(function: dict[str, Any], field: str | None) -> dict[str, Any]:
+    """A function that is strict where it said nothing of it, and takes no arguments where it names none.
+
+    Without a schema, or with one that says only "object", a model may write anything for arguments, prose included.
+    """
+    if function.get("strict") is None:
+        function = function | {"strict": True}
+    if field is not None and function["strict"] and _names_nothing(function.get(field)):
+        function = function | {field: NO_ARGUMENTS}
+    return function
+
+
+def _names_nothing(schema: object) -> bool:
+    return schema is None or (
+        isinstance(schema, dict)
+        and schema.get("type", "object") == "object"
+        and not schema.get("properties")
+        and schema.keys() <= {"type", "properties", "required", "title", "description", "$schema"}
+        and not schema.get("required")
+    )
 
 
 class OwedCall:
-    """The call that an answer owes when the client forces a tool."""
+    """The call that each of an answer's choices owes when the client forces a tool, unless its limit cuts it."""
 
-    def __init__(self, limit: str) -> None:
-        """`limit`: the field that bounds the answer's length."""
-        self._limit = limit
-        self._made = False
+    def __init__(self) -> None:
+        self._seen: set[int] = set()
+        self._settled: set[int] = set()
 
     def see(self, said: object) -> bool:
-        """Look at an answer, or at an event of a streamed one. Whether the call is made, there or before."""
-        self._made = self._made or _calls(said)
-        return self._made
+        """Look at an answer, or at an event of a streamed one. Whether nothing is owed, by it and those before."""
+        for index, settled in _choices(said) if isinstance(said, dict) else ():
+            self._seen.add(index)
+            if settled:
+                self._settled.add(index)
+        return bool(self._seen) and self._seen == self._settled
 
-    def missing(self, finish_reason: str | None) -> JobError:
+    def missing(self) -> JobError:
         """The failure of an answer that came to its end without it."""
-        if finish_reason == "length":
-            return JobError(
-                Code.INVALID_INPUT,
-                f"{self._limit} ended the answer before the call that tool_choice forces was whole.",
-                field=self._limit,
-            )
         return JobError(
             Code.UNSUPPORTED,
             "The model answered without the call that tool_choice forces: this worker's parser cannot enforce one.",
@@ -79,15 +102,22 @@ class OwedCall:
         )
 
 
-def _calls(said: object) -> bool:
-    """Whether there is a call in it: in the shape of OpenAI's chat, OpenAI's responses or Anthropic's messages."""
-    if not isinstance(said, dict):
-        return False
+def _choices(said: dict[str, Any]) -> Iterator[tuple[int, bool]]:
+    """Each choice in it, and whether it holds a call or its end by the limit.
+
+    In the shape of OpenAI's chat, OpenAI's responses or Anthropic's messages; the latter two have one choice.
+    """
     if isinstance(choices := said.get("choices"), list):
-        turns = [choice.get("message") or choice.get("delta") or {} for choice in choices]
-        return bool(turns) and all(turn.get("tool_calls") for turn in turns)
+        for position, choice in enumerate(choices):
+            turn = choice.get("message") or choice.get("delta") or {}
+            settled = bool(turn.get("tool_calls")) or choice.get("finish_reason") == "length"
+            yield choice.get("index", position), settled
+        return
     parts = said.get("output") or said.get("content") or [said.get("item"), said.get("content_block")]
-    return isinstance(parts, list) and any(isinstance(part, dict) and part.get("type") in _CALLS for part in parts)
+    called = isinstance(parts, list) and any(isinstance(part, dict) and part.get("type") in _CALLS for part in parts)
+    ends = [part for part in (said, said.get("delta"), said.get("response")) if isinstance(part, dict)]
+    cut = any(end.get("stop_reason") == "max_tokens" or end.get("status") == "incomplete" for end in ends)
+    yield 0, called or cut
 
 
 def bounded(structural_tag: str) -> str:
