@@ -17,16 +17,19 @@ QUESTION = [{"role": "user", "content": "Which tools do you have?"}]
 
 
 def body_of(route: str, schema: Any, max_tokens: int = 150) -> Json:
-    """A request that forces the tool f."""
+    """A request that forces one call of the tool f."""
+    one: Json = {"temperature": 0, "parallel_tool_calls": False}
     if route == CHAT:
         tool = {"type": "function", "function": {"name": "f"} | ({} if schema == "missing" else {"parameters": schema})}
-        return {"messages": QUESTION, "tools": [tool], "tool_choice": "required", "max_tokens": max_tokens}
+        return {"messages": QUESTION, "tools": [tool], "tool_choice": "required", "max_tokens": max_tokens} | one
     if route == RESPONSES:
         tool = {"type": "function", "name": "f"} | ({} if schema == "missing" else {"parameters": schema})
         choice = {"type": "function", "name": "f"}
-        return {"input": "Hi", "tools": [tool], "tool_choice": choice, "max_output_tokens": max_tokens}
+        return {"input": "Hi", "tools": [tool], "tool_choice": choice, "max_output_tokens": max_tokens} | one
     tool = {"name": "f", "input_schema": schema}
-    return {"messages": QUESTION, "tools": [tool], "tool_choice": {"type": "any"}, "max_tokens": max_tokens}
+    choice = {"type": "any", "disable_parallel_tool_use": True}
+    body = {"messages": QUESTION, "tools": [tool], "tool_choice": choice, "max_tokens": max_tokens}
+    return body | {"temperature": 0}
 
 
 async def replies_to(worker: Worker, route: str, body: Json) -> list[Any]:
@@ -100,7 +103,7 @@ async def test_a_tool_that_names_no_arguments_is_called_with_none(
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_each_of_several_answers_makes_its_call(make_worker: Callable[..., Worker], stream: bool) -> None:
-    body = body_of(CHAT, {"type": "object"}) | {"n": 2, "stream": stream, "parallel_tool_calls": False}
+    body = body_of(CHAT, {"type": "object"}) | {"n": 2, "stream": stream, "temperature": 1}
     calls, finish = ending(CHAT, await replies_to(make_worker(), CHAT, body), stream=stream)
     assert [json.loads(call) for call in calls] == [{}, {}]
     assert finish == "tool_calls"

@@ -240,6 +240,9 @@ async def _refusing(outputs: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, N
 
 Constrain = Callable[[Any, str], Awaitable[None]]
 
+CLIENTS_FAULTS = frozenset({"VLLMClientError", "ValueError"})
+"""Classes of exceptions that vLLM answers with 400 (vllm/entrypoints/serve/exception_handling/error_response.py)."""
+
 
 class WatchedEngine:
     """An engine client whose requests take slots, and which checks and counts `generate`; else the engine itself."""
@@ -308,31 +311,39 @@ class WatchedEngine:
                 raise refuse(error) from None
         watch.requests += 1
         request_id = str(args[0] if args else named.get("request_id", watch.requests))
-        kind = getattr(params.output_kind, "name", "")
-        parsed = TokenOutputs(partial(self._detokenizer, params)) if watch.parsed and kind == "DELTA" else None
+        output_kind = getattr(params.output_kind, "name", "")
+        by_token = watch.parsed and output_kind == "DELTA"
+        parsed = TokenOutputs(partial(self._detokenizer, params)) if by_token else None
         outputs = self._engine.generate(salted(prompt, watch), params, *args, **named)
         if params.structured_outputs is not None:
             outputs = _refusing(begun_within(self._patience_s, outputs))
-        async with _slot(watch, getattr(params, "n", None) or 1), aclosing(outputs):
-            async for output in outputs:
-                for choice in output.outputs:
-                    if choice.finish_reason == "error" and params.structured_outputs is not None:
-                        raise ConstraintError
-                    watch.finish_reason = watch.finish_reason or choice.finish_reason
-                    watch.cut = watch.cut or choice.finish_reason == "length"
-                watch.count(request_id, output, cumulative=kind == "CUMULATIVE")
-                if output.finished:
-                    watch.finished += 1
-                    if watch.timings is None and output.metrics is not None:
-                        watch.timings = timings_of(output.metrics)
-                if not watch.show_cached_tokens:
-                    output.num_cached_tokens = output.num_cache_creation_tokens = None
-                for count, one in enumerate((output,) if parsed is None else parsed.split(output)):
-                    if count:  # a parser takes its time, and hundreds of tokens may have been merged
-                        await asyncio.sleep(0)
-                    yield one
-                if not output.finished and watch.wanted is not None:
-                    await watch.wanted.wait()
+        try:
+            async with _slot(watch, getattr(params, "n", None) or 1), aclosing(outputs):
+                async for output in outputs:
+                    for choice in output.outputs:
+                        if choice.finish_reason == "error" and params.structured_outputs is not None:
+                            raise ConstraintError
+                        watch.finish_reason = watch.finish_reason or choice.finish_reason
+                        watch.cut = watch.cut or choice.finish_reason == "length"
+                    watch.count(request_id, output, cumulative=output_kind == "CUMULATIVE")
+                    if output.finished:
+                        watch.finished += 1
+                        if watch.timings is None and output.metrics is not None:
+                            watch.timings = timings_of(output.metrics)
+                    if not watch.show_cached_tokens:
+                        output.num_cached_tokens = output.num_cache_creation_tokens = None
+                    for count, one in enumerate((output,) if parsed is None else parsed.split(output)):
+                        if count:  # a parser takes its time, and hundreds of tokens may have been merged
+                            await asyncio.sleep(0)
+                        yield one
+                    if not output.finished and watch.wanted is not None:
+                        await watch.wanted.wait()
+        except Exception as error:
+            # vLLM answers these with 400, but not on every route once its answer has begun.
+            if watch.failure is None and not CLIENTS_FAULTS.isdisjoint(kind.__name__ for kind in type(error).__mro__):
+                parameter = getattr(error, "parameter", None)
+                watch.failure = {"message": str(error), "type": "BadRequestError", "param": parameter, "code": 400}
+            raise
 
     async def encode(self, prompt: Any, *args: Any, **named: Any) -> AsyncGenerator[Any, None]:
         """As the engine's: one input that is embedded, scored or classified."""
