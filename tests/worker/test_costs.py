@@ -101,7 +101,7 @@ def schemas(value: object) -> Iterator[dict[str, Any]]:
 def test_every_list_in_a_bodys_model_stops_at_its_first_wrong_element(engine: Engine) -> None:
     """An error per element and form is seconds of the event loop for a few kilobytes."""
     called: Any = engine.application.asgi  # a function around vLLM's application
-    (application,) = (cell.cell_contents for cell in called.__closure__ if hasattr(cell.cell_contents, "routes"))
+    (application,) = (cell.cell_contents for cell in called.__closure__ if hasattr(cell.cell_contents, "router"))
     hints = [typing.get_type_hints(route.endpoint) for route in application.routes if hasattr(route, "endpoint")]
     models = {
         model
