@@ -22,6 +22,7 @@ HOSTILE = [
     ({"prompt": "x", "k" * 5_000_000: [1] * 100_000}, "input"),
     ({"messages": [0] * 1_000_000}, "messages"),
     ({"messages": [{}] * 1_000_000}, "messages"),
+    ({"prompt": "x", "a": ["x" * 1_000_000] * 21}, "a[19]"),
     ({"prompt": "x", "a": {str(number): number for number in range(100_000)}}, "a.19997"),
 ]
 

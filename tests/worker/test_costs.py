@@ -21,7 +21,7 @@ MAX_BLOCKED_S = 0.25
 USER = [{"role": "user", "content": "Hi"}]
 COSTLY: list[tuple[str, Json]] = [
     ("/generative_scoring", {"query": "a", "items": [""] * 60_000, "label_token_ids": [5]}),
-    ("/generative_scoring", {"query": "a", "items": [""] * 2000, "label_token_ids": [5]}),
+    ("/generative_scoring", {"query": "a", "items": [""] * 1000, "label_token_ids": [5]}),
     ("/v1/chat/completions", {"messages": [0] * 100_000}),
     ("/v1/chat/completions", {"messages": [0] * 19_000}),
     ("/v1/chat/completions", {"messages": [{}] * 1900}),
@@ -36,6 +36,7 @@ COSTLY: list[tuple[str, Json]] = [
     ("/v1/chat/completions", {"messages": USER, "tools": [0] * 19_000}),
     ("/v1/chat/completions", {"messages": USER, "tools": [{"type": "function", "function": {"name": "f"}}] * 800}),
     ("/v1/chat/completions", {"messages": USER, "metadata": {"k": "x" * 5_000_000}}),
+    ("/v1/completions", {"prompt": "a", "prompt_logprobs": ["x" * 20_000] * 900}),
     ("/detokenize", {"tokens": [5] * 2_000_000}),
     ("/detokenize", {"tokens": [5] * 19_000}),
     ("/v1/completions", {"prompt": [5] * 19_000}),

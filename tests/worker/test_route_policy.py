@@ -470,3 +470,14 @@ def test_pydantics_list_is_cut_down_to_the_field() -> None:
     plain = route_policy.plain(message, "messages.0.content", body)
     assert plain == "messages.0.content: Input should be a valid string; Input should be a valid list."
     assert route_policy.plain("Another message.", "messages", body) == "Another message."
+
+
+@pytest.mark.parametrize("given", [[5.0], ["5"], [5, True], [None]])
+def test_ids_to_score_are_whole_numbers(given: list[object]) -> None:
+    rule = route_policy.RULES["/generative_scoring"]
+    for body, field in (({"query": given, "items": ["a"]}, "query"), ({"query": "a", "items": [[5], given]}, "items")):
+        with pytest.raises(JobError) as caught:
+            route_policy.rewrite(rule, body, Settings())
+        assert (caught.value.code, caught.value.field) == (Code.INVALID_INPUT, field)
+    route_policy.rewrite(rule, {"query": [5], "items": [[5, 6], [7]]}, Settings())
+    route_policy.rewrite(rule, {"query": "5", "items": ["5"]}, Settings())

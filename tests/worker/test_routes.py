@@ -598,7 +598,7 @@ async def test_a_full_worker_is_overload_on_every_route(
 
 
 async def test_more_inputs_than_a_job_may_have_are_a_400_by_name(make_worker: Callable[..., Worker]) -> None:
-    body = {"query": "Is it", "items": [""] * 2049, "label_token_ids": [5]}
+    body = {"query": "Is it", "items": [""] * 1025, "label_token_ids": [5]}
     error = await error_of(make_worker(max_prompt_chars=0), call("/generative_scoring", body))
     assert (error["code"], error["field"]) == ("invalid_input", "items")
 

@@ -19,6 +19,8 @@ from llmpod.worker.limits import CONSTRAINTS
 MAX_DEPTH = 32
 """Deepest nesting of lists and objects in a job. A JSON schema for structured output needs the most."""
 MAX_KEY_CHARS = 1000
+MAX_CHARS = 20_000_000
+"""Characters of all texts and keys: RunPod carries requests of 20 MB (docs.runpod.io, /runsync)."""
 OBJECT_IN_LIST = 10
 """Values that an object in a list counts for: a message, a tool or a part is tried against every form it may have."""
 SLICE = 1000
@@ -100,6 +102,8 @@ def walk(job_input: object, max_values: int, size: Size) -> Iterator[None]:
             levels.append(iter(value.items()) if isinstance(value, dict) else enumerate(value))
         elif isinstance(value, str):
             size.chars += len(value)
+            if size.chars > MAX_CHARS:
+                raise _refused(keys, f"input has more than {MAX_CHARS} characters.")
             _check_text(value, keys)
         elif isinstance(value, float) and not math.isfinite(value):
             raise _refused(keys, f"{{}} must be a finite number, not {value}.")

@@ -18,8 +18,9 @@ CONSTRAINTS = ("structured_outputs", "response_format", "text", "output_config",
 MAX_WORDS = 1000
 MAX_WORD_CHARS = 10_000
 """Stop strings, and bad words, of one job."""
-MAX_INPUTS = 2048
-"""Texts that one job may have embedded, scored or classified: as many as OpenAI's embeddings take."""
+MAX_INPUTS = 1024
+"""Texts that one job may have embedded, scored or classified. vLLM's work on them in the event loop grows with their
+square: a tenth of a second for these."""
 
 
 @dataclass(frozen=True)

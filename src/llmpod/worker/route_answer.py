@@ -19,6 +19,9 @@ Reply = dict[str, Any] | str
 
 _CODES = {404: Code.NOT_FOUND, 429: Code.OVERLOADED, 501: Code.UNSUPPORTED, 503: Code.OVERLOADED}
 
+MAX_MESSAGE_CHARS = 2000
+"""Of a message of vLLM's, which may quote all that the client sent."""
+
 
 class RouteAnswer:
     """The answer that comes through one exchange."""
@@ -145,8 +148,10 @@ class RouteAnswer:
         if watch.failure is not None:
             error = watch.failure
             status = error["code"]
+        message = str(error.get("message", ""))[:MAX_MESSAGE_CHARS]
+        error = error | {"message": message}
         if status < 500:
-            body, message = self._call.new.body, str(error.get("message", ""))
+            body = self._call.new.body
             field = route_policy.field_of(error.get("param"), message, body)
             error = error | {"param": field, "message": route_policy.plain(message, field, body)}
         code = _CODES.get(status, Code.INVALID_INPUT if status < 500 else Code.GENERATION_FAILED)

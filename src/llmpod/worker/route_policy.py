@@ -382,6 +382,8 @@ def rewrite(
     new.body.pop("request_id", None)  # the engine's request has the job's id, and nobody else's
     if rule.scores:
         _limit_inputs(body)
+    if rule.path == "/generative_scoring":
+        _refuse_text_as_ids(body)
     if rule.kind != "generate":
         return new
     for name, value in body.items():
@@ -421,6 +423,15 @@ def _limit_inputs(body: Mapping[str, Any]) -> None:
         inputs_of = body.get(name)
         if isinstance(inputs_of, list) and inputs_of and not isinstance(inputs_of[0], int | float):
             limits.check_inputs(len(inputs_of), field=name)
+
+
+def _refuse_text_as_ids(body: Mapping[str, Any]) -> None:
+    """vLLM reads "5" and 5.0 as ids where it expects ids: those of control tokens, in what looks like text."""
+    items = body.get("items")
+    given_items = items if isinstance(items, list) else ()
+    for name, given in (("query", body.get("query")), *(("items", item) for item in given_items)):
+        if isinstance(given, list) and any(type(token_id) is not int for token_id in given):
+            raise JobError(Code.INVALID_INPUT, f"{name} must be text or lists of whole numbers.", field=name)
 
 
 def _limit_max_tokens(
