@@ -29,7 +29,7 @@ RUN --mount=type=secret,id=HF_TOKEN,required=false \
     python3 builder/download_model.py --name "${MODEL_NAME}" --revision "${MODEL_REVISION}" \
     --token-file /run/secrets/HF_TOKEN --to /models
 
-COPY models/demo models/demo
+# The package is put on the path and not installed: a build backend would be the one thing here without a hash.
 COPY src src
 COPY handler.py test_input.json ./
 RUN python3 -m compileall -q src

@@ -38,7 +38,7 @@ docs: setup ## write what is generated from the settings
 lock: setup ## recompile the locks from builder/*.in
 	builder/lock.sh
 
-model: setup ## train the demo model anew (minutes, deterministic) into models/demo
+model: setup ## train the demo model anew (minutes, deterministic) into src/llmpod/worker/demo_model
 	$(PY) -m builder.demo_model.train
 
 compat: setup ## the tests that touch vLLM, against an older release (VERSION=0.28.0)

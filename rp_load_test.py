@@ -5,16 +5,13 @@ Needs Python 3.11, aiohttp and rich; nothing has to be installed of this reposit
 """
 
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))
+if find_spec("llmpod") is None:  # a checkout that was not installed
+    sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))
 
-try:
-    from llmpod.loadtest.cli import main
-except ModuleNotFoundError as missing:
-    if missing.name not in ("aiohttp", "rich"):
-        raise
-    sys.exit(f"rp_load_test.py needs {missing.name}: pip install aiohttp rich")
+from llmpod.__main__ import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["loadtest", *sys.argv[1:]]))

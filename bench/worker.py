@@ -235,7 +235,7 @@ async def bare() -> Figures:
 def peer_variables() -> dict[str, str]:
     """What makes another worker run the same engine on the same model."""
     variables = {
-        "MODEL_NAME": os.environ.get("MODEL_NAME", str(REPOSITORY / "models" / "demo")),
+        "MODEL_NAME": os.environ.get("MODEL_NAME", str(REPOSITORY / "src" / "llmpod" / "worker" / "demo_model")),
         "DTYPE": "float32",
         "ENFORCE_EAGER": "true",
         "MAX_NUM_SEQS": str(SEATS),

@@ -43,6 +43,6 @@ rm -rf .venv
 # Compiled now: otherwise each of vLLM's processes compiles it anew where Python may not write (PYTHONDONTWRITEBYTECODE).
 VIRTUAL_ENV=$PWD/.venv "$uv" pip install --quiet --compile-bytecode --no-deps --require-hashes "${torch_source[@]}" \
     -r builder/torch-cpu.txt -r builder/requirements-cpu.txt -r builder/requirements-dev.txt
-# The package itself: a path entry, so that the checkout is what runs.
-echo "$PWD/src" > "$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/llmpod.pth"
+# The package itself, editable: the checkout is what runs, and the `llmpod` command is there.
+VIRTUAL_ENV=$PWD/.venv "$uv" pip install --quiet --no-deps --no-build-isolation --editable .
 echo "$wanted" > .venv/.llmpod-locks

@@ -1,4 +1,4 @@
-"""Builds models/demo from the corpus: `make model`.
+"""Builds src/llmpod/worker/demo_model from the corpus: `make model`.
 
 Deterministic: the same machine, locks and command give the same bytes. Another processor may round differently and so
 give other weights; what they answer is what tests/worker/test_demo_model.py holds.
@@ -23,7 +23,7 @@ from builder.demo_model import tokenizer as bpe
 from builder.demo_model import variations
 from builder.demo_model.corpus import CORPUS, Entry, Turn, read_corpus
 
-OUT = Path("models/demo")
+OUT = Path("src/llmpod/worker/demo_model")
 IGNORED = -100  # the label that torch's cross entropy leaves out
 
 

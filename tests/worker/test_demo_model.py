@@ -16,7 +16,7 @@ from builder.demo_model.corpus import read_corpus
 from builder.demo_model.train import Example, Recipe, encode, fingerprint
 
 ROOT = Path(__file__).parents[2]
-MODEL = ROOT / "models" / "demo"
+MODEL = ROOT / "src/llmpod/worker/demo_model"
 QUESTIONS = Path(__file__).parent / "demo_model_questions.txt"
 SIZE_CAP_BYTES = 10_000_000
 MAX_NEW_TOKENS = 400  # more than the longest answer of the corpus

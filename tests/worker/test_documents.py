@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-import handler
+from llmpod.__main__ import worker_parser
 from llmpod.endpoint import cli as endpoint
 from llmpod.loadtest import options as loadtest
 from llmpod.worker import inputs
@@ -122,7 +122,7 @@ def check(words: list[str]) -> None:
 
 def check_python(words: list[str]) -> None:
     if words[0] == "handler.py":
-        arguments = handler.parser().parse_args(words[1:])
+        arguments = worker_parser().parse_args(words[1:])
         if arguments.test_input:
             check_job(arguments.test_input)
     elif words[0] == "rp_load_test.py":

@@ -45,7 +45,7 @@ def flags(model: type[BaseModel]) -> Iterator[tuple[str, FieldInfo]]:
 def shown_default(name: str, info: FieldInfo) -> str:
     """A field's default as a person reads it; empty where there is none or where it depends on the machine."""
     if name == "command":
-        return "python -u handler.py"
+        return "python -u -m llmpod.worker"
     default = info.get_default()
     if isinstance(default, bool):
         return "on" if default else "off"

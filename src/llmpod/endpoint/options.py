@@ -29,8 +29,8 @@ Bytes = Annotated[int, Field(ge=1)]
 
 
 def default_command() -> list[str]:
-    """`python -u handler.py` with the interpreter that runs the endpoint, so that a virtual environment is kept."""
-    return [sys.executable, "-u", "handler.py"]
+    """`python -u -m llmpod.worker` with the interpreter that runs the endpoint, so that a virtual environment is kept."""
+    return [sys.executable, "-u", "-m", "llmpod.worker"]
 
 
 def inherited_environment() -> dict[str, str]:

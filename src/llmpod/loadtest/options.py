@@ -12,7 +12,7 @@ from llmpod.loadtest.slo import PRESETS
 from llmpod.loadtest.units import parse_duration_s
 
 COMMANDS = ("run", "report", "compare", "resume", "capacity")
-PROG = "rp_load_test.py"
+PROG = "llmpod loadtest"
 
 EPILOG = """\
 exit codes:  0 pass   1 the run could not be done   2 usage   3 an SLO failed   4 stopped by a guard

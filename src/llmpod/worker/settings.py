@@ -24,8 +24,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from llmpod.worker.errors import StartError
 from llmpod.worker.other_workers import REFUSED, RETIRED, meant_by
 
-REPOSITORY = Path(__file__).resolve().parents[3]
-DEMO_MODEL = REPOSITORY / "models" / "demo"
+DEMO_MODEL = Path(__file__).resolve().parent / "demo_model"
 DEMO_NAME = "llmpod-demo"
 
 Group = Literal["Model", "Engine", "Worker", "Routes", "Guardrails", "Log"]

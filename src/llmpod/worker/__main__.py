@@ -1,0 +1,67 @@
+"""The worker's process: serves RunPod's jobs where RunPod started it, and runs one job anywhere else.
+
+python -m llmpod.worker                                     run test_input.json
+python -m llmpod.worker --test_input '{"input": {...}}'     run the given job
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Sequence
+
+from llmpod.worker import departure, local, scratch, settings
+from llmpod.worker.engine import Engine
+from llmpod.worker.errors import StartError
+from llmpod.worker.events import EventLog, use_utf8_line_buffered_stdout
+from llmpod.worker.handler import Worker
+
+
+def parser() -> argparse.ArgumentParser:
+    """The worker's own options; unknown ones are the RunPod SDK's."""
+    made = argparse.ArgumentParser(
+        prog="llmpod worker",
+        description="Serve RunPod's jobs where RunPod started this process; anywhere else, run one job and print it.",
+    )
+    made.add_argument("--test_input", metavar="JSON", help="the job to run, instead of test_input.json")
+    return made
+
+
+def run(test_input: str | None) -> int:
+    """Serve jobs, or run one. The process's exit status: 0 if all went well, 1 if the job or the start failed."""
+    departure.open_standard_streams()
+    use_utf8_line_buffered_stdout()
+    log = EventLog()
+    try:
+        environment = settings.load()
+        for correction in environment.corrections:
+            log.emit("setting_corrected", **vars(correction))
+        serves = environment.on_runpod and test_input is None
+        if serves:
+            environment.settings.require_model()
+        departure.children_end_with_this_process()
+        scratch.claim()
+        engine = Engine(environment.settings, environment.others, log.emit)
+        engine.prepare()
+        worker = Worker(environment.settings, engine, log.emit)
+        if serves:
+            from llmpod.worker import jobloop  # only here: the SDK takes a second to import
+
+            return jobloop.serve(worker)
+        return asyncio.run(local.run_alone(worker, local.read_job(test_input)))
+    except KeyboardInterrupt:
+        return 130
+    except StartError as error:
+        log.emit("fatal", level="error", cause=error.cause, cure=error.cure, setting=error.setting)
+        return 1
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line's exit status."""
+    arguments, _ = parser().parse_known_args(argv)
+    return run(arguments.test_input)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
