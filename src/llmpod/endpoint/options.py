@@ -29,7 +29,7 @@ Bytes = Annotated[int, Field(ge=1)]
 
 
 def default_command() -> list[str]:
-    """`python -u -m llmpod.worker` with the interpreter that runs the endpoint, so that a virtual environment is kept."""
+    """`python -u -m llmpod.worker`, with the interpreter that runs the endpoint: a virtual environment is kept."""
     return [sys.executable, "-u", "-m", "llmpod.worker"]
 
 
