@@ -181,11 +181,11 @@ async def measure(command: list[str], cwd: Path, variables: dict[str, str]) -> F
 
 async def bare() -> Figures:
     """The engine alone, called in its own event loop."""
-    from llmpod.worker import settings
+    from llmpod.worker import environ
     from llmpod.worker.engine import Engine
     from llmpod.worker.inputs import NativeRequest
 
-    environment = settings.load()
+    environment = environ.load()
     engine = Engine(environment.settings, environment.others, lambda event, **fields: None)
     await engine.start()
     request = NativeRequest(JOB["prompt"], None, {"ignore_eos": True}, TOKENS, False, None, True)  # type: ignore[arg-type]

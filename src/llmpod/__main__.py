@@ -39,14 +39,14 @@ def worker_parser() -> argparse.ArgumentParser:
 
 def worker(argv: Sequence[str]) -> int:
     """The worker; with --rp_serve_api, a local endpoint with this worker behind it."""
-    from llmpod.worker import settings
+    from llmpod.worker import environ, settings
     from llmpod.worker.__main__ import run
 
     chosen, _ = worker_parser().parse_known_args(argv)  # the rest is the SDK's
     if not chosen.rp_serve_api:
         return run(chosen.test_input)
     workers = ["--workers-min", chosen.rp_api_concurrency, "--workers-max", chosen.rp_api_concurrency]
-    settings.provide({"MODEL_NAME": settings.DEMO_NAME})
+    environ.provide({"MODEL_NAME": settings.DEMO_NAME})
     return serve(["--host", chosen.rp_api_host, "--port", chosen.rp_api_port, *workers])
 
 

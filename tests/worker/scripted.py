@@ -16,7 +16,7 @@ from runpod.serverless.modules import rp_http, rp_job
 from runpod.serverless.modules.worker_state import JobsProgress
 
 from llmpod.endpoint import Job, JobState, LocalEndpoint, Options
-from llmpod.worker import served
+from llmpod.worker import metering
 from llmpod.worker.errors import Code, JobError
 from llmpod.worker.generation import Delta, Step, Timings, Usage
 from llmpod.worker.handler import Worker
@@ -107,7 +107,7 @@ class ScriptedEngine:
                 self.last_step = time.monotonic()
                 done = made == total
                 delta = Delta(0, text, "length" if done else None)
-                if (watch := served.current.get()) is not None:
+                if (watch := metering.current.get()) is not None:
                     watch.generated[request_id] = {0: made}
                 yield Step([delta], Usage(len(prompt_ids), made, None), done, Timings(0, 0, 0) if done else None)
         finally:

@@ -8,7 +8,7 @@ import sys
 import time
 from typing import Any
 
-from llmpod.worker import jobloop, settings
+from llmpod.worker import environ, jobloop
 from llmpod.worker.events import EventLog
 from llmpod.worker.handler import Worker
 
@@ -35,7 +35,7 @@ class Engine(ScriptedEngine):
 
 
 log = EventLog()
-environment = settings.load()
+environment = environ.load()
 engine: Any = Engine(tokens_per_s=100)
 worker = Worker(environment.settings, engine, log.emit)
 status = jobloop.serve(worker)

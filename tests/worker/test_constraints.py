@@ -15,12 +15,13 @@ from typing import Any
 
 import pytest
 
-from llmpod.worker import constraint_process, settings
+from llmpod.worker import constraint_process, environ, settings
 from llmpod.worker.constraints import ConstraintCompiler, begun_within
 from llmpod.worker.engine import Engine
 from llmpod.worker.errors import Code, JobError
 from llmpod.worker.handler import Worker
-from llmpod.worker.served import Watch, WatchedEngine, current
+from llmpod.worker.metering import Watch, current
+from llmpod.worker.served import WatchedEngine
 from tests.worker.conftest import Json, replies_of
 
 # -- the process, with a judge that does as it is told ----------------------------------------------------------------
@@ -179,7 +180,7 @@ def config() -> Any:
     """vLLM's configuration of the demonstration model: what an engine would be made of."""
     from vllm.engine.arg_utils import AsyncEngineArgs
 
-    settings.provide({"VLLM_CPU_KVCACHE_SPACE": "1"})
+    environ.provide({"VLLM_CPU_KVCACHE_SPACE": "1"})
     return AsyncEngineArgs(model=str(settings.DEMO_MODEL)).create_engine_config()
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from llmpod.worker.engine import Engine
 from llmpod.worker.handler import Worker
-from llmpod.worker.served import Watch
+from llmpod.worker.metering import Watch
 
 from .conftest import Events, Json
 

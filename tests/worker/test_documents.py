@@ -19,8 +19,8 @@ from llmpod.__main__ import worker_parser
 from llmpod.endpoint import cli as endpoint
 from llmpod.loadtest import options as loadtest
 from llmpod.worker import inputs
+from llmpod.worker.environ import names
 from llmpod.worker.other_workers import REFUSED, RENAMED, RETIRED
-from llmpod.worker.settings import names
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "bench" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from llmpod.worker import engine_arguments
 from llmpod.worker.engine_options import clamp_batched_tokens, tensor_parallel_size
+from llmpod.worker.environ import load
 from llmpod.worker.errors import StartError
 from llmpod.worker.other_workers import RETIRED
-from llmpod.worker.settings import DEMO_MODEL, Settings, load
+from llmpod.worker.settings import DEMO_MODEL, Settings
 from tests.worker.conftest import Events
 
 

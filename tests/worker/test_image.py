@@ -12,7 +12,8 @@ import pytest
 
 from builder import generate
 from builder.missing_requirements import entries, missing, normalise, version
-from llmpod.worker.settings import Settings, names
+from llmpod.worker.environ import names
+from llmpod.worker.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCKERFILE = (ROOT / "Dockerfile").read_text()

@@ -89,10 +89,10 @@ def test_a_setting_of_the_other_worker_does_what_the_page_says(
     monkeypatch.setattr(settings.os, "environ", environ)
     if here == "stops the start":
         with pytest.raises(StartError, match=name):
-            settings.load(environ)
+            environ.load(environ)
         return
-    corrections = settings.load(environ).corrections
-    ours = settings.names().get(name)
+    corrections = environ.load(environ).corrections
+    ours = environ.names().get(name)
     if here == "the same":
         assert corrections == ()
         arguments = {field.name for field in dataclasses.fields(AsyncEngineArgs)} - NOT_FROM_ENVIRONMENT.keys()

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmpod.worker import engine_arguments
+from llmpod.worker.environ import load, names
 from llmpod.worker.errors import StartError
 from llmpod.worker.other_workers import REFUSED, RENAMED, RETIRED, meant_by
-from llmpod.worker.settings import load, names
 
 from .conftest import Events
 

@@ -24,7 +24,8 @@ from vllm.reasoning import ReasoningParserManager
 from vllm.sampling_params import RequestOutputKind
 from vllm.tool_parsers import ToolParserManager
 
-from llmpod.worker.served import Watch, WatchedEngine, current
+from llmpod.worker.metering import Watch, current
+from llmpod.worker.served import WatchedEngine
 from llmpod.worker.settings import DEMO_MODEL
 from tests.worker.replay import Replay, one_by_one, splits
 

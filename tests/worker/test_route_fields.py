@@ -25,8 +25,9 @@ from llmpod.worker import route_table
 from llmpod.worker.client_fields import MOVED, REFUSED, Settled
 from llmpod.worker.errors import Code, JobError
 from llmpod.worker.inputs import NativeRequest, parse
+from llmpod.worker.prompt_fields import PROMPT_FIELDS
+from llmpod.worker.route_catalog import RULES
 from llmpod.worker.route_fields import MAX_IGNORED, settle
-from llmpod.worker.route_policy import PROMPT_FIELDS, RULES
 from llmpod.worker.sampling import Sampling
 from llmpod.worker.sdk_parameters import SDK_PARAMETERS
 

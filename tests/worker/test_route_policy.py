@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmpod.worker import route_policy
+from llmpod.worker import error_fields, prompt_fields, route_catalog, route_policy
 from llmpod.worker.errors import Code, JobError, StartError
 from llmpod.worker.settings import Settings
 
-CHAT = route_policy.RULES["/v1/chat/completions"]
-COMPLETIONS = route_policy.RULES["/v1/completions"]
+CHAT = route_catalog.RULES["/v1/chat/completions"]
+COMPLETIONS = route_catalog.RULES["/v1/completions"]
 USER = [{"role": "user", "content": "Hi"}]
 
 HOSTILE_ROUTES = [
@@ -59,14 +59,14 @@ HOSTILE_ROUTES = [
 @pytest.mark.parametrize("route", HOSTILE_ROUTES)
 def test_a_route_that_is_no_plain_path_is_refused(route: str) -> None:
     with pytest.raises(JobError) as caught:
-        route_policy.clean(route, field="openai_route")
+        route_catalog.clean(route, field="openai_route")
     assert (caught.value.code, caught.value.field) == (Code.INVALID_INPUT, "openai_route")
 
 
 @given(st.text(max_size=60))
 def test_no_text_becomes_anything_but_a_plain_path(route: str) -> None:
     try:
-        path, query = route_policy.clean(route, field="route")
+        path, query = route_catalog.clean(route, field="route")
     except JobError:
         return
     assert path.startswith("/")
@@ -77,8 +77,8 @@ def test_no_text_becomes_anything_but_a_plain_path(route: str) -> None:
 
 
 def test_a_trailing_slash_and_a_query_mean_the_same_route() -> None:
-    assert route_policy.clean("/v1/models/", field="route") == ("/v1/models", "")
-    assert route_policy.clean("/v1/messages?beta=true", field="route") == ("/v1/messages", "beta=true")
+    assert route_catalog.clean("/v1/models/", field="route") == ("/v1/models", "")
+    assert route_catalog.clean("/v1/messages?beta=true", field="route") == ("/v1/messages", "beta=true")
 
 
 ADMIN = [
@@ -111,9 +111,9 @@ ADMIN = [
 @pytest.mark.parametrize("path", ADMIN)
 def test_admin_and_unknown_routes_are_closed_until_named(path: str) -> None:
     with pytest.raises(JobError) as caught:
-        route_policy.rule_for(path, ())
+        route_catalog.rule_for(path, ())
     assert caught.value.code is Code.ROUTE_CLOSED
-    assert route_policy.rule_for(path, (path,)).path == path
+    assert route_catalog.rule_for(path, (path,)).path == path
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_admin_and_unknown_routes_are_closed_until_named(path: str) -> None:
 )
 def test_a_near_miss_names_the_route_that_was_meant(path: str, meant: str) -> None:
     with pytest.raises(JobError) as caught:
-        route_policy.rule_for(path, (), exists=False)
+        route_catalog.rule_for(path, (), exists=False)
     assert caught.value.code is Code.NOT_FOUND
     assert f"{meant} is." in caught.value.message
 
@@ -146,7 +146,7 @@ def test_a_near_miss_names_the_route_that_was_meant(path: str, meant: str) -> No
 @pytest.mark.parametrize("path", [*ADMIN, "/api/generate", "/v1/engines/x/completion", "/x" * 200])
 def test_a_path_that_resembles_none_is_closed(path: str) -> None:
     with pytest.raises(JobError) as caught:
-        route_policy.rule_for(path, (), exists=False)
+        route_catalog.rule_for(path, (), exists=False)
     assert caught.value.code is Code.ROUTE_CLOSED
 
 
@@ -164,7 +164,7 @@ def test_a_path_that_resembles_none_is_closed(path: str) -> None:
     ],
 )
 def test_the_model_that_is_asked_for_is_read_from_the_path(route: str, name: str | None) -> None:
-    assert route_policy.asked_model(route) == name
+    assert route_catalog.asked_model(route) == name
 
 
 @pytest.mark.parametrize(
@@ -178,10 +178,10 @@ def test_the_model_that_is_asked_for_is_read_from_the_path(route: str, name: str
 def test_an_opened_route_that_vllm_does_not_have_stops_the_start_with_the_reason(name: str, needs: str) -> None:
     existing = {"/v1/chat/completions", "/scale_elastic_ep"}
     with pytest.raises(StartError) as caught:
-        route_policy.check_opened(("/scale_elastic_ep", name), existing)
+        route_catalog.check_opened(("/scale_elastic_ep", name), existing)
     assert caught.value.setting == "ALLOWED_ROUTES"
     assert needs in caught.value.cure
-    route_policy.check_opened(("/scale_elastic_ep", "v1/embeddings"), existing)
+    route_catalog.check_opened(("/scale_elastic_ep", "v1/embeddings"), existing)
 
 
 def test_what_the_documentation_opens_is_what_vllm_mounts_with_its_variables(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,10 +198,10 @@ def test_what_the_documentation_opens_is_what_vllm_mounts_with_its_variables(mon
         app = FastAPI()
         mount[variable](app)
         existing = {getattr(route, "path", "") for route in app.routes}
-        route_policy.check_opened(routes.split(","), existing)
+        route_catalog.check_opened(routes.split(","), existing)
         for route in routes.split(","):
             with pytest.raises(StartError) as caught:
-                route_policy.check_opened((route,), ())
+                route_catalog.check_opened((route,), ())
             assert f"{variable}=1" in caught.value.cure
 
 
@@ -219,7 +219,7 @@ def test_what_the_documentation_opens_is_what_vllm_mounts_with_its_variables(mon
 def test_a_route_that_the_model_does_not_have_says_why(
     path: str, generates: bool, existing: tuple[str, ...], reason: str
 ) -> None:
-    error = route_policy.absent(route_policy.RULES[path], "GET", path, generates=generates, existing=existing)
+    error = route_catalog.absent(route_catalog.RULES[path], "GET", path, generates=generates, existing=existing)
     assert error.code is Code.NOT_FOUND
     assert reason in error.message
 
@@ -227,8 +227,8 @@ def test_a_route_that_the_model_does_not_have_says_why(
 def test_allowed_routes_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALLOWED_ROUTES", "/sleep, wake_up/")
     allowed = Settings().allowed_routes
-    assert route_policy.rule_for("/sleep", allowed)
-    assert route_policy.rule_for("/wake_up", allowed)
+    assert route_catalog.rule_for("/sleep", allowed)
+    assert route_catalog.rule_for("/wake_up", allowed)
 
 
 @pytest.mark.parametrize(
@@ -244,13 +244,13 @@ def test_allowed_routes_are_read_from_the_environment(monkeypatch: pytest.Monkey
     ],
 )
 def test_the_method_is_what_the_route_takes(path: str, given_method: str | None, has_body: bool, method: str) -> None:
-    assert route_policy.method_for(route_policy.rule_for(path, ()), given_method, has_body=has_body) == method
+    assert route_catalog.method_for(route_catalog.rule_for(path, ()), given_method, has_body=has_body) == method
 
 
 def test_a_method_that_the_route_does_not_take_is_refused() -> None:
     for method in ("GET", "DELETE", "CONNECT", "post "):
         with pytest.raises(JobError):
-            route_policy.method_for(CHAT, method, has_body=True)
+            route_catalog.method_for(CHAT, method, has_body=True)
 
 
 @pytest.mark.parametrize(
@@ -271,7 +271,7 @@ def test_a_method_that_the_route_does_not_take_is_refused() -> None:
     ],
 )
 def test_every_text_that_reaches_the_model_is_counted(path: str, body: dict[str, Any], texts: tuple[str, ...]) -> None:
-    prompt = route_policy.prompt_of(body)
+    prompt = prompt_fields.prompt_of(body)
     assert sorted(prompt.texts) == sorted(texts), path
     assert prompt.chars == sum(map(len, texts))
 
@@ -279,14 +279,14 @@ def test_every_text_that_reaches_the_model_is_counted(path: str, body: dict[str,
 def test_tools_count_and_files_do_not() -> None:
     tools = [{"type": "function", "function": {"name": "f", "description": "what it does", "parameters": {"x": 5}}}]
     image = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 5000}}
-    prompt = route_policy.prompt_of({"messages": [{"role": "user", "content": [image]}], "tools": tools})
+    prompt = prompt_fields.prompt_of({"messages": [{"role": "user", "content": [image]}], "tools": tools})
     assert "what it does" in prompt.texts
     assert prompt.chars < 100
     assert prompt.token_ids == ()
 
 
 def test_prompts_given_as_token_ids_are_found() -> None:
-    assert route_policy.prompt_of({"prompt": [[1, 2], [3]]}).token_ids == (1, 2, 3)
+    assert prompt_fields.prompt_of({"prompt": [[1, 2], [3]]}).token_ids == (1, 2, 3)
 
 
 @pytest.mark.parametrize(
@@ -304,12 +304,12 @@ def test_prompts_given_as_token_ids_are_found() -> None:
         ),
         (CHAT, {"max_tokens": 7.0}, {"max_tokens": 7}, 7, 7),
         (CHAT, {"use_beam_search": True}, {"use_beam_search": True, "max_completion_tokens": 150}, None, 150),
-        (route_policy.RULES["/v1/responses"], {"max_output_tokens": 999}, {"max_output_tokens": 256}, 999, 256),
-        (route_policy.RULES["/v1/messages"], {"max_tokens": 999}, {"max_tokens": 256}, 999, 256),
+        (route_catalog.RULES["/v1/responses"], {"max_output_tokens": 999}, {"max_output_tokens": 256}, 999, 256),
+        (route_catalog.RULES["/v1/messages"], {"max_tokens": 999}, {"max_tokens": 256}, 999, 256),
     ],
 )
 def test_max_tokens_is_lowered_and_never_raised(
-    rule: route_policy.Rule, body: dict[str, Any], sent: dict[str, Any], requested: int | None, effective: int
+    rule: route_catalog.Rule, body: dict[str, Any], sent: dict[str, Any], requested: int | None, effective: int
 ) -> None:
     new = route_policy.rewrite(rule, body, Settings())
     assert new.body == sent
@@ -317,11 +317,11 @@ def test_max_tokens_is_lowered_and_never_raised(
     assert (new.max_tokens.requested, new.max_tokens.effective) == (requested, effective)
 
 
-GENERATING = [rule for rule in route_policy.RULES.values() if rule.max_tokens and not rule.anthropic]
+GENERATING = [rule for rule in route_catalog.RULES.values() if rule.max_tokens and not rule.anthropic]
 
 
 @pytest.mark.parametrize("rule", GENERATING, ids=lambda rule: rule.path)
-def test_every_generating_route_gets_the_limit_in_its_body(rule: route_policy.Rule) -> None:
+def test_every_generating_route_gets_the_limit_in_its_body(rule: route_catalog.Rule) -> None:
     """vLLM has defaults of its own, checks the parameters by them, and gives no second look to what comes after."""
     new = route_policy.rewrite(rule, {}, Settings(max_tokens_default=99))
     assert new.body == {rule.max_tokens[0]: 99}
@@ -332,7 +332,7 @@ def test_every_generating_route_gets_the_limit_in_its_body(rule: route_policy.Ru
 
 
 def test_a_route_that_only_the_operator_opened_gets_the_field_that_it_takes() -> None:
-    rule = route_policy.rule_for("/v1/next_year", ("/v1/next_year",))
+    rule = route_catalog.rule_for("/v1/next_year", ("/v1/next_year",))
     assert route_policy.rewrite(rule, {}, Settings(), fields={"max_tokens"}).body == {"max_tokens": 150}
     assert route_policy.rewrite(rule, {}, Settings(), fields={"level"}).body == {}
     assert route_policy.rewrite(rule, {}, Settings(), fields=None).body == {}
@@ -346,7 +346,7 @@ def test_a_route_that_only_the_operator_opened_gets_the_field_that_it_takes() ->
     st.integers(0, 150),
 )
 def test_min_tokens_never_exceeds_the_limit_that_the_engine_gets(
-    rule: route_policy.Rule, min_tokens: int, max_tokens: int | None, most: int, operators: int
+    rule: route_catalog.Rule, min_tokens: int, max_tokens: int | None, most: int, operators: int
 ) -> None:
     settings = Settings(max_tokens_max=most, max_tokens_min=1, default_sampling_params={"min_tokens": operators})
     asked = {} if max_tokens is None else {rule.max_tokens[0]: max_tokens}
@@ -383,7 +383,7 @@ def test_max_tokens_is_rejected_where_the_operator_wants_it() -> None:
     ],
 )
 def test_a_number_that_would_slip_past_a_limit_is_refused(
-    rule: route_policy.Rule, body: dict[str, Any], field: str
+    rule: route_catalog.Rule, body: dict[str, Any], field: str
 ) -> None:
     with pytest.raises(JobError) as caught:
         route_policy.rewrite(rule, body, Settings())
@@ -395,8 +395,8 @@ def test_the_operators_sampling_defaults_hold_on_routes_and_a_clients_own_win() 
     settings = Settings(default_sampling_params={"temperature": 0.3, "stop": ["x"]})
     chat = {"temperature": 1, "stop": ["x"], "max_completion_tokens": 150}
     assert route_policy.rewrite(CHAT, {"temperature": 1}, settings).body == chat
-    assert route_policy.rewrite(route_policy.RULES["/v1/messages"], {}, settings).body == {"temperature": 0.3}
-    assert route_policy.rewrite(route_policy.RULES["/v1/embeddings"], {}, settings).body == {}
+    assert route_policy.rewrite(route_catalog.RULES["/v1/messages"], {}, settings).body == {"temperature": 0.3}
+    assert route_policy.rewrite(route_catalog.RULES["/v1/embeddings"], {}, settings).body == {}
 
 
 def test_the_clients_ids_are_kept_for_the_log_and_its_request_id_is_not_sent_on() -> None:
@@ -455,7 +455,7 @@ CALLS = [{"role": "assistant", "content": None, "tool_calls": [{"id": "1", "func
 def test_an_error_names_a_field_that_the_client_can_find(
     param: str | None, message: str, body: Any, field: str
 ) -> None:
-    assert route_policy.field_of(param, message, body) == field
+    assert error_fields.field_of(param, message, body) == field
 
 
 def test_pydantics_list_is_cut_down_to_the_field() -> None:
@@ -467,14 +467,14 @@ def test_pydantics_list_is_cut_down_to_the_field() -> None:
         {"type": "missing", "loc": "body.messages.0.ToolMessage.tool_call_id", "msg": "Field required"},
     ]
     message = "4 validation errors:\n" + "\n".join(f"  {error}" for error in errors)
-    plain = route_policy.plain(message, "messages.0.content", body)
+    plain = error_fields.plain(message, "messages.0.content", body)
     assert plain == "messages.0.content: Input should be a valid string; Input should be a valid list."
-    assert route_policy.plain("Another message.", "messages", body) == "Another message."
+    assert error_fields.plain("Another message.", "messages", body) == "Another message."
 
 
 @pytest.mark.parametrize("given", [[5.0], ["5"], [5, True], [None]])
 def test_ids_to_score_are_whole_numbers(given: list[object]) -> None:
-    rule = route_policy.RULES["/generative_scoring"]
+    rule = route_catalog.RULES["/generative_scoring"]
     for body, field in (({"query": given, "items": ["a"]}, "query"), ({"query": "a", "items": [[5], given]}, "items")):
         with pytest.raises(JobError) as caught:
             route_policy.rewrite(rule, body, Settings())

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from llmpod.worker import route_policy, sse, tools
+from llmpod.worker import route_catalog, sse, tools
 from llmpod.worker.engine import Engine
 from llmpod.worker.handler import Worker
 from llmpod.worker.inputs import GUARD
@@ -55,7 +55,7 @@ async def refusal(worker: Worker, events: Events, job_input: object) -> Json:
 def test_every_route_of_vllms_application_is_closed_unless_this_worker_opens_it(engine: Engine) -> None:
     """Paths are compared one by one: a route that a new vLLM brings fails here until somebody decides about it."""
     paths = {route.path for route in engine.application.routes}
-    open_paths = paths & route_policy.RULES.keys()
+    open_paths = paths & route_catalog.RULES.keys()
     closed = paths - open_paths
     assert open_paths == {
         "/health",

@@ -16,7 +16,8 @@ from starlette.routing import Route
 from llmpod.worker.admission import Slots
 from llmpod.worker.asgi import Exchange
 from llmpod.worker.errors import Code
-from llmpod.worker.served import Bounded, RequestRefusedError, Watch, WatchedEngine, current
+from llmpod.worker.metering import RequestRefusedError, Watch, current
+from llmpod.worker.served import Bounded, WatchedEngine
 
 
 class MergingEngine:

@@ -6,10 +6,11 @@ import os
 
 import pytest
 
-from llmpod.worker import settings
+from llmpod.worker import environ, settings
+from llmpod.worker.environ import load
 from llmpod.worker.errors import StartError
 from llmpod.worker.other_workers import RETIRED
-from llmpod.worker.settings import Settings, load
+from llmpod.worker.settings import Settings
 
 
 @pytest.fixture(autouse=True)
@@ -17,7 +18,7 @@ def _clean(clean_environment: pytest.MonkeyPatch) -> None:
     """Every test starts without a variable of ours."""
 
 
-def loaded(monkeypatch: pytest.MonkeyPatch, **variables: str) -> settings.Environment:
+def loaded(monkeypatch: pytest.MonkeyPatch, **variables: str) -> environ.Environment:
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     return load()

@@ -13,7 +13,8 @@ from vllm import SamplingParams
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind
 
-from llmpod.worker.served import Watch, WatchedEngine, current
+from llmpod.worker.metering import Watch, current
+from llmpod.worker.served import WatchedEngine
 from llmpod.worker.settings import DEMO_MODEL
 from llmpod.worker.token_outputs import TokenOutputs
 from tests.worker.replay import Replay, one_by_one, splits

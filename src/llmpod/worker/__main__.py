@@ -11,7 +11,7 @@ import asyncio
 import sys
 from collections.abc import Sequence
 
-from llmpod.worker import departure, local, scratch, settings
+from llmpod.worker import departure, environ, local, scratch
 from llmpod.worker.engine import Engine
 from llmpod.worker.errors import StartError
 from llmpod.worker.events import EventLog, use_utf8_line_buffered_stdout
@@ -34,7 +34,7 @@ def run(test_input: str | None) -> int:
     use_utf8_line_buffered_stdout()
     log = EventLog()
     try:
-        environment = settings.load()
+        environment = environ.load()
         for correction in environment.corrections:
             log.emit("setting_corrected", **vars(correction))
         serves = environment.on_runpod and test_input is None

@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-from llmpod.worker import route_policy, route_table, served
+from llmpod.worker import metering, route_catalog, route_table, served
 from llmpod.worker.asgi import App, Exchange
 from llmpod.worker.errors import Code, JobError, StartError
 from llmpod.worker.inputs import GUARD
@@ -78,7 +78,7 @@ class Application:
         self.calls_tools = self._harmony or (arguments.enable_auto_tool_choice and bool(arguments.tool_call_parser))
         self.reads_reasoning = self._harmony or bool(arguments.structured_outputs_config.reasoning_parser)
         self.routes = route_table.read(app)
-        route_policy.check_opened(self._settings.allowed_routes, self.paths)
+        route_catalog.check_opened(self._settings.allowed_routes, self.paths)
 
         async def with_load(*call: Any) -> None:
             """/load answers with every request in the engine; vLLM counts those of its routes, and only if told to."""
@@ -195,7 +195,7 @@ class Application:
             raise JobError(Code.UNSUPPORTED, "This was to be measured only.")
 
         context = contextvars.copy_context()
-        context.run(served.current.set, served.Watch(judge=judge))
+        context.run(metering.current.set, metering.Watch(judge=judge))
         messages = [{"role": message.role, "content": message.content} for message in conversation(length)]
         body = orjson.dumps({"model": self._settings.served_name, "messages": messages, "max_tokens": 1} | fields)
         headers = {"content-type": "application/json"}

@@ -24,6 +24,7 @@ from llmpod.worker import (
     generation,
     heap,
     limits,
+    metering,
     renderer,
     sampling,
     served,
@@ -285,7 +286,7 @@ class Engine:
             ids, text = await asyncio.to_thread(self._prompts.rendered, request)
         else:
             ids, text = self._prompts.rendered(request)
-        watch = served.current.get()
+        watch = metering.current.get()
         if watch is not None and watch.judge is not None:
             watch.judge(text)
         return ids
@@ -329,7 +330,7 @@ class Engine:
         """
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
-        watch = served.current.get() or served.Watch()
+        watch = metering.current.get() or metering.Watch()
         prompt = served.salted({"type": "token", "prompt_token_ids": prompt_ids}, watch)
         stream = self._llm.generate(prompt, params, request_id)
         if params.structured_outputs is not None:

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from llmpod.worker import engine_options
+from llmpod.worker.environ import Correction, provide
 from llmpod.worker.errors import StartError
 from llmpod.worker.events import Emit
-from llmpod.worker.settings import Correction, Settings, provide
+from llmpod.worker.settings import Settings
 
 
 class Arguments(NamedTuple):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from llmpod.worker import sampling, served
+from llmpod.worker import metering, sampling
 from llmpod.worker.errors import Code, JobError
 
 
@@ -36,7 +36,7 @@ def check(llm: Any) -> None:
         except Exception as error:
             await llm.abort(request.request_id, internal=True)
             message = f"The engine cannot take this: {error}"
-            served.refuse(JobError(Code.INVALID_INPUT, message))
+            metering.refuse(JobError(Code.INVALID_INPUT, message))
             raise refusal(message) from error
         await send(request)
 

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from llmpod.worker import adapters
+from llmpod.worker.environ import Correction, ignored, refuse_mistyped
 from llmpod.worker.errors import StartError
 from llmpod.worker.events import Emit
-from llmpod.worker.settings import Correction, Settings, ignored, refuse_mistyped
+from llmpod.worker.settings import Settings
 
 # Engine arguments whose upper-case name in the environment belongs to somebody else.
 NOT_FROM_ENVIRONMENT = {

@@ -12,8 +12,9 @@ import warnings
 from pathlib import Path
 
 from llmpod.worker import fork_server
+from llmpod.worker.environ import provide
 from llmpod.worker.events import logging_config
-from llmpod.worker.settings import Settings, provide
+from llmpod.worker.settings import Settings
 
 
 @functools.cache

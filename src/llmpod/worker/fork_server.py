@@ -25,7 +25,7 @@ from multiprocessing import context, forkserver
 from pathlib import Path
 from typing import Any
 
-from llmpod.worker import heap, settings
+from llmpod.worker import environ, heap
 
 DECIDED_BY_OTHERS = (
     "LD_PRELOAD",
@@ -48,13 +48,13 @@ class ServedProcess(context.ForkServerProcess):
     """A process of the server's, with the environment of the one that started it, as a spawned one has it."""
 
     def start(self) -> None:
-        self._environment = settings.environment()
+        self._environment = environ.environment()
         super().start()
 
     def run(self) -> None:
         heap.settle()
         threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
-        settings.adopt(self._environment)
+        environ.adopt(self._environment)
         _contexts["spawn"] = BoundContext()  # for what this process starts
         super().run()
 
@@ -75,7 +75,7 @@ class BoundProcess(context.ForkProcess):
     """A process forked from the engine, which keeps to the processors that vLLM names for it in OpenMP's variables."""
 
     def run(self) -> None:
-        variables = settings.environment()
+        variables = environ.environment()
         places = variables.get("GOMP_CPU_AFFINITY", "").split()
         if places and all(place.isdigit() for place in places):
             os.sched_setaffinity(0, {int(place) for place in places})
@@ -91,12 +91,12 @@ class BoundContext(context.ForkContext):
 
 def start(modules: Sequence[str]) -> None:
     """Start the server, which then imports `modules`. Returns at once; where it could not help, it does nothing."""
-    variables = settings.environment()
+    variables = environ.environment()
     if not on_cpu() or any(name in variables for name in DECIDED_BY_OTHERS):
         return
     libraries = ":".join(map(str, _preloads()))
     quiet = variables.get("TORCH_LOGS", "-torch._library")  # it warns of a missing Triton, in a form of its own
-    with settings.temporarily({"LD_PRELOAD": libraries, "OMP_NUM_THREADS": "1", "TORCH_LOGS": quiet}):
+    with environ.temporarily({"LD_PRELOAD": libraries, "OMP_NUM_THREADS": "1", "TORCH_LOGS": quiet}):
         forkserver.set_forkserver_preload(["llmpod.worker.fork_server_preload", *modules])
         forkserver.ensure_running()
     _contexts["spawn"] = ServedContext()

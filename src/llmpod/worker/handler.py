@@ -13,7 +13,7 @@ from contextlib import aclosing
 from functools import cached_property
 from typing import Any
 
-from llmpod.worker import admission, answers, bounds, inputs, limits, profile, routes, served
+from llmpod.worker import admission, answers, bounds, inputs, limits, metering, profile, routes
 from llmpod.worker.engine import Engine
 from llmpod.worker.errors import Code, JobError
 from llmpod.worker.events import Emit
@@ -64,7 +64,7 @@ class Worker:
         reaches this generator as CancelledError while it awaits, or as GeneratorExit while the SDK sends a chunk.
         """
         record = record or self.record(job)
-        served.current.set(record.watch.begin(self.settings, record.id, self.slots.take))
+        metering.current.set(record.watch.begin(self.settings, record.id, self.slots.take))
         try:
             async with aclosing(self._answer(job.get("input"), record)) as replies:
                 async for reply in replies:

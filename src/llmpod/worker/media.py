@@ -25,7 +25,7 @@ from PIL import Image
 from yarl import URL
 
 from llmpod.worker.errors import Code, JobError
-from llmpod.worker.route_policy import MEDIA_KEYS
+from llmpod.worker.prompt_fields import MEDIA_KEYS
 from llmpod.worker.settings import Settings
 
 FETCH_TIMEOUT_S = 20.0

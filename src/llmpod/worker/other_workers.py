@@ -1,4 +1,4 @@
-"""Variables that other vLLM workers read, and what each is here. Pure data; `settings.load` acts on it.
+"""Variables that other vLLM workers read, and what each is here. Pure data; `environ.load` acts on it.
 
 A variable whose loss would change what is served stops the start (RENAMED, REFUSED). One that has no meaning here is
 ignored, and an event says so (RETIRED). All others bear the name of a setting or of an engine argument.

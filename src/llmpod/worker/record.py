@@ -13,7 +13,7 @@ from llmpod.worker.events import Emit
 from llmpod.worker.generation import Step, Timings
 from llmpod.worker.inputs import NativeRequest
 from llmpod.worker.limits import MaxTokens, constrained
-from llmpod.worker.served import Watch
+from llmpod.worker.metering import Watch
 
 Outcome = Literal["ok", "blocked", "rejected", "error", "cancelled", "timeout"]
 

@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any, cast
 
-from llmpod.worker import served
+from llmpod.worker import metering
 from llmpod.worker.errors import Code, JobError
 from llmpod.worker.inputs import GUARD
 from llmpod.worker.prompts import Prompts
@@ -47,7 +47,7 @@ class Guarded:
             options = self.prompts.guard(params.chat_template_kwargs)
             return self.prompts.guard_messages(messages), dataclasses.replace(params, chat_template_kwargs=options)
         except JobError as error:
-            raise served.refuse(error) from None
+            raise metering.refuse(error) from None
 
     # -- text -> token ids -----------------------------------------------------------------------------------------
 
@@ -85,14 +85,14 @@ class Guarded:
             return
         if text is None and ids is not None:
             if self.cuts and not self.prompts.control_ids.isdisjoint(ids):  # a client's: templates of these give text
-                raise served.refuse(JobError(Code.INVALID_INPUT, "The prompt holds the ids of control tokens."))
-            if served.judges():
+                raise metering.refuse(JobError(Code.INVALID_INPUT, "The prompt holds the ids of control tokens."))
+            if metering.judges():
                 text = part["prompt"] = await asyncio.to_thread(self.prompts.decode, ids)
-        if text is not None and served.judges():
+        if text is not None and metering.judges():
             if len(text) > 20_000:
-                await asyncio.to_thread(served.judge, self.prompts.visible, text)
+                await asyncio.to_thread(metering.judge, self.prompts.visible, text)
             else:
-                served.judge(self.prompts.visible, text)
+                metering.judge(self.prompts.visible, text)
 
 
 def guard() -> None:
@@ -128,7 +128,7 @@ def _forget_cache_keys(part: dict[str, Any]) -> None:
         return
     files = part.get("multi_modal_data") or {}
     if any(file is None for kind in files.values() for file in (kind if isinstance(kind, list) else [kind])):
-        raise served.refuse(
+        raise metering.refuse(
             JobError(
                 Code.INVALID_INPUT, "A file's uuid stands for no file here: send the file itself.", field="messages"
             )

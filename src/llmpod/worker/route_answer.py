@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from llmpod.worker import route_policy, sse
+from llmpod.worker import error_fields, sse
 from llmpod.worker.asgi import Exchange
 from llmpod.worker.engine import Engine
 from llmpod.worker.errors import Code, JobError, RouteError
@@ -152,8 +152,8 @@ class RouteAnswer:
         error = error | {"message": message}
         if status < 500:
             body = self._call.new.body
-            field = route_policy.field_of(error.get("param"), message, body)
-            error = error | {"param": field, "message": route_policy.plain(message, field, body)}
+            field = error_fields.field_of(error.get("param"), message, body)
+            error = error | {"param": field, "message": error_fields.plain(message, field, body)}
         code = _CODES.get(status, Code.INVALID_INPUT if status < 500 else Code.GENERATION_FAILED)
         if status >= 500 and self._engine.dead:
             code = Code.ENGINE_DEAD

@@ -8,11 +8,13 @@ from typing import Any
 
 import orjson
 
-from llmpod.worker import form, limits, served
+from llmpod.worker import form, limits, metering
 from llmpod.worker.asgi import App, Exchange
 from llmpod.worker.errors import Code, JobError
+from llmpod.worker.prompt_fields import Prompt
 from llmpod.worker.record import JobRecord
-from llmpod.worker.route_policy import RULES, Prompt, Rewritten, Rule
+from llmpod.worker.route_catalog import RULES, Rule
+from llmpod.worker.route_policy import Rewritten
 from llmpod.worker.settings import Settings
 
 
@@ -31,7 +33,7 @@ class RouteCall:
     wanted_model: str | None = None  # of /v1/models, the one that is asked for
 
     @property
-    def watch(self) -> served.Watch:
+    def watch(self) -> metering.Watch:
         """What the engine does for the job."""
         return self.record.watch
 
@@ -68,7 +70,7 @@ class RouteCall:
         elif self.method != "GET":
             body, headers["content-type"] = _json(self.new.body), "application/json"
         context = contextvars.copy_context()
-        context.run(served.current.set, self.watch)
+        context.run(metering.current.set, self.watch)
         exchange = Exchange(app, self.method, self.path, query=self.query, headers=headers, body=body, context=context)
         self.watch.wanted = exchange.wanted
         return exchange

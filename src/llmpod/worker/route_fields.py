@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from llmpod.worker import limits, route_policy
+from llmpod.worker import limits, prompt_fields, route_catalog
 from llmpod.worker.client_fields import MOVED, REFUSED, Settled, check_format, empty, move, refused, resembles
 from llmpod.worker.errors import Code, JobError
 from llmpod.worker.sdk_parameters import SDK_PARAMETERS
@@ -31,11 +31,11 @@ _OURS = frozenset({"model", "stream", "filename", "request_id", "metadata", "use
 """Read by this worker itself, on every route."""
 _NOT_MISSPELT = frozenset({"models"})
 """Fields of other services that resemble one of ours: OpenRouter's models to fall back on."""
-_TOKEN_LIMITS = frozenset(name for rule in route_policy.RULES.values() for name in rule.max_tokens)
+_TOKEN_LIMITS = frozenset(name for rule in route_catalog.RULES.values() for name in rule.max_tokens)
 
 
 def settle(
-    rule: route_policy.Rule, body: Mapping[str, Any], fields: Collection[str], sampling: Mapping[str, Any]
+    rule: route_catalog.Rule, body: Mapping[str, Any], fields: Collection[str], sampling: Mapping[str, Any]
 ) -> Settled:
     """A route's body by the rules above. `fields`: what vLLM reads there; `sampling`: parameters and their defaults.
 
@@ -72,14 +72,14 @@ def _text_of(document: object) -> object:
 
 
 def _refuse_if_asking(
-    rule: route_policy.Rule, name: str, value: object, fields: Collection[str], sampling: Mapping[str, Any]
+    rule: route_catalog.Rule, name: str, value: object, fields: Collection[str], sampling: Mapping[str, Any]
 ) -> None:
     if name in REFUSED:
         refusal = REFUSED[name]
         if refusal.asks(value):
             raise refused(name, refusal)
         return
-    read_elsewhere = name in route_policy.PROMPT_FIELDS or (
+    read_elsewhere = name in prompt_fields.PROMPT_FIELDS or (
         rule.kind == "generate" and (name in sampling or name in _TOKEN_LIMITS or name in limits.CONSTRAINTS)
     )
     if name in MOVED or read_elsewhere:

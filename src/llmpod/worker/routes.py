@@ -13,17 +13,30 @@ from typing import Any
 
 import orjson
 
-from llmpod.worker import answers, inputs, limits, media, route_fields, route_policy, tools
+from llmpod.worker import (
+    answers,
+    error_fields,
+    inputs,
+    limits,
+    media,
+    prompt_fields,
+    route_catalog,
+    route_fields,
+    route_policy,
+    tools,
+)
 from llmpod.worker.asgi import Broken
 from llmpod.worker.engine import Engine
 from llmpod.worker.errors import Code, JobError, RouteError
 from llmpod.worker.events import Emit
 from llmpod.worker.profile import Profile
 from llmpod.worker.prompt_check import PromptCheck
+from llmpod.worker.prompt_fields import Prompt
 from llmpod.worker.record import JobRecord
 from llmpod.worker.route_answer import Reply, RouteAnswer
 from llmpod.worker.route_call import RouteCall
-from llmpod.worker.route_policy import Prompt, Rewritten, Rule
+from llmpod.worker.route_catalog import Rule
+from llmpod.worker.route_policy import Rewritten
 from llmpod.worker.route_table import Route
 from llmpod.worker.settings import Settings
 
@@ -75,19 +88,19 @@ class Routes:
         """The open route that the request means, and its body with the numbers within the limits."""
         record.route = request.route[:200]
         shape = "route" if isinstance(request, inputs.RouteRequest) else "openai_route"
-        named = route_policy.asked_model(request.route)
-        path, query = ("/v1/models", "") if named else route_policy.clean(request.route, field=shape)
+        named = route_catalog.asked_model(request.route)
+        path, query = ("/v1/models", "") if named else route_catalog.clean(request.route, field=shape)
         exists = self.engine.application.has(path)
-        rule = route_policy.rule_for(path, self.settings.allowed_routes, exists=exists)
-        method = route_policy.method_for(rule, request.method, has_body=request.body is not None)
+        rule = route_catalog.rule_for(path, self.settings.allowed_routes, exists=exists)
+        method = route_catalog.method_for(rule, request.method, has_body=request.body is not None)
         fields = self._route(rule, method, path).fields
         wanted = route_policy.resolve_model(named, self.engine.application.names)
         given = self._settled(rule, fields, request, record)
-        prompt = route_policy.prompt_of(given)
+        prompt = prompt_fields.prompt_of(given)
         new = self._rewritten(rule, given, request, prompt, fields, record)
         record.watch.max_tokens = None if new.max_tokens is None else max(1, new.max_tokens.effective)
-        record.watch.constraint = route_policy.blamed("schema", new.body)
-        record.watch.calls = route_policy.blamed("structural tag", new.body)
+        record.watch.constraint = error_fields.blamed("schema", new.body)
+        record.watch.calls = error_fields.blamed("structural tag", new.body)
         record.watch.most = limits.most_at_once(self.settings, scores=rule.scores)
         record.watch.parsed = self.engine.application.parses(given, fields)
         return RouteCall(record, rule, method, path, query, given, prompt, new, wanted)
@@ -98,7 +111,7 @@ class Routes:
         if route is not None:
             return route
         generates, existing = self.engine.generates, self.engine.application.paths
-        raise route_policy.absent(rule, method, path, generates=generates, existing=existing)
+        raise route_catalog.absent(rule, method, path, generates=generates, existing=existing)
 
     def _settled(
         self, rule: Rule, fields: Collection[str] | None, request: inputs.OpenAIRequest, record: JobRecord
@@ -110,7 +123,7 @@ class Routes:
         try:
             settled = route_fields.settle(rule, given, fields, self.engine.sampling_defaults)
         except JobError:
-            chars = route_policy.prompt_of(given).chars
+            chars = prompt_fields.prompt_of(given).chars
             record.start_route(stream=request.stream, model=_short(given.get("model")), prompt_len=chars)
             raise
         record.adapted = settled.as_dict()
@@ -196,7 +209,7 @@ class Routes:
         if call.rule.kind == "embed":
             return
         body = call.new.body
-        for name in route_policy.PROMPT_FIELDS:
+        for name in prompt_fields.PROMPT_FIELDS:
             if name in body:
                 body[name] = self.engine.application.guard(body[name], field=name)
 

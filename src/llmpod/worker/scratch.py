@@ -13,7 +13,7 @@ import tempfile
 from multiprocessing import util
 from pathlib import Path
 
-from llmpod.worker import settings
+from llmpod.worker import environ
 
 PREFIX = "llmpod-worker-"
 _LOCK = ".lock"  # held while the worker, or a process that it forked, lives
@@ -40,8 +40,8 @@ def claim() -> None:
         util.Finalize(None, remove, exitpriority=-200)  # after multiprocessing's own folder, which is in it
         cache = Path("~/.cache/llmpod/torchinductor").expanduser()  # what a start compiles serves the next one
         if os.access(Path("~").expanduser(), os.W_OK):
-            settings.provide({"TORCHINDUCTOR_CACHE_DIR": str(cache)})
-        settings.put({"TMPDIR": str(folder)})
+            environ.provide({"TORCHINDUCTOR_CACHE_DIR": str(cache)})
+        environ.put({"TMPDIR": str(folder)})
         tempfile.tempdir = None
 
 

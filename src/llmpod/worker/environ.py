@@ -1,0 +1,234 @@
+"""Environment variables: read into `Settings`, corrected where a template got them wrong, checked for typing errors.
+
+The one place in the worker that looks at the environment. What templates and web forms get wrong (`None` as a string,
+quotes around a value, a stray 0) is corrected and reported; what cannot be guessed (a bad type, a value out of range, a
+name that looks like ours but is not) stops the start with one line that says what to change.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import AliasChoices, ValidationError
+
+from llmpod.worker.errors import StartError
+from llmpod.worker.other_workers import REFUSED, RETIRED, meant_by
+from llmpod.worker.settings import Settings
+
+
+@dataclass(frozen=True)
+class Correction:
+    """A value that was changed, or ignored, before it was used."""
+
+    setting: str
+    given: str | None  # None: it may be a secret
+    used: str | None  # None: as if it were not set
+    reason: str
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What `load` found: the settings, what it corrected, and the upper-case variables that are not ours."""
+
+    settings: Settings
+    corrections: tuple[Correction, ...]
+    others: Mapping[str, str]
+    on_runpod: bool  # RunPod's own sign (runpod 1.12.0, serverless/worker.py)
+
+
+_NONE_WORDS = {"none", "null", "undefined"}
+
+
+def names() -> dict[str, str]:
+    """Environment variable -> field, older names included."""
+    found: dict[str, str] = {}
+    for field, info in Settings.model_fields.items():
+        found[field.upper()] = field
+        if isinstance(info.validation_alias, AliasChoices):
+            found.update((str(alias), field) for alias in info.validation_alias.choices)
+    return found
+
+
+def load(environ: MutableMapping[str, str] = os.environ) -> Environment:
+    """Read the settings. Corrected values are corrected in `environ` too, because vLLM's processes inherit it.
+
+    Raises:
+        StartError: a value has the wrong type or range, or a name looks like one of ours and is not.
+    """
+    known = names()
+    refuse_renamed(environ)
+    corrections = tuple(_correct(environ, known))
+    others = {name: value for name, value in environ.items() if name.isupper() and name not in known}
+    refuse_mistyped(others, known)
+    try:
+        settings = Settings()
+    except ValidationError as error:
+        raise _explain(error, known) from None
+    except ValueError as error:  # pydantic-settings: a JSON setting that is not JSON
+        raise StartError(f"A setting could not be read: {error}.", "Give it as JSON.") from None
+    if settings.max_tokens_max and not settings.max_tokens_min <= settings.max_tokens_max:
+        raise StartError(
+            f"MAX_TOKENS_MIN ({settings.max_tokens_min}) is above MAX_TOKENS_MAX ({settings.max_tokens_max}).",
+            "Lower the one or raise the other.",
+            setting="MAX_TOKENS_MIN",
+        )
+    return Environment(settings, corrections, others, on_runpod=bool(environ.get("RUNPOD_WEBHOOK_GET_JOB")))
+
+
+def provide(values: Mapping[str, str]) -> None:
+    """Give the libraries we import, and their child processes, variables that nobody has set for them."""
+    for name, value in values.items():
+        os.environ.setdefault(name, value)
+    # They log through our classes (events.logging_config), also where this package is not installed but only run.
+    source = str(Path(__file__).resolve().parents[2])
+    paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if source not in paths:
+        os.environ["PYTHONPATH"] = os.pathsep.join([source, *filter(None, paths)])
+
+
+def put(values: Mapping[str, str]) -> None:
+    """Set variables, for this process and those it starts."""
+    os.environ.update(values)
+
+
+def environment() -> dict[str, str]:
+    """Every variable, as it is now."""
+    return dict(os.environ)
+
+
+def adopt(variables: Mapping[str, str]) -> None:
+    """Make this process's variables those of another."""
+    os.environ.clear()
+    os.environ.update(variables)
+
+
+@contextlib.contextmanager
+def temporarily(values: Mapping[str, str]) -> Iterator[None]:
+    """Variables for what is started meanwhile."""
+    before = environment()
+    try:
+        os.environ.update(values)
+        yield
+    finally:
+        adopt(before)
+
+
+def _correct(environ: MutableMapping[str, str], known: Mapping[str, str]) -> Iterable[Correction]:
+    for name in sorted(environ):
+        given = environ[name]
+        ours = meant_by(name)
+        if name in RETIRED or (ours is not None and given.strip()):
+            yield ignored(name, given, RETIRED.get(name) or f"{ours} says the same")
+            del environ[name]
+            continue
+        if name not in known:
+            continue
+        value = given.strip()
+        if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'":
+            value = value[1:-1].strip()
+            yield Correction(name, given, value, "the quotes were part of the value")
+        if value.lower() in _NONE_WORDS:
+            yield Correction(name, given, None, "the word stands for no value")
+            value = ""
+        elif value.lower() in ("0", "auto") and _vllm_can_decide(known[name]):
+            yield Correction(name, given, None, "left to vLLM")
+            value = ""
+        if value:
+            environ[name] = value
+        else:
+            del environ[name]
+
+
+def _vllm_can_decide(field: str) -> bool:
+    """A whole number without a default of ours, for which 0 is no possible value."""
+    info = Settings.model_fields[field]
+    return info.default is None and "int" in str(info.annotation)
+
+
+def ignored(name: str, given: str, reason: str) -> Correction:
+    """The correction that says so, without a value that may be a secret."""
+    secret = re.search(r"KEY|TOKEN|SECRET|PASSWORD", name)
+    return Correction(name, None if secret else given, None, f"ignored: {reason}")
+
+
+def refuse_renamed(environ: Mapping[str, str]) -> None:
+    """Stop at a variable that another worker would serve by, and this one would not.
+
+    Raises:
+        StartError: names the variable and what to set instead.
+    """
+    for name in sorted(environ):
+        ours, value = meant_by(name), environ[name].strip()
+        if not value or value.lower() in _NONE_WORDS:
+            continue
+        if name in REFUSED:
+            raise StartError(f"{name} is not a setting of this worker.", REFUSED[name], setting=name)
+        if ours is not None and value != environ.get(ours, "").strip():
+            raise StartError(f"{name} is not a setting; {ours} is.", f"Rename it to {ours}, or unset it.", setting=name)
+
+
+def refuse_mistyped(found: Iterable[str], known: Iterable[str], also_known: Iterable[str] = ()) -> None:
+    """Stop at the first name in `found` that is nearly, but not quite, one in `known`.
+
+    Raises:
+        StartError: names the variable and the setting it resembles.
+    """
+    known = list(known)
+    accepted = {*known, *also_known, *RETIRED}
+    for name in sorted(found):
+        if name in accepted:
+            continue
+        likely = _resembles(name, known)
+        if likely is not None:
+            raise StartError(
+                f"{name} is not a setting; {likely} is.", f"Rename it to {likely}, or unset it.", setting=name
+            )
+
+
+# Prefixes of variables that belong to somebody else, however much they resemble ours.
+_FOREIGN = (
+    "RUNPOD_",
+    "HF_",
+    "HUGGING",
+    "CUDA_",
+    "NVIDIA_",
+    "NCCL_",
+    "PYTHON",
+    "PYTORCH_",
+    "TORCH",
+    "PIP_",
+    "UV_",
+    "OMP_",
+)
+
+
+def _resembles(name: str, known: Iterable[str]) -> str | None:
+    """The name in `known` that `name` is probably meant to be: nearly the same letters, or the same words."""
+    if "_" not in name or len(name) < 8 or name.startswith(_FOREIGN):
+        return None
+    words = sorted(name.split("_"))
+    for candidate in known:
+        if sorted(candidate.split("_")) == words:
+            return candidate
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.86)
+    return close[0] if close else None
+
+
+def _explain(error: ValidationError, known: Mapping[str, str]) -> StartError:
+    faults = []
+    setting_name = ""
+    for fault in error.errors(include_url=False):
+        location = str(fault["loc"][0])
+        setting_name = next((name for name, field in known.items() if location in (field, name)), location.upper())
+        faults.append(f"{setting_name}={fault['input']!r}: {fault['msg'].removeprefix('Input ')}")
+    return StartError(
+        f"Invalid setting: {'; '.join(faults)}.",
+        "Correct or unset it (docs/configuration.md lists every setting).",
+        setting=setting_name,
+    )

@@ -1,0 +1,99 @@
+"""Prompt texts and token ids in the body of a route job, whichever fields they stand in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+# Fields whose text becomes part of the prompt, on whichever route they stand.
+PROMPT_FIELDS = (
+    "messages",
+    "prompt",
+    "suffix",
+    "input",
+    "instructions",
+    "system",
+    "tools",
+    "functions",
+    "documents",
+    "chat_template_kwargs",
+    "query",
+    "queries",
+    "items",
+    "instruction",
+    "text_1",
+    "text_2",
+    "data_1",
+    "data_2",
+    "texts",
+    "inputs",
+    "data",
+)
+MEDIA_KEYS = frozenset(
+    {
+        "image_url",
+        "audio_url",
+        "video_url",
+        "input_audio",
+        "input_video",
+        "image",
+        "images",
+        "audio",
+        "video",
+        "source",
+        "file",
+        "file_url",
+        "file_data",
+        "image_embeds",
+        "audio_embeds",
+    }
+)
+"""Keys of a content part under which a file stands, as an address or as data: media.py's business, not text."""
+
+_NO_TEXT = frozenset({"role", "type", "id", "call_id", "tool_call_id", "tool_use_id", "format", "detail", "status"})
+_ID_FIELDS = ("prompt", "input", "query", "queries", "items", "documents")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a body says to the model."""
+
+    texts: tuple[str, ...]
+    token_ids: tuple[int, ...] = ()  # prompts given as ids
+    field: str = "messages"  # where it stands, for messages
+
+    @property
+    def chars(self) -> int:
+        """Characters of all texts together, an empty one as one."""
+        return sum(len(text) or 1 for text in self.texts)
+
+
+def prompt_of(body: Mapping[str, Any]) -> Prompt:
+    """Every text and every token id in the fields that become the prompt."""
+    texts: list[str] = []
+    ids: list[int] = []
+    names = [name for name in PROMPT_FIELDS if body.get(name) is not None]
+    for name in names:
+        for leaf in _leaves(body[name], with_keys=name in ("tools", "functions")):
+            if isinstance(leaf, str):
+                texts.append(leaf)
+            elif name in _ID_FIELDS:
+                ids.append(leaf)
+    return Prompt(tuple(texts), tuple(ids), names[0] if names else "messages")
+
+
+def _leaves(value: object, *, with_keys: bool) -> Iterator[str | int]:
+    pending = [value]
+    while pending:
+        found = pending.pop()
+        if isinstance(found, str) or (isinstance(found, int) and not isinstance(found, bool)):
+            yield found
+        elif isinstance(found, list):
+            pending.extend(reversed(found))
+        elif isinstance(found, dict):
+            for key in reversed(found):
+                if with_keys:
+                    pending.extend((found[key], key))
+                elif key not in _NO_TEXT and key not in MEDIA_KEYS and not isinstance(found[key], int | float):
+                    pending.append(found[key])
