@@ -7,7 +7,7 @@ from typing import Any
 
 from llmpod.loadtest.client import CallError
 from llmpod.loadtest.clock import utc_now
-from llmpod.loadtest.health import deserted, health_sample, live_workers
+from llmpod.loadtest.health_sample import deserted, health_sample, live_workers
 from llmpod.loadtest.intake import line
 from llmpod.loadtest.rig import Rig, describe
 from llmpod.loadtest.stats import nearest_rank

@@ -18,7 +18,7 @@ from llmpod.worker import tools
 from llmpod.worker.constraints import begun_within
 from llmpod.worker.errors import Code, JobError
 from llmpod.worker.generation import ConstraintError, timings_of
-from llmpod.worker.metering import Watch, engine_slot, current, judge, refuse
+from llmpod.worker.metering import Watch, current, engine_slot, judge, refuse
 from llmpod.worker.token_outputs import Detokenizer, TokenOutputs
 
 Value = TypeVar("Value")
