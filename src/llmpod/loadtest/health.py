@@ -11,9 +11,6 @@ from llmpod.loadtest.health_sample import live_workers
 from llmpod.loadtest.records import Job
 from llmpod.loadtest.stats import nearest_rank
 
-JOB_COUNTS = ("inQueue", "inProgress", "completed", "failed", "retried")
-WORKER_COUNTS = ("idle", "ready", "running", "initializing", "throttled", "unhealthy")
-
 
 @dataclass(frozen=True, slots=True)
 class Scaler:

@@ -1,12 +1,12 @@
 """Health sample: an endpoint's answer to /health, as far as it can be used."""
 
-"""The endpoint's own timeline, from /health samples: how many workers there were, and how many the load wanted."""
-
 from collections.abc import Sequence
 from typing import Any
 
-from llmpod.loadtest.health import JOB_COUNTS, WORKER_COUNTS
 from llmpod.loadtest.intake import count
+
+JOB_COUNTS = ("inQueue", "inProgress", "completed", "failed", "retried")
+WORKER_COUNTS = ("idle", "ready", "running", "initializing", "throttled", "unhealthy")
 
 
 def health_sample(body: Any) -> dict[str, dict[str, int]] | None:
