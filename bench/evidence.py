@@ -21,19 +21,19 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
-from llmpod.loadtest import plan as plans
-from llmpod.loadtest.analysis import PhaseReport, View, analyse
-from llmpod.loadtest.arrivals import Arrivals, steady
-from llmpod.loadtest.capacity import highest_interval, largest_rate, to_jobs
-from llmpod.loadtest.compare import compare
-from llmpod.loadtest.fit import Fit, fit, on_one_axis
-from llmpod.loadtest.journal import Recorded
-from llmpod.loadtest.plan import Phase, Plan, Sweep
-from llmpod.loadtest.records import Job
-from llmpod.loadtest.simulate import Fixed, Service, Simulation, Withheld
-from llmpod.loadtest.slo import judge, parse
+from llmpod.loadtest.analysis.analyse import PhaseReport, View, analyse
+from llmpod.loadtest.analysis.slo import judge, parse
+from llmpod.loadtest.analysis.sweep import climb
+from llmpod.loadtest.capacity.capacity import highest_interval, largest_rate, to_jobs
+from llmpod.loadtest.capacity.fit import Fit, fit, on_one_axis
+from llmpod.loadtest.capacity.simulate import Fixed, Service, Simulation, Withheld
+from llmpod.loadtest.cli.compare import compare
+from llmpod.loadtest.model import plan as plans
+from llmpod.loadtest.model.arrivals import Arrivals, steady
+from llmpod.loadtest.model.job_record import Job
+from llmpod.loadtest.model.plan import Phase, Plan, Sweep
+from llmpod.loadtest.model.run_files import Recorded
 from llmpod.loadtest.stats import quantiles
-from llmpod.loadtest.sweep import climb
 
 PERCENTILES = (50.0, 90.0, 95.0, 99.0)
 WORST = 0.05

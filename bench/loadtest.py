@@ -26,9 +26,9 @@ from aiohttp import web
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
-from llmpod.loadtest import journal, plan, records  # noqa: E402
-from llmpod.loadtest.plan import Phase, Plan  # noqa: E402
-from llmpod.loadtest.records import Job  # noqa: E402
+from llmpod.loadtest.model import job_record, plan, run_files  # noqa: E402
+from llmpod.loadtest.model.job_record import Job  # noqa: E402
+from llmpod.loadtest.model.plan import Phase, Plan  # noqa: E402
 from llmpod.loadtest.stats import nearest_rank  # noqa: E402
 
 CLIENTS, SERVICE_MS, MEASURED = 200, 50, 10_000
@@ -110,7 +110,7 @@ def load_test(url: str, folder: Path, clients: int, runs: int) -> tuple[list[flo
     process = subprocess.Popen([sys.executable, str(ROOT / "rp_load_test.py"), *words])
     _, status, usage = os.wait4(process.pid, 0)
     assert os.waitstatus_to_exitcode(status) in (0, 5), status
-    jobs = journal.read(folder).jobs
+    jobs = run_files.read(folder).jobs
     return (
         sorted(job.total_ms or 0.0 for job in jobs if job.counts and job.ok),
         usage.ru_maxrss / 1024,
@@ -119,16 +119,16 @@ def load_test(url: str, folder: Path, clients: int, runs: int) -> tuple[list[flo
 
 
 def record_100k(folder: Path) -> None:
-    journal.make_directory(folder)
+    run_files.make_directory(folder)
     phase = Phase("c=50", "closed", "soak", concurrency=50, requests=100_000)
     facts = {
-        "format": journal.FORMAT,
+        "format": run_files.FORMAT,
         "meta": {"endpoint": "made up"},
         "plan": plan.to_dict(Plan((phase,), "run", 0)),
         "imported": True,
     }
-    journal.write_json(folder / journal.PLAN, facts)
-    with (folder / journal.REQUESTS).open("w") as file:
+    run_files.write_json(folder / run_files.PLAN, facts)
+    with (folder / run_files.REQUESTS).open("w") as file:
         for n in range(100_000):
             job = Job(
                 "c=50",
@@ -147,7 +147,7 @@ def record_100k(folder: Path) -> None:
                 "stop",
             )
             job.sent_at, job.http_status, job.polls = "2026-01-01T00:00:00.000Z", 200, 2
-            file.write(json.dumps(records.to_dict(job)) + "\n")
+            file.write(json.dumps(job_record.to_dict(job)) + "\n")
 
 
 def show(name: str, value: float, unit: str, more: str = "", *, base: float = 0.0) -> bool:

@@ -21,7 +21,7 @@ import pytest  # noqa: E402
 from runpod.serverless.modules import rp_logger  # noqa: E402
 
 from llmpod.endpoint import Job  # noqa: E402
-from llmpod.worker.jobloop import EngineJobScaler, EventJobScaler  # noqa: E402
+from llmpod.worker.queue.loop import EngineJobScaler, EventJobScaler  # noqa: E402
 from tests.worker.scripted import ScriptedEngine, Serving, serving  # noqa: E402
 
 PACE = 100

@@ -21,12 +21,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from llmpod.worker.delivery import Delivery
-from llmpod.worker.engine import Engine
-from llmpod.worker.handler import Worker
-from llmpod.worker.jobrun import JobRun
-from llmpod.worker.pace import Pace
+from llmpod.worker.engine.engine import Engine
+from llmpod.worker.queue.job_run import JobRun
+from llmpod.worker.queue.result_delivery import Delivery
+from llmpod.worker.queue.stream_rate import Pace
 from llmpod.worker.settings import Settings
+from llmpod.worker.worker import Worker
 
 TOKENS = 128
 TARGETS = {"whole": 0.95, "stream": 0.9}
@@ -112,7 +112,7 @@ async def main() -> int:
     await engine.start()
     worker = Worker(chosen, engine, lambda *_, **__: None)
     pace = Pace(chosen.min_stream_gap_ms / 1000, chosen.max_stream_chunks_per_s)
-    from llmpod.worker.inputs import Message, NativeRequest
+    from llmpod.worker.jobs.inputs import Message, NativeRequest
 
     message = Message("user", QUESTION[0]["content"])
     ids = await engine.render(NativeRequest(None, (message,), {}, None, False, None, True))

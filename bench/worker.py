@@ -33,7 +33,7 @@ sys.path.insert(0, str(REPOSITORY / "src"))
 import aiohttp  # noqa: E402
 
 from llmpod.endpoint import Job, JobState, LocalEndpoint, Options  # noqa: E402
-from llmpod.endpoint.reaper import give_way  # noqa: E402
+from llmpod.endpoint.fleet.process_guard import give_way  # noqa: E402
 
 TOKENS = 128
 JOB = {"prompt": "How do I prepare for a job interview?", "sampling_params": {"max_tokens": TOKENS, "ignore_eos": True}}
@@ -182,8 +182,8 @@ async def measure(command: list[str], cwd: Path, variables: dict[str, str]) -> F
 async def bare() -> Figures:
     """The engine alone, called in its own event loop."""
     from llmpod.worker import environ
-    from llmpod.worker.engine import Engine
-    from llmpod.worker.inputs import NativeRequest
+    from llmpod.worker.engine.engine import Engine
+    from llmpod.worker.jobs.inputs import NativeRequest
 
     environment = environ.load()
     engine = Engine(environment.settings, environment.others, lambda event, **fields: None)

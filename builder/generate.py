@@ -172,7 +172,7 @@ SDK_PARAMETERS: dict[str, frozenset[str]] = {
 
 
 def sdk_parameters() -> str:
-    """src/llmpod/worker/sdk_parameters.py: the packages are not in the worker's image, so their parameters are data."""
+    """worker/routes/sdk_parameters.py: the packages are not in the worker's image, so their parameters are data."""
     out = [SDK_PARAMETERS]
     for route, methods in SDK_METHODS.items():
         names = {name for method in methods for name in inspect.signature(method).parameters} - NOT_IN_BODIES
@@ -252,7 +252,7 @@ def files() -> dict[Path, str]:
     return {
         ROOT / "docs" / "configuration.md": configuration(),
         ROOT / "docs" / "errors.md": errors(),
-        ROOT / "src" / "llmpod" / "worker" / "sdk_parameters.py": sdk_parameters(),
+        ROOT / "src" / "llmpod" / "worker" / "routes" / "sdk_parameters.py": sdk_parameters(),
         ROOT / ".env.example": env_example(),
         ROOT / ".runpod" / "hub.json": json.dumps(hub(), indent=2, ensure_ascii=False) + "\n",
         ROOT / ".runpod" / "tests.json": json.dumps(hub_tests(), indent=2, ensure_ascii=False) + "\n",

@@ -59,7 +59,7 @@ def serve(argv: Sequence[str]) -> int:
 
 def loadtest(argv: Sequence[str]) -> int:
     """The load tester."""
-    from llmpod.loadtest.cli import main
+    from llmpod.loadtest.cli.main import main
 
     return main(argv)
 

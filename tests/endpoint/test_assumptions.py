@@ -10,11 +10,10 @@ import pytest
 
 from llmpod.endpoint import Faults, Options
 from llmpod.endpoint.cli import flag_of, flags
-
-from .conftest import serve
-from .test_openai import play
-from .test_records import Receiver
-from .test_worker_api import done, take
+from tests.endpoint.conftest import serve
+from tests.endpoint.test_openai import play
+from tests.endpoint.test_records import Receiver
+from tests.endpoint.test_worker_api import done, take
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "endpoint.md"
 

@@ -6,7 +6,7 @@ import zlib
 
 import pytest
 
-from llmpod.endpoint.limits import parse_request
+from llmpod.endpoint.api.rate_limit import parse_request
 
 RUN_ERRORS = [
     (b"", "not valid JSON"),

@@ -13,9 +13,8 @@ import aiohttp
 import pytest
 
 from llmpod.endpoint import Fault
-from llmpod.endpoint.jobs import TERMINAL
-
-from .conftest import serve
+from llmpod.endpoint.state.job import TERMINAL
+from tests.endpoint.conftest import serve
 
 JOBS = 2000
 CLIENTS = 50

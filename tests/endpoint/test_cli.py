@@ -11,8 +11,7 @@ from llmpod.endpoint import StartError, serve
 from llmpod.endpoint.cli import flags, parse, parser
 from llmpod.endpoint.faults import Faults
 from llmpod.endpoint.options import Options
-
-from .conftest import ECHO
+from tests.endpoint.conftest import ECHO
 
 
 def test_every_option_has_a_flag_and_help():

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import serve
+from tests.endpoint.conftest import serve
 
 PYTHON_CLIENT = """
 import os, runpod

@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 
 from llmpod.endpoint import LocalEndpoint, StartError
-from llmpod.endpoint.reaper import NICENESS
-
-from .conftest import WORKERS, make_options, serve
+from llmpod.endpoint.fleet.process_guard import NICENESS
+from tests.endpoint.conftest import WORKERS, make_options, serve
 
 STUBBORN = [sys.executable, "-u", str(WORKERS / "stubborn.py")]
 

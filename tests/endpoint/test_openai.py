@@ -7,7 +7,7 @@ import time
 import openai
 import pytest
 
-from .conftest import serve
+from tests.endpoint.conftest import serve
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
-from .conftest import serve
+from tests.endpoint.conftest import serve
 
 CHROMEDRIVER = "/usr/bin/chromedriver"
 """Debian's chromium-driver package; builder/test_tools.sh installs it."""

@@ -9,11 +9,10 @@ import pytest
 from aiohttp import web
 
 from llmpod.endpoint import Options
-from llmpod.endpoint.journal import Journal
-from llmpod.endpoint.store import JobStore
-
-from .conftest import serve
-from .test_worker_api import done, take
+from llmpod.endpoint.observe.job_log import Journal
+from llmpod.endpoint.state.store import JobStore
+from tests.endpoint.conftest import serve
+from tests.endpoint.test_worker_api import done, take
 
 
 class Receiver:
@@ -156,7 +155,7 @@ async def test_the_journal_has_one_json_line_per_transition_and_no_content(tmp_p
 async def test_worker_lines_are_shown_with_their_worker_s_name_and_kept(echo):
     from rich.console import Console
 
-    from llmpod.endpoint.console import Console as EndpointConsole
+    from llmpod.endpoint.observe.console import Console as EndpointConsole
 
     (worker_id,) = await echo.endpoint.ready()
     worker = echo.endpoint.worker(worker_id)

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from .conftest import serve
+from tests.endpoint.conftest import serve
 
 
 @pytest.fixture(scope="module")

@@ -5,10 +5,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from llmpod.endpoint.jobs import TERMINAL, IllegalMoveError, JobRequest, JobState
-from llmpod.endpoint.store import JobStore
-
-from .conftest import make_options
+from llmpod.endpoint.state.job import TERMINAL, IllegalMoveError, JobRequest, JobState
+from llmpod.endpoint.state.store import JobStore
+from tests.endpoint.conftest import make_options
 
 
 class Clock:

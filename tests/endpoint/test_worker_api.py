@@ -5,10 +5,9 @@ import json
 
 import pytest
 
-from llmpod.endpoint.jobs import JobRequest
-from llmpod.endpoint.workers import Worker, absent
-
-from .conftest import serve
+from llmpod.endpoint.state.job import JobRequest
+from llmpod.endpoint.state.worker import Worker, absent
+from tests.endpoint.conftest import serve
 
 
 async def take(client, worker="w1", **query):

@@ -14,11 +14,13 @@ from typing import Any
 
 import pytest
 
-from llmpod.loadtest import cli, journal, options, validity
-from llmpod.loadtest.cli import publish
-from llmpod.loadtest.journal import Recorded
-from llmpod.loadtest.session import run_again, run_new
-from llmpod.loadtest.settings import Environment, Secret
+from llmpod.loadtest.analysis import validity
+from llmpod.loadtest.cli import main, options
+from llmpod.loadtest.cli.main import publish
+from llmpod.loadtest.cli.session import run_again, run_new
+from llmpod.loadtest.environ import Environment, Secret
+from llmpod.loadtest.model import run_files
+from llmpod.loadtest.model.run_files import Recorded
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = Path(__file__).parent / "data"
@@ -46,7 +48,7 @@ class Result:
 
 
 def result_of(code: int, directory: Path) -> Result:
-    return Result(code, directory, json.loads((directory / journal.RUN).read_text()), journal.read(directory))
+    return Result(code, directory, json.loads((directory / run_files.RUN).read_text()), run_files.read(directory))
 
 
 def environment(key: str = "") -> Environment:
@@ -119,5 +121,5 @@ def command(*words: str) -> Ended:
     """A command that needs no event loop (report, compare, capacity), in this process, which is a second faster."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = cli.main(words)
+        code = main.main(words)
     return Ended(code, out.getvalue(), err.getvalue())

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from llmpod.loadtest import journal, options
+from llmpod.loadtest.cli import options
+from llmpod.loadtest.cli.planning import make_plan
+from llmpod.loadtest.environ import Secret
 from llmpod.loadtest.errors import UsageError
-from llmpod.loadtest.planning import make_plan
-from llmpod.loadtest.settings import Secret
+from llmpod.loadtest.model import run_files
 from tests.loadtest.conftest import DATA, ROOT, Ended, Result, command, door, result_of
 from tests.loadtest.scripted import Script, scripted
 
@@ -201,7 +202,7 @@ USAGE = [
 def test_a_wrong_command_line_is_one_line_and_exit_2(
     words: list[str], said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from llmpod.loadtest import cli
+    from llmpod.loadtest.cli import main
 
     monkeypatch.delenv("RUNPOD_API_KEY", raising=False)
     monkeypatch.chdir(tmp_path)
@@ -210,7 +211,7 @@ def test_a_wrong_command_line_is_one_line_and_exit_2(
         if words[0] in (*options.COMMANDS, "frobnicate") or "--base-url" in words
         else ["--base-url", "http://127.0.0.1:9/v2/x"]
     )
-    assert cli.main([*words, *where]) == 2
+    assert main.main([*words, *where]) == 2
     err = capsys.readouterr().err
     assert said in err
     assert err.count("\n") == 1
@@ -291,12 +292,12 @@ async def test_a_directory_of_another_version_or_half_of_one_is_refused(load_tes
     empty = tmp_path / "empty"
     empty.mkdir()
     assert "no results directory" in (await said(empty)).err
-    (empty / journal.PLAN).write_text("{")
+    (empty / run_files.PLAN).write_text("{")
     assert "is not JSON" in (await said(empty)).err
-    (empty / journal.PLAN).write_text(json.dumps({"format": 99}))
+    (empty / run_files.PLAN).write_text(json.dumps({"format": 99}))
     ended = await said(empty)
     assert (ended.code, "format 99" in ended.err) == (2, True)
-    (empty / journal.PLAN).write_text(json.dumps({"format": 1, "plan": {"phases": [{"odd": 1}]}}))
+    (empty / run_files.PLAN).write_text(json.dumps({"format": 1, "plan": {"phases": [{"odd": 1}]}}))
     ended = await said(empty)
     assert (ended.code, "not one of this version" in ended.err, "Traceback" in ended.err) == (2, True, False)
 
@@ -304,7 +305,7 @@ async def test_a_directory_of_another_version_or_half_of_one_is_refused(load_tes
 async def test_unreadable_lines_are_counted_and_passed_over(load_test: LoadTest) -> None:
     async with scripted() as server:
         first = await load_test(server.url, "-c", "1", "--runs", "5")
-    path = first.directory / journal.REQUESTS
+    path = first.directory / run_files.REQUESTS
     path.write_bytes(
         b'\xff\xfe{\n[]\n{"phase": 1}\n{"phase":"c=1","index":"x","role":"measured","mode":"run"}\n'
         + path.read_bytes()

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from llmpod.endpoint import Faults
-from llmpod.loadtest.capacity import to_jobs
-from llmpod.loadtest.fit import Fit, fit, on_one_axis
-from llmpod.loadtest.records import Job
-from llmpod.loadtest.simulate import Autoscaler, Fixed, Simulation
+from llmpod.loadtest.capacity.capacity import to_jobs
+from llmpod.loadtest.capacity.fit import Fit, fit, on_one_axis
+from llmpod.loadtest.capacity.simulate import Autoscaler, Fixed, Simulation
+from llmpod.loadtest.model.job_record import Job
 from llmpod.loadtest.stats import nearest_rank
 from tests.loadtest.conftest import Result
 from tests.loadtest.test_local_endpoint import endpoint, template

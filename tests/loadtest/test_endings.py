@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
-from llmpod.loadtest import cli, journal, watch
-from llmpod.loadtest.guards import Guards
-from llmpod.loadtest.records import Job
+from llmpod.loadtest.cli import main
+from llmpod.loadtest.model import run_files
+from llmpod.loadtest.model.job_record import Job
+from llmpod.loadtest.run import probes
+from llmpod.loadtest.run.guards import Guards
 from tests.loadtest.conftest import Result, result_of, start_door
 from tests.loadtest.scripted import JobScript, Script, scripted, sse_answer
 
@@ -61,7 +63,7 @@ def nobody(_now: float) -> dict[str, dict[str, int]]:
 async def test_an_endpoint_without_workers_is_named_while_it_runs_and_ends_after_five_timeouts(
     load_test: LoadTest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watch, "DESERTED_S", 0.5)
+    monkeypatch.setattr(probes, "DESERTED_S", 0.5)
     script = Script(job=lambda _: JobScript(delay_s=99), health=nobody, runsync_wait_s=0.1)
     async with scripted(script) as server:
         result = await load_test(
@@ -78,7 +80,7 @@ async def test_an_endpoint_without_workers_is_named_while_it_runs_and_ends_after
 
 
 async def test_a_worker_that_starts_is_waited_for(load_test: LoadTest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watch, "DESERTED_S", 0.3)
+    monkeypatch.setattr(probes, "DESERTED_S", 0.3)
 
     def starting(now: float) -> dict[str, dict[str, int]]:
         sample = nobody(now)
@@ -178,11 +180,11 @@ async def test_a_writer_that_fails_costs_the_others_nothing(
     def fail(*_: Any, **__: Any) -> None:
         raise UnicodeEncodeError("utf-8", "\ud83d", 0, 1, "surrogates not allowed")
 
-    monkeypatch.setattr(cli, broken, fail)
-    assert cli.main(["report", str(result.directory), "--out", str(again)]) == 1
+    monkeypatch.setattr(main, broken, fail)
+    assert main.main(["report", str(result.directory), "--out", str(again)]) == 1
     out, err = capsys.readouterr()
     assert "a defect of this tool: UnicodeEncodeError" in err
     assert err.count("\n") == 1
-    files = {"to_json": journal.RUN, "write_csv": "requests.csv", "write_html": "report.html"}
+    files = {"to_json": run_files.RUN, "write_csv": "requests.csv", "write_html": "report.html"}
     assert {path.name for path in again.iterdir()} == set(files.values()) - {files.get(broken)}
     assert ("DONE" in out) == (broken != "show")

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from bench import evidence
-from llmpod.loadtest.analysis import PhaseReport, View, analyse
-from llmpod.loadtest.health import Scaler
-from llmpod.loadtest.plan import Phase
-from llmpod.loadtest.records import Job
+from llmpod.loadtest.analysis.analyse import PhaseReport, View, analyse
+from llmpod.loadtest.analysis.timeline import Scaler
+from llmpod.loadtest.model.job_record import Job
+from llmpod.loadtest.model.plan import Phase
 from llmpod.loadtest.stats import share_is_clear, student_8, two_shares
 
 RUNS = 8

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from llmpod.loadtest import legacy
-from llmpod.loadtest.arrivals import Arrivals, steady
-from llmpod.loadtest.capacity import simulate_rate, smallest_fleet, to_jobs
-from llmpod.loadtest.compare import compare
-from llmpod.loadtest.fit import fit, on_one_axis
-from llmpod.loadtest.simulate import Autoscaler, Fixed, Outcome, Service, Simulation, Withheld
-from llmpod.loadtest.slo import parse as parse_slo
+from llmpod.loadtest.analysis.slo import parse as parse_slo
+from llmpod.loadtest.capacity.capacity import simulate_rate, smallest_fleet, to_jobs
+from llmpod.loadtest.capacity.fit import fit, on_one_axis
+from llmpod.loadtest.capacity.simulate import Autoscaler, Fixed, Outcome, Service, Simulation, Withheld
+from llmpod.loadtest.cli import legacy
+from llmpod.loadtest.cli.compare import compare
+from llmpod.loadtest.model.arrivals import Arrivals, steady
 from llmpod.loadtest.stats import effective_n, lag1, nearest_rank, quantiles
 from tests.loadtest.conftest import DATA, Result, command, door
 from tests.loadtest.scripted import JobScript, Script, scripted

@@ -15,9 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llmpod.loadtest import intake
-from llmpod.loadtest.export import COLUMNS, guarded
-from llmpod.loadtest.records import Job
-from llmpod.loadtest.settings import Secret
+from llmpod.loadtest.environ import Secret
+from llmpod.loadtest.model.job_record import Job
+from llmpod.loadtest.report.csv_export import COLUMNS, guarded
 from tests.loadtest.conftest import Result, command
 from tests.loadtest.scripted import JobScript, Script, scripted
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from llmpod.endpoint import Fault, Faults, LocalEndpoint, Options
-from llmpod.loadtest.classify import ERROR_CLASSES
+from llmpod.loadtest.model.failures import ERROR_CLASSES
 from tests.loadtest.conftest import Result
 
 LoadTest = Callable[..., Awaitable[Result]]

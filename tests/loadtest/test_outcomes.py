@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from llmpod.loadtest.answers import is_empty, read_output
-from llmpod.loadtest.classify import ERROR_CLASSES, error_text
-from llmpod.loadtest.outcomes import judge
+from llmpod.loadtest.model.failures import ERROR_CLASSES, error_text
+from llmpod.loadtest.run.outcomes import judge
+from llmpod.loadtest.run.output import is_empty, read_output
 from tests.loadtest.conftest import Result
 from tests.loadtest.scripted import OUTPUT, JobScript, Script, scripted, sse_answer
 

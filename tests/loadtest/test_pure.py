@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmpod.loadtest.arrivals import Arrivals, Segment, stages, steady
-from llmpod.loadtest.buckets import RUNPOD_LIMITS, WINDOW_S, TokenBucket
-from llmpod.loadtest.correct import correct_total
-from llmpod.loadtest.polling import PollPace
-from llmpod.loadtest.sse import SseParser
+from llmpod.loadtest.model.arrivals import Arrivals, Segment, stages, steady
+from llmpod.loadtest.run.correct import correct_total
+from llmpod.loadtest.run.polling import PollPace
+from llmpod.loadtest.run.rate_limit import RUNPOD_LIMITS, WINDOW_S, TokenBucket
+from llmpod.loadtest.run.sse import SseParser
 from llmpod.loadtest.stats import (
     correlation_time,
     difference_intervals,

@@ -18,11 +18,12 @@ from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 
-from llmpod.loadtest import journal, records, validity
-from llmpod.loadtest.analysis import View, analyse
-from llmpod.loadtest.arrivals import Arrivals, steady
-from llmpod.loadtest.plan import Phase
-from llmpod.loadtest.records import Job
+from llmpod.loadtest.analysis import validity
+from llmpod.loadtest.analysis.analyse import View, analyse
+from llmpod.loadtest.model import job_record, run_files
+from llmpod.loadtest.model.arrivals import Arrivals, steady
+from llmpod.loadtest.model.job_record import Job
+from llmpod.loadtest.model.plan import Phase
 from tests.loadtest.conftest import DATA, ROOT, Result, command, door
 from tests.loadtest.scripted import JobScript, Script, scripted
 
@@ -112,7 +113,7 @@ async def test_the_soaks_page_shows_its_two_states(tmp_path: Path, browser: webd
 
 
 def test_a_page_has_no_address_of_another_place() -> None:
-    template = (ROOT / "src/llmpod/loadtest/report_template.html").read_text()
+    template = (ROOT / "src/llmpod/loadtest/report/report_template.html").read_text()
     assert not re.search(r"https?://|<script|@import|url\(", template)
 
 
@@ -139,7 +140,7 @@ async def test_the_door_prints_plain_lines_where_there_is_no_terminal(tmp_path: 
     assert re.search(r"job_failed +2 .*\[job-\d+\]", ended.out)  # a bracket is no style
     assert "2 clients, 30 requests, warm-up 2 requests (not counted)" in ended.err
     rows = list(csv.DictReader((tmp_path / "copy.csv").open()))
-    assert len(rows) == len(journal.read(tmp_path / "r").jobs)
+    assert len(rows) == len(run_files.read(tmp_path / "r").jobs)
     assert {row["ok"] for row in rows} == {"True", "False"}
 
 
@@ -216,9 +217,9 @@ async def test_recorded_once_judged_many_times(load_test: LoadTest) -> None:
 async def test_the_same_directory_gives_the_same_report(load_test: LoadTest) -> None:
     async with scripted(Script(job=mixed)) as server:
         result = await load_test(server.url, "-c", "2", "--runs", "20")
-    before = (result.directory / journal.RUN).read_bytes()
+    before = (result.directory / run_files.RUN).read_bytes()
     command("report", str(result.directory), "--format", "quiet")
-    again = json.loads((result.directory / journal.RUN).read_bytes())
+    again = json.loads((result.directory / run_files.RUN).read_bytes())
     first = json.loads(before)
     assert again["phases"] == first["phases"]
 
@@ -236,11 +237,11 @@ def test_a_record_survives_the_disk() -> None:
         ok=True,
         worker_id="w",
     )
-    assert records.from_dict(json.loads(json.dumps(records.to_dict(job)))) == job
+    assert job_record.from_dict(json.loads(json.dumps(job_record.to_dict(job)))) == job
 
 
 def test_a_spreadsheet_runs_no_formula_of_an_error_text(tmp_path: Path) -> None:
-    from llmpod.loadtest.export import write_csv
+    from llmpod.loadtest.report.csv_export import write_csv
 
     write_csv(tmp_path / "x.csv", [Job("p", 0, "measured", "run", error="=cmd|' /C calc'!A0")])
     assert ",'=cmd" in (tmp_path / "x.csv").read_text()

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from llmpod.loadtest import journal
+from llmpod.loadtest.analysis.workers import start_classes
 from llmpod.loadtest.errors import DirectoryError
-from llmpod.loadtest.feed import Feed
-from llmpod.loadtest.plan import Phase
-from llmpod.loadtest.records import Job
-from llmpod.loadtest.workers import start_classes
+from llmpod.loadtest.model import run_files
+from llmpod.loadtest.model.job_record import Job
+from llmpod.loadtest.model.plan import Phase
+from llmpod.loadtest.run.closed_loop import Feed
 from tests.loadtest.conftest import Result, result_of, start_door
 from tests.loadtest.scripted import JobScript, Script, scripted
 
@@ -269,14 +269,14 @@ async def test_a_second_ctrl_c_ends_the_clean_up_and_not_the_report(tmp_path: Pa
 async def test_a_full_disk_cancels_what_is_out_and_reports_what_was_measured(
     load_test: LoadTest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    written = journal.Journal.request
+    written = run_files.Journal.request
 
-    def full(self: journal.Journal, job: Job) -> None:
+    def full(self: run_files.Journal, job: Job) -> None:
         if job.index >= 5:
             raise DirectoryError("cannot write requests.jsonl: No space left on device")
         written(self, job)
 
-    monkeypatch.setattr(journal.Journal, "request", full)
+    monkeypatch.setattr(run_files.Journal, "request", full)
     script = Script(job=lambda number: JobScript(exec_s=60 if number == 4 else 0.05))
     async with scripted(script) as server:
         result = await load_test(server.url, "--mode", "run", "-c", "2", "--runs", "30", "--warmup-requests", "0")
@@ -312,10 +312,10 @@ async def test_a_killed_run_loses_no_finished_job_and_resume_cancels_its_orphans
         await asyncio.sleep(0.3)
         process.kill()
         await process.communicate()
-        before = journal.read(out)
+        before = run_files.read(out)
         assert {job.job_id for job in before.jobs} == {f"job-{n}" for n in range(7)}
         assert before.orphans == ["job-7", "job-8"]
-        with (out / journal.REQUESTS).open("ab") as file:
+        with (out / run_files.REQUESTS).open("ab") as file:
             file.write(b'{"phase":"c=2","ind')  # what a machine that lost power leaves behind
         result = await resume(out)
         assert set(server.cancelled) >= {"job-7", "job-8"}
@@ -337,7 +337,7 @@ async def test_resume_equals_an_uninterrupted_run(
     async with scripted(Script(job=lambda _: JobScript(exec_s=0.01))) as server:
         whole = await load_test(server.url, *words)
         cut = await load_test(server.url, *words)
-        for name in (journal.REQUESTS, journal.EVENTS):
+        for name in (run_files.REQUESTS, run_files.EVENTS):
             path = cut.directory / name
             path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:keep]))
         resumed = await resume(cut.directory)
@@ -372,7 +372,7 @@ async def test_a_record_is_on_disk_before_the_next_job_is_sent(load_test: LoadTe
 
     async with scripted(Script(job=job)) as server:
         first = await load_test(server.url, "-c", "1", "--runs", "1", "--warmup-requests", "0")
-        where.append(first.directory.parent / "run2" / journal.REQUESTS)
+        where.append(first.directory.parent / "run2" / run_files.REQUESTS)
         seen.clear()
         await load_test(server.url, "-c", "1", "--runs", "10", "--warmup-requests", "0")
     assert [lines for _, lines in seen] == list(range(10))

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmpod.loadtest.analysis import drift
-from llmpod.loadtest.answers import Answer, Reading, read_output
-from llmpod.loadtest.classify import ERROR_CLASSES, error_code
-from llmpod.loadtest.outcomes import Verdict, failed, judge, note
-from llmpod.loadtest.records import Job
+from llmpod.loadtest.analysis.analyse import drift
+from llmpod.loadtest.model.failures import ERROR_CLASSES, error_code
+from llmpod.loadtest.model.job_record import Job
+from llmpod.loadtest.run.outcomes import Verdict, failed, judge, note
+from llmpod.loadtest.run.output import Answer, Reading, read_output
 from tests.loadtest.conftest import Result
 from tests.loadtest.scripted import OUTPUT, JobScript, Script, scripted
 

@@ -8,13 +8,12 @@ from xml.etree import ElementTree
 
 import pytest
 
-from llmpod.loadtest import options
+from llmpod.loadtest.cli import options
+from llmpod.loadtest.cli.planning import make_plan
 from llmpod.loadtest.errors import UsageError
-from llmpod.loadtest.payload import PayloadOptions, Payloads
-from llmpod.loadtest.planning import make_plan
-
-from .conftest import command
-from .scripted import JobScript, Script, scripted
+from llmpod.loadtest.run.payload import PayloadOptions, Payloads
+from tests.loadtest.conftest import command
+from tests.loadtest.scripted import JobScript, Script, scripted
 
 LoadTest = Any
 

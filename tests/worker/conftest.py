@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from llmpod.worker.engine import Engine
-from llmpod.worker.handler import Worker
+from llmpod.worker.engine.engine import Engine
 from llmpod.worker.settings import Settings
+from llmpod.worker.worker import Worker
 
 Json = dict[str, Any]
 

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 
 from llmpod.endpoint import LocalEndpoint
-from llmpod.worker import fork_server
+from llmpod.worker.engine.start import cpu_fork_server
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 Json = dict[str, Any]
@@ -20,7 +20,7 @@ Json = dict[str, Any]
 
 def environment() -> dict[str, str]:
     """This process's variables, without those that vLLM sets for its own children when the tests' engine starts."""
-    return {name: value for name, value in os.environ.items() if name not in fork_server.DECIDED_BY_OTHERS}
+    return {name: value for name, value in os.environ.items() if name not in cpu_fork_server.DECIDED_BY_OTHERS}
 
 
 class WorkerProcess:

@@ -55,7 +55,7 @@ class Replay:
 
     def detokenizer(self, params: Any, prompt: Sequence[int]) -> Any:
         """As application.py makes it."""
-        from llmpod.worker.application import detokenizer
+        from llmpod.worker.engine.app.application import detokenizer
 
         return detokenizer(self.tokenizer, params, prompt)
 

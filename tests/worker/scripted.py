@@ -16,16 +16,15 @@ from runpod.serverless.modules import rp_http, rp_job
 from runpod.serverless.modules.worker_state import JobsProgress
 
 from llmpod.endpoint import Job, JobState, LocalEndpoint, Options
-from llmpod.worker import metering
+from llmpod.worker.engine.prompts import Frame
 from llmpod.worker.errors import Code, JobError
-from llmpod.worker.generation import Delta, Step, Timings, Usage
-from llmpod.worker.handler import Worker
-from llmpod.worker.inputs import NativeRequest
-from llmpod.worker.jobloop import EngineJobScaler, EventJobScaler
-from llmpod.worker.prompts import Frame
+from llmpod.worker.jobs import metering
+from llmpod.worker.jobs.engine_output import Delta, Step, Timings, Usage
+from llmpod.worker.jobs.inputs import NativeRequest
+from llmpod.worker.queue.loop import EngineJobScaler, EventJobScaler
 from llmpod.worker.settings import Settings
-
-from .conftest import Events
+from llmpod.worker.worker import Worker
+from tests.worker.conftest import Events
 
 Json = dict[str, Any]
 WORKER_ID = "scripted-1"

@@ -8,11 +8,11 @@ import sys
 import time
 from typing import Any
 
-from llmpod.worker import environ, jobloop
-from llmpod.worker.events import EventLog
-from llmpod.worker.handler import Worker
-
-from .scripted import ScriptedEngine
+from llmpod.worker import environ
+from llmpod.worker.event_log import EventLog
+from llmpod.worker.queue import loop
+from llmpod.worker.worker import Worker
+from tests.worker.scripted import ScriptedEngine
 
 
 class Engine(ScriptedEngine):
@@ -38,6 +38,6 @@ log = EventLog()
 environment = environ.load()
 engine: Any = Engine(tokens_per_s=100)
 worker = Worker(environment.settings, engine, log.emit)
-status = jobloop.serve(worker)
+status = loop.serve(worker)
 log.emit("rest", unfinished=engine.unfinished, slots=worker.slots.in_use, waiting=worker.slots.waiting)
 sys.exit(status)

@@ -18,11 +18,10 @@ import psutil
 import pytest
 
 from llmpod.endpoint import Job, JobState, LocalEndpoint, Options
-from llmpod.worker.admission import Slot
-from llmpod.worker.deltas import Deltas
-from llmpod.worker.jobrun import JobRun
-
-from .scripted import ENDED, ScriptedEngine, serving, streamed_text, text_of, until
+from llmpod.worker.jobs.slots import Slot
+from llmpod.worker.queue.job_run import JobRun
+from llmpod.worker.queue.stream_chunks import Deltas
+from tests.worker.scripted import ENDED, ScriptedEngine, serving, streamed_text, text_of, until
 
 pytestmark = pytest.mark.slow
 

@@ -11,9 +11,9 @@ from typing import Any
 import psutil
 import pytest
 
-from llmpod.worker import first_error
-from llmpod.worker.engine import Engine
-from llmpod.worker.handler import Worker
+from llmpod.worker.engine import first_error
+from llmpod.worker.engine.engine import Engine
+from llmpod.worker.worker import Worker
 from tests.worker.conftest import Events, Json, replies_of
 from tests.worker.loop_watch import LoopWatch
 

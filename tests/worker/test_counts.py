@@ -10,11 +10,10 @@ from typing import Any
 
 import pytest
 
-from llmpod.worker.engine import Engine
-from llmpod.worker.handler import Worker
-from llmpod.worker.metering import Watch
-
-from .conftest import Events, Json
+from llmpod.worker.engine.engine import Engine
+from llmpod.worker.jobs.metering import Watch
+from llmpod.worker.worker import Worker
+from tests.worker.conftest import Events, Json
 
 CHAT = {"messages": [{"role": "user", "content": "Tell me everything."}], "max_tokens": 3000, "ignore_eos": True}
 

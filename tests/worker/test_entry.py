@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from .processes import environment
+from tests.worker.processes import environment
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 Json = dict[str, Any]

@@ -18,10 +18,10 @@ from typing import Any
 import psutil
 import pytest
 
-from llmpod.worker.engine import Engine
-from llmpod.worker.events import EventLog
-from llmpod.worker.handler import Worker
+from llmpod.worker.engine.engine import Engine
+from llmpod.worker.event_log import EventLog
 from llmpod.worker.settings import Settings
+from llmpod.worker.worker import Worker
 from tests.worker.hostile import ROUTES, Hostile
 from tests.worker.loop_watch import LoopWatch
 

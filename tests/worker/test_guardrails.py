@@ -10,12 +10,11 @@ from typing import Any
 
 import pytest
 
-from llmpod.worker.engine import Engine
-from llmpod.worker.handler import Worker
-from llmpod.worker.inputs import GUARD
-from llmpod.worker.served import ENGINE_ARGUMENTS
-
-from .conftest import Events, error_of, replies_of
+from llmpod.worker.engine.app.metered_engine import ENGINE_ARGUMENTS
+from llmpod.worker.engine.engine import Engine
+from llmpod.worker.jobs.inputs import GUARD
+from llmpod.worker.worker import Worker
+from tests.worker.conftest import Events, error_of, replies_of
 
 Json = dict[str, Any]
 

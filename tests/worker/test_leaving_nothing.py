@@ -14,12 +14,11 @@ import psutil
 import pytest
 
 from llmpod.worker import scratch
-
-from .processes import REPOSITORY
+from tests.worker.processes import REPOSITORY
 
 PROCESS = """
 import multiprocessing, os, signal, sys, tempfile, time
-from llmpod.worker import departure, scratch
+from llmpod.worker import scratch, shutdown
 
 def wait():
     time.sleep(600)
@@ -29,18 +28,18 @@ def wait_with_a_child():
     wait()
 
 if __name__ == "__main__":
-    departure.children_end_with_this_process()
+    shutdown.children_end_with_this_process()
     scratch.claim()
     tempfile.mkstemp()
     if "fork" in sys.argv or "forkserver" in sys.argv:
         context = multiprocessing.get_context(sys.argv[1])
         if sys.argv[1] == "forkserver":
-            context.set_forkserver_preload(["llmpod.worker.fork_server_preload"])
+            context.set_forkserver_preload(["llmpod.worker.engine.start.cpu_fork_server_preload"])
         child = context.Process(target=wait_with_a_child)
         child.start()
     print(tempfile.gettempdir(), flush=True)
     if "leave_now" in sys.argv:
-        departure.leave_now(0)
+        shutdown.leave_now(0)
     if "exit" not in sys.argv:
         sys.stdin.read()
 """

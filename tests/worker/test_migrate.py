@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 from vllm.engine.arg_utils import AsyncEngineArgs
 
-from llmpod.worker import answers, inputs, settings
-from llmpod.worker.engine_options import NOT_FROM_ENVIRONMENT
+from llmpod.worker import settings
+from llmpod.worker.engine.sampling import Sampling
+from llmpod.worker.engine.start.engine_options import NOT_FROM_ENVIRONMENT
 from llmpod.worker.errors import JobError, StartError
-from llmpod.worker.generation import Delta, Usage
-from llmpod.worker.limits import MaxTokens
-from llmpod.worker.sampling import Sampling
+from llmpod.worker.jobs import inputs, native_reply
+from llmpod.worker.jobs.engine_output import Delta, Usage
+from llmpod.worker.jobs.limits import MaxTokens
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "migrate.md").read_text(encoding="utf-8")
 SAMPLING = Sampling({}, 100).names
@@ -71,9 +72,9 @@ def test_an_output_has_what_the_page_says_where_it_says(there: str, here: str) -
     assert there.startswith("output[0].")
     request = inputs.parse({"prompt": "Hi"}, SAMPLING)
     assert isinstance(request, inputs.NativeRequest)
-    answer = answers.Answer()
+    answer = native_reply.Answer()
     reply = answer.add([Delta(0, "Hello", "stop")])
-    reply |= answers.ending(request, answer, Usage(3, 2, None), MaxTokens(None, 150, "default"), "demo", "id-1")
+    reply |= native_reply.ending(request, answer, Usage(3, 2, None), MaxTokens(None, 150, "default"), "demo", "id-1")
     expected = {"choices[0].text": "Hello", "choices[0].finish_reason": "stop", "model": "demo", "request_id": "id-1"}
     expected |= {"usage.input": 3, "usage.output": 2, "usage.total": 5}
     assert found(here.strip("`"), reply) == expected[here.strip("`")]

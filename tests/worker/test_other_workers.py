@@ -9,12 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmpod.worker import engine_arguments
+from llmpod.worker.engine.start import engine_arguments
 from llmpod.worker.environ import load, names
 from llmpod.worker.errors import StartError
 from llmpod.worker.other_workers import REFUSED, RENAMED, RETIRED, meant_by
-
-from .conftest import Events
+from tests.worker.conftest import Events
 
 # runpod-workers/worker-vllm, 2026-08: src/args_builder.py (VALUE_FLAGS, PAIRED_BOOL_FLAGS, BOOL_FLAGS, REMOVED_FLAGS,
 # ENV_ALIASES), src/main.py, src/handler.py, and what its older releases read (src/engine_args.py, src/utils.py).

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from llmpod.worker import sse
-from llmpod.worker.engine import Engine
+from llmpod.worker.engine.engine import Engine
 from llmpod.worker.errors import JobError
-from llmpod.worker.handler import Worker
+from llmpod.worker.routes import sse
+from llmpod.worker.worker import Worker
 from tests.worker.conftest import Events, Json, error_of, replies_of
 
 USER = [{"role": "user", "content": "How do I write a CV?"}]

@@ -27,11 +27,11 @@ Time-related options are short in tests for a reason: a held job-take delays a w
 """
 
 from llmpod.endpoint.cli import serve
+from llmpod.endpoint.endpoint import LocalEndpoint
 from llmpod.endpoint.errors import StartError
 from llmpod.endpoint.faults import Fault, Faults
-from llmpod.endpoint.jobs import Job, JobState
-from llmpod.endpoint.local import LocalEndpoint
 from llmpod.endpoint.options import Options
-from llmpod.endpoint.workers import WorkerState
+from llmpod.endpoint.state.job import Job, JobState
+from llmpod.endpoint.state.worker import WorkerState
 
 __all__ = ["Fault", "Faults", "Job", "JobState", "LocalEndpoint", "Options", "StartError", "WorkerState", "serve"]

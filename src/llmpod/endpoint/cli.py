@@ -13,9 +13,9 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from llmpod.endpoint.endpoint import LocalEndpoint
 from llmpod.endpoint.errors import StartError
 from llmpod.endpoint.faults import Fault, Faults
-from llmpod.endpoint.local import LocalEndpoint
 from llmpod.endpoint.options import Options
 
 NOT_FLAGS = frozenset({"env", "faults"})

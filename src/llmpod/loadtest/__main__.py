@@ -2,6 +2,6 @@
 
 import sys
 
-from llmpod.loadtest.cli import main
+from llmpod.loadtest.cli.main import main
 
 sys.exit(main())

@@ -11,11 +11,11 @@ import asyncio
 import sys
 from collections.abc import Sequence
 
-from llmpod.worker import departure, environ, local, scratch
-from llmpod.worker.engine import Engine
+from llmpod.worker import environ, local_run, scratch, shutdown
+from llmpod.worker.engine.engine import Engine
 from llmpod.worker.errors import StartError
-from llmpod.worker.events import EventLog, use_utf8_line_buffered_stdout
-from llmpod.worker.handler import Worker
+from llmpod.worker.event_log import EventLog, use_utf8_line_buffered_stdout
+from llmpod.worker.worker import Worker
 
 
 def parser() -> argparse.ArgumentParser:
@@ -30,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
 
 def run(test_input: str | None) -> int:
     """Serve jobs, or run one. The process's exit status: 0 if all went well, 1 if the job or the start failed."""
-    departure.open_standard_streams()
+    shutdown.open_standard_streams()
     use_utf8_line_buffered_stdout()
     log = EventLog()
     try:
@@ -40,16 +40,16 @@ def run(test_input: str | None) -> int:
         serves = environment.on_runpod and test_input is None
         if serves:
             environment.settings.require_model()
-        departure.children_end_with_this_process()
+        shutdown.children_end_with_this_process()
         scratch.claim()
         engine = Engine(environment.settings, environment.others, log.emit)
         engine.prepare()
         worker = Worker(environment.settings, engine, log.emit)
         if serves:
-            from llmpod.worker import jobloop  # only here: the SDK takes a second to import
+            from llmpod.worker.queue import loop  # only here: the SDK takes a second to import
 
-            return jobloop.serve(worker)
-        return asyncio.run(local.run_alone(worker, local.read_job(test_input)))
+            return loop.serve(worker)
+        return asyncio.run(local_run.run_alone(worker, local_run.read_job(test_input)))
     except KeyboardInterrupt:
         return 130
     except StartError as error:

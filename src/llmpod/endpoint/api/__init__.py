@@ -1,0 +1,1 @@
+"""HTTP API of the local endpoint: clients, OpenAI clients, workers, and control."""

@@ -1,0 +1,70 @@
+"""What every route shares: reading a body under a limit, JSON answers, cut connections, waiting for a job."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import orjson
+from aiohttp import web
+
+from llmpod.endpoint.errors import ApiError
+from llmpod.endpoint.state.job import Job
+
+
+def json_response(value: Any, status: int = 200) -> web.Response:
+    return web.Response(body=orjson.dumps(value), status=status, content_type="application/json")
+
+
+async def read_body(request: web.Request, limit_bytes: int) -> bytes:
+    """The whole body. Raises ApiError 400 above `limit_bytes`, after decompression too, without reading further.
+
+    400 as well where the body is not what its Content-Encoding or its chunks say.
+    """
+    declared = request.content_length
+    if declared is not None and declared > limit_bytes:
+        raise ApiError(400, f"the body of {declared} bytes is above the limit of {limit_bytes}")
+    parts = []
+    size = 0
+    try:
+        while part := await request.content.readany():
+            size += len(part)
+            if size > limit_bytes:
+                raise ApiError(400, f"the body is above the limit of {limit_bytes} bytes")
+            parts.append(part)
+    except web.RequestPayloadError as error:
+        raise ApiError(400, f"the body cannot be read: {' '.join(str(error).split())}") from None
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+async def next_change(job: Job, timeout_s: float) -> bool:
+    """Waits for the job's next chunk or its end; False when `timeout_s` passed without either."""
+    watcher: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    job.watchers.append(watcher)
+    try:
+        async with asyncio.timeout(timeout_s):
+            await watcher
+    except TimeoutError:
+        return False
+    finally:
+        # A client that left must not stay in the list for as long as the job lives.
+        if watcher in job.watchers:
+            job.watchers.remove(watcher)
+    return True
+
+
+async def wait_for_end(job: Job, timeout_s: float) -> None:
+    """Returns when the job has ended or `timeout_s` passed."""
+    loop = asyncio.get_running_loop()
+    deadline_s = loop.time() + timeout_s
+    while not job.ended:
+        left_s = deadline_s - loop.time()
+        if left_s <= 0 or not await next_change(job, left_s):
+            return
+
+
+def hang_up(request: web.Request) -> web.Response:
+    """Cuts the connection under a request; the response is for the framework alone, nobody can read it."""
+    if request.transport is not None:
+        request.transport.abort()
+    return web.Response(status=503)

@@ -1,0 +1,257 @@
+"""The endpoint as an object: everything wired together, started and stopped as one.
+
+async with LocalEndpoint(Options(port=0, command=["python", "-u", "handler.py"], workers_min=1)) as endpoint:
+    await endpoint.ready()
+    requests.post(endpoint.url + "/runsync", json={"input": {...}})
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import shutil
+from collections.abc import Awaitable, Mapping
+from pathlib import Path
+from random import Random
+from types import TracebackType
+from typing import Self
+
+from aiohttp import web
+
+from llmpod.endpoint.api.control import ControlApi
+from llmpod.endpoint.api.router import KEEPALIVE_S, MAX_LINE_BYTES, Api, Gate, json_errors
+from llmpod.endpoint.errors import ApiError, StartError
+from llmpod.endpoint.faults import Faults
+from llmpod.endpoint.fleet.fleet import Fleet
+from llmpod.endpoint.observe.console import Console, http_log
+from llmpod.endpoint.observe.job_log import Journal
+from llmpod.endpoint.observe.metrics import Metrics
+from llmpod.endpoint.observe.webhooks import Webhooks
+from llmpod.endpoint.options import Options, sdk_config_key
+from llmpod.endpoint.state.broker import Broker
+from llmpod.endpoint.state.job import Job
+from llmpod.endpoint.state.store import JobStore, Listener
+from llmpod.endpoint.state.worker import Worker
+
+PAGE = Path(__file__).with_name("page.html")
+PAGE_POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; img-src data:;"
+    " frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+)
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+RUNNING_SWEEP_S = 0.1
+WAITING_SWEEP_S = 1.0
+SHUTDOWN_S = 0.5
+
+
+class LocalEndpoint:
+    """One endpoint in the running event loop. Use as an async context manager; its workers end with it."""
+
+    def __init__(self, options: Options | None = None) -> None:
+        self.options = options or Options(port=0, journal="", console=False)
+        self.console = Console(enabled=self.options.console)
+        self._random = Random(self.options.faults.seed)  # noqa: S311 -- decides faults, not secrets
+        self.store = JobStore(self.options)
+        self.broker = Broker(self.store, self.options, self.options.faults, self._random)
+        self.journal = Journal(self.store, self.options)
+        self.webhooks = Webhooks(self.store, self.options)
+        self.fleet = self._make_fleet() if self.options.fleet else None
+        self.metrics = Metrics(self.store, self.broker, self.fleet)
+        self.control = ControlApi(self.store, self.broker, self.fleet, self.options)
+        self._worker_key = secrets.token_hex(16)
+        self._gate = Gate(self.options, {self._worker_key, sdk_config_key() or ""})
+        self._api = Api(self.store, self.broker, self.options, self._gate, self._random)
+        self._runner: web.AppRunner | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self.port = self.options.port
+
+    # ------------------------------------------------------------------ where it is
+    @property
+    def base_url(self) -> str:
+        """What RUNPOD_ENDPOINT_BASE_URL must be for RunPod's Python client."""
+        host = f"[{self.options.host}]" if ":" in self.options.host else self.options.host
+        if self.options.host in ("0.0.0.0", "::"):  # noqa: S104 -- compared, not bound
+            host = "127.0.0.1"
+        return f"http://{host}:{self.port}/v2"
+
+    @property
+    def url(self) -> str:
+        """The endpoint itself: `url + "/run"`."""
+        return f"{self.base_url}/{self.options.endpoint_id}"
+
+    @property
+    def openai_url(self) -> str:
+        """The `base_url` of an OpenAI client."""
+        return f"{self.url}/openai/v1"
+
+    def worker_env(self, worker_id: str) -> dict[str, str]:
+        """The variables that make an SDK process a worker of this endpoint; add them to the environment it should have.
+
+        The `?` in each address is needed: the SDK appends `&name=value` blindly, as production's addresses allow.
+        """
+        query = "?gpu=local"
+        return {
+            "RUNPOD_WEBHOOK_GET_JOB": f"{self.url}/job-take/$ID{query}",
+            "RUNPOD_WEBHOOK_POST_OUTPUT": f"{self.url}/job-done/$RUNPOD_POD_ID/$ID{query}",
+            "RUNPOD_WEBHOOK_POST_STREAM": f"{self.url}/job-stream/$RUNPOD_POD_ID/$ID{query}",
+            "RUNPOD_WEBHOOK_PING": f"{self.url}/ping/$RUNPOD_POD_ID{query}",
+            "RUNPOD_POD_ID": worker_id,
+            "RUNPOD_POD_HOSTNAME": worker_id,
+            "RUNPOD_AI_API_KEY": self._worker_key,
+            "RUNPOD_ENDPOINT_ID": self.options.endpoint_id,
+            "RUNPOD_PING_INTERVAL": str(self.options.ping_interval_ms),
+            "RUNPOD_LOG_LEVEL": self.options.worker_log_level,
+            # The SDK's own checks want 10 % of the disk free and a way to 8.8.8.8; a laptop need not have either.
+            "RUNPOD_SKIP_AUTO_SYSTEM_CHECKS": "true",
+        }
+
+    # ------------------------------------------------------------------ life
+    async def start(self) -> None:
+        """Opens the port and starts the fleet. Raises StartError with one line that says what to change."""
+        options = self.options
+        options.check_exposure()
+        if self.fleet is not None:
+            self._check_command()
+        app = web.Application(middlewares=[json_errors(self.console.report)])
+        app.router.add_route("*", "/v2/{tail:.*}", self._api.handle)
+        app.router.add_get("/", self._page)
+        app.router.add_get("/metrics", self._metrics)
+        app.router.add_route("*", "/{tail:.*}", self._other)
+        self._runner = web.AppRunner(
+            app,
+            handler_cancellation=True,
+            access_log=None,
+            logger=http_log(self.console.report),
+            keepalive_timeout=KEEPALIVE_S,
+            max_line_size=MAX_LINE_BYTES,
+            shutdown_timeout=SHUTDOWN_S,
+        )
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, options.host, options.port, backlog=1024)
+        try:
+            await site.start()
+        except OSError as error:
+            await self._runner.cleanup()
+            raise StartError(
+                f"cannot listen on {options.host}:{options.port}: {error.strerror}; try another --port"
+            ) from None
+        self.port = self._runner.addresses[0][1]
+        loops = [self._sweep(), self._watch_deadlines(), self.journal.run(), self.console.run()]
+        if self.fleet is not None:
+            loops.append(self.fleet.run())
+        self._tasks = [asyncio.create_task(self._forever(loop)) for loop in loops]
+
+    async def close(self, *, graceful: bool = False) -> None:
+        """Ends workers (`graceful`: SIGTERM first), closes the port, and returns when every process is gone."""
+        if self.fleet is not None:
+            await (self.fleet.close() if graceful else self.fleet.abort())
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._runner is not None:
+            await self._runner.cleanup()
+        await self.webhooks.close()
+        await self.journal.close()
+        self.console.flush()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    # ------------------------------------------------------------------ for tests and benches
+    async def ready(self, workers: int = 1, timeout_s: float = 60.0) -> list[str]:
+        """Waits until so many workers have asked for jobs; their ids. Raises TimeoutError."""
+        async with asyncio.timeout(timeout_s):
+            while len(up := self._up()) < workers:  # noqa: ASYNC110 -- only tests wait here: no event is worth it
+                await asyncio.sleep(0.02)
+        return up
+
+    def _up(self) -> list[str]:
+        return [worker.id for worker in self.broker.live() if worker.polled and worker.takes_jobs]
+
+    def job(self, job_id: str) -> Job:
+        """The job as the endpoint knows it. Raises KeyError."""
+        return self.store.jobs[job_id]
+
+    def worker(self, worker_id: str) -> Worker:
+        """Raises KeyError."""
+        return self.broker.workers[worker_id]
+
+    def listen(self, listener: Listener) -> None:
+        """Calls `listener(job, state it left or None, reason)` on every transition."""
+        self.store.listeners.append(listener)
+
+    def set_faults(self, **changes: object) -> Faults:
+        """Turns knobs of `Faults`; the others stay."""
+        return self.control.set_faults(changes)
+
+    def lose_worker(self, worker_id: str, reason: str = "exited") -> None:
+        """Says that an external worker is gone, as the fleet does for its own: its jobs are queued again at once."""
+        self.broker.lose(self.broker.workers[worker_id], reason)
+
+    def kill_worker(self, worker_id: str) -> bool:
+        """SIGKILL to a worker of the fleet."""
+        return self.fleet is not None and self.fleet.kill(worker_id)
+
+    # ------------------------------------------------------------------ inside
+    def _make_fleet(self) -> Fleet:
+        return Fleet(
+            self.store,
+            self.broker,
+            self.options,
+            self._environment,
+            self.console.report,
+            self.console.log,
+            self._random,
+        )
+
+    def _environment(self, worker_id: str) -> Mapping[str, str]:
+        return self.options.env | self.worker_env(worker_id)
+
+    def _check_command(self) -> None:
+        options = self.options
+        if not options.cwd.is_dir():
+            raise StartError(f"--cwd {options.cwd}: no such directory")
+        program = options.command[0]
+        path = options.env.get("PATH")
+        found = (options.cwd / program).exists() if "/" in program else shutil.which(program, path=path) is not None
+        if not found:
+            raise StartError(f"--command: there is no program {program!r}")
+
+    async def _forever(self, loop: Awaitable[None]) -> None:
+        try:
+            await loop
+        except Exception as error:
+            self.console.report(f"internal error: {error!r}")
+            raise
+
+    async def _sweep(self) -> None:
+        while True:
+            self.store.sweep_waiting()
+            self.broker.sweep()
+            await asyncio.sleep(WAITING_SWEEP_S)
+
+    async def _watch_deadlines(self) -> None:
+        while True:
+            self.store.sweep_running()
+            await asyncio.sleep(RUNNING_SWEEP_S)
+
+    async def _page(self, request: web.Request) -> web.StreamResponse:
+        return web.FileResponse(PAGE, headers={"Cache-Control": "no-cache", "Content-Security-Policy": PAGE_POLICY})
+
+    async def _metrics(self, request: web.Request) -> web.StreamResponse:
+        self._gate.check_source(request)
+        self._gate.check_client(request)
+        return web.Response(body=self.metrics.text(), headers={"Content-Type": METRICS_TYPE})
+
+    async def _other(self, request: web.Request) -> web.StreamResponse:
+        self._gate.check_source(request)
+        if request.path.startswith("/control/"):
+            self._gate.check_client(request)
+            return await self.control.handle(request)
+        raise ApiError(405 if request.path in ("/", "/metrics") else 404, f"no route {request.method} {request.path}")

@@ -1,0 +1,299 @@
+"""Keeps as many worker processes running as the scaler asks for, and tells the broker when one is gone."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import Callable, Mapping
+from random import Random
+
+from llmpod.endpoint.fleet.autoscaler import backoff_s, queue_delay_target, request_count_target, surplus
+from llmpod.endpoint.fleet.process import WorkerProcess
+from llmpod.endpoint.options import Options
+from llmpod.endpoint.state.broker import Broker
+from llmpod.endpoint.state.store import JobStore
+from llmpod.endpoint.state.worker import LIVE, Worker, WorkerState
+
+THROTTLE_PERIOD_S = 0.1
+
+
+def new_worker_id() -> str:
+    """Fourteen letters and digits, as RunPod's pod ids have."""
+    return secrets.token_hex(7)
+
+
+class Fleet:
+    """Worker processes by worker id. `report` receives one line per event worth telling a person."""
+
+    def __init__(
+        self,
+        store: JobStore,
+        broker: Broker,
+        options: Options,
+        environment: Callable[[str], Mapping[str, str]],
+        report: Callable[[str], None],
+        on_log: Callable[[Worker, str], None],
+        random: Random,
+    ) -> None:
+        self.store = store
+        self.broker = broker
+        self.options = options
+        self.workers_min = options.workers_min
+        self.workers_max = options.workers_max
+        self.processes: dict[str, WorkerProcess] = {}
+        self.starts = 0
+        self.crashes = 0
+        self._environment = environment
+        self._report = report
+        self._on_log = on_log
+        self._random = random
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._lives: dict[str, asyncio.Task[None]] = {}
+        self._asked: set[str] = set()
+        self._why: dict[str, str] = {}
+        self._crashes_in_a_row = 0
+        self._not_before_s = 0.0
+        self._closing = False
+        broker.recycle = self.retire
+        broker.crash = self._crash
+
+    # ------------------------------------------------------------------ the loop
+    async def run(self) -> None:
+        """Scales until cancelled."""
+        last_s = {"kill": self.store.clock(), "freeze": self.store.clock()}
+        while True:
+            self.look()
+            faults = self.broker.faults
+            for what, every_s in (("kill", faults.kill_every_s), ("freeze", faults.freeze_every_s)):
+                if every_s and self.store.clock() - last_s[what] < every_s:
+                    continue
+                last_s[what] = self.store.clock()
+                if every_s and (chosen := self._victim()) is not None:
+                    self._strike(chosen, what)
+            await asyncio.sleep(self.options.scale_period_s)
+
+    def look(self) -> None:
+        """One look of the scaler: starts what is missing, retires what is not needed."""
+        if self._closing:
+            return
+        live = self._live()
+        target = self._target(live)
+        if len(live) < target and self.store.clock() >= self._not_before_s:
+            for _ in range(target - len(live)):
+                self._start()
+        for worker in self._surplus(live, target):
+            self.retire(worker, "not needed")
+
+    def _live(self) -> list[Worker]:
+        states = LIVE | {WorkerState.THROTTLED}
+        return [worker for worker in self.broker.workers.values() if worker.owned and worker.state in states]
+
+    def _target(self, live: list[Worker]) -> int:
+        options = self.options
+        if options.scaler_type == "REQUEST_COUNT":
+            queued = sum(1 for _ in self.store.waits_s())
+            running = len(self.store.running)
+            return request_count_target(queued, running, options.scaler_value, self.workers_min, self.workers_max)
+        starting = sum(1 for worker in live if not worker.polled)
+        return queue_delay_target(
+            self.store.waits_s(), len(live), starting, options.scaler_value, options.scale_step,
+            self.workers_min, self.workers_max, first_at_once=options.first_worker_at_once,
+        )  # fmt: skip
+
+    def _surplus(self, live: list[Worker], target: int) -> list[Worker]:
+        now = self.store.clock()
+        idle = [worker for worker in live if worker.state is WorkerState.IDLE]
+        idle_s = [now - (worker.idle_since_s or now) for worker in idle]
+        if self.options.scaler_type == "REQUEST_COUNT":
+            # idleTimeout does not apply to this rule: whatever is above the formula goes, as soon as it is idle.
+            return [idle[position] for position in surplus(idle_s, len(live), target, target, 0.0)]
+        timeout_s = self.options.idle_timeout_s
+        chosen = surplus(idle_s, len(live), self.workers_min, self.workers_max, timeout_s)
+        return [idle[position] for position in chosen]
+
+    # ------------------------------------------------------------------ one worker
+    def _start(self) -> Worker:
+        worker = self.broker.add(new_worker_id(), owned=True)
+        self.starts += 1
+        task = asyncio.create_task(self._live_through(worker), name=f"worker {worker.id}")
+        self._lives[worker.id] = task
+        self._keep(task)
+        return worker
+
+    async def _live_through(self, worker: Worker) -> None:
+        """A worker's life: wait for a machine, start cold, run, end; whatever happens, the broker learns of the end."""
+        reason = "was stopped before it started"
+        said = ""
+        process: WorkerProcess | None = None
+        try:
+            await self._machine(worker)
+            await asyncio.sleep(self.broker.faults.cold_start_s)
+            if worker.draining:
+                return
+            process = await WorkerProcess.start(
+                self.options.command,
+                self.options.cwd,
+                self._environment(worker.id),
+                lambda line: self._log(worker, line),
+            )
+            self.processes[worker.id] = process
+            self._report(f"worker {worker.id} started")
+            overdue = asyncio.get_running_loop().call_later(self.options.init_timeout_s, self._check_started, worker)
+            try:
+                code = await process.wait()
+            finally:
+                overdue.cancel()
+            worker.exit_code = code
+            reason = f"exited with code {code}"
+            said = self._account(worker, process, code)
+        except OSError as error:
+            reason = f"could not be started: {error}"
+            self._count_crash(worker, reason)
+        finally:
+            if process is not None:
+                process.kill()
+            self.processes.pop(worker.id, None)
+            self._lives.pop(worker.id, None)
+            self._asked.discard(worker.id)
+            why = self._why.pop(worker.id, None)
+            self.broker.lose(worker, ": ".join(part for part in (why, reason, said) if part))
+            if not self._closing:
+                self.look()
+
+    async def _machine(self, worker: Worker) -> None:
+        """Waits until one of the machines that can be had is free."""
+        while not worker.draining:
+            machines = self.broker.faults.machines
+            busy = sum(
+                1
+                for other in self.broker.workers.values()
+                if other.owned and other.dead is None and not other.throttled
+            )
+            if worker.throttled:
+                busy += 1
+            if machines is None or busy <= machines:
+                worker.throttled = False
+                return
+            worker.throttled = True
+            await asyncio.sleep(THROTTLE_PERIOD_S)
+
+    def _check_started(self, worker: Worker) -> None:
+        if not worker.polled and worker.dead is None:
+            worker.unhealthy = f"no job-take within {self.options.init_timeout_s:g} s"
+            self.kill(worker.id, worker.unhealthy)
+
+    def _account(self, worker: Worker, process: WorkerProcess, code: int) -> str:
+        """Counts an end nobody asked for, and returns the worker's last words where they explain it."""
+        if worker.id in self._asked or worker.draining:
+            self._report(f"worker {worker.id} stopped")
+            return ""
+        said = process.last_error_line or process.last_line or "(it printed nothing)"
+        if worker.jobs_done:
+            self._crashes_in_a_row = 0
+            self._report(f"worker {worker.id} exited with code {code} after {worker.jobs_done} jobs")
+        else:
+            self._count_crash(worker, f"exited with code {code} after {process.age_s:.1f} s: {said}")
+        return said[:200] if code else ""
+
+    def _count_crash(self, worker: Worker, what: str) -> None:
+        """A worker that ends without having done a job. Two in a row are a crash loop: the next start waits."""
+        self.crashes += 1
+        self._crashes_in_a_row += 1
+        pause_s = backoff_s(self._crashes_in_a_row, self.options.crash_backoff_max_s)
+        self._not_before_s = self.store.clock() + pause_s
+        self._report(f"worker {worker.id} {what}; next start in {pause_s:g} s")
+
+    def _log(self, worker: Worker, line: str) -> None:
+        worker.logs.append(line)
+        self._on_log(worker, line)
+
+    # ------------------------------------------------------------------ ending workers
+    def retire(self, worker: Worker, reason: str) -> None:
+        """Takes a worker out of service: no more jobs, SIGTERM, and SIGKILL after the grace period."""
+        if not worker.owned or worker.draining:
+            return
+        self._asked.add(worker.id)
+        worker.retired, self._why[worker.id] = True, reason
+        self._report(f"worker {worker.id} is being stopped: {reason}")
+        self.broker.drain(worker)
+        self._keep(asyncio.create_task(self._retire(worker)))
+
+    async def _retire(self, worker: Worker) -> None:
+        life = self._lives.get(worker.id)
+        if life is None:
+            return
+        process = self.processes.get(worker.id)
+        if process is None:
+            life.cancel()
+            return
+        process.terminate()
+        await asyncio.wait((life,), timeout=self.options.grace_s)
+        if not life.done():
+            self._report(f"worker {worker.id} did not leave within {self.options.grace_s:g} s: SIGKILL")
+            process.kill()
+
+    def kill(self, worker_id: str, reason: str = "killed on request") -> bool:
+        """SIGKILL at once, jobs and all; not counted as a crash. False when there is no such process."""
+        process = self.processes.get(worker_id)
+        if process is None:
+            return False
+        self._asked.add(worker_id)
+        self._why[worker_id] = reason
+        self._report(f"worker {worker_id} is killed: {reason}")
+        process.kill()
+        return True
+
+    def _crash(self, worker: Worker, reason: str) -> None:
+        self.kill(worker.id, reason)
+
+    def _victim(self) -> str | None:
+        """A random worker that is up; None when none is."""
+        up = [worker.id for worker in self._live() if worker.polled and worker.id in self.processes]
+        return self._random.choice(up) if up else None
+
+    def _strike(self, worker_id: str, what: str) -> None:
+        if what == "kill":
+            self.kill(worker_id, "fault: kill_every_s")
+        else:
+            self._report(f"worker {worker_id} is frozen: fault: freeze_every_s")
+            self.freeze(worker_id, frozen=True)
+
+    def freeze(self, worker_id: str, *, frozen: bool) -> bool:
+        """Stops or continues every process of a worker (SIGSTOP, SIGCONT). False when there is no such process."""
+        process = self.processes.get(worker_id)
+        if process is None:
+            return False
+        (process.freeze if frozen else process.thaw)()
+        return True
+
+    async def close(self) -> None:
+        """SIGTERM to all, SIGKILL after the grace period; returns when every process is gone."""
+        self._closing = True
+        for worker in list(self.broker.workers.values()):
+            if worker.owned and worker.dead is None:
+                self.retire(worker, "the endpoint stops")
+        while self._tasks:
+            await asyncio.wait(set(self._tasks))
+
+    async def abort(self) -> None:
+        """SIGKILL to all; returns when every process is gone."""
+        self._closing = True
+        for worker_id in list(self.processes):
+            self._asked.add(worker_id)
+            self.processes[worker_id].kill()
+        for worker_id, life in list(self._lives.items()):
+            if worker_id not in self.processes:
+                life.cancel()
+        while self._tasks:
+            await asyncio.wait(set(self._tasks))
+
+    def _keep(self, task: asyncio.Task[None]) -> None:
+        self._tasks.add(task)
+        task.add_done_callback(self._forget)
+
+    def _forget(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        with contextlib.suppress(asyncio.CancelledError):
+            if error := task.exception():
+                self._report(f"internal error in {task.get_name()}: {error!r}")

@@ -1,0 +1,233 @@
+"""Between the queue and the workers: open polls, hand-outs, results, stop signals, pings, and the loss of a worker.
+
+No HTTP here: worker_api.py turns requests into these calls, fleet.py reports what happens to processes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable
+from random import Random
+
+from llmpod.endpoint.errors import ApiError
+from llmpod.endpoint.faults import Faults, batch_size
+from llmpod.endpoint.options import Options
+from llmpod.endpoint.state.job import Job, JobState
+from llmpod.endpoint.state.store import JobStore
+from llmpod.endpoint.state.worker import Worker, WorkerState, absent, missing, silent
+
+DEAD_KEPT = 20
+"""Dead workers that are remembered, so that their logs can be read and their late calls recognised."""
+
+
+class Poll:
+    """One open job-take. `jobs` are the worker's from the moment they are in here; see `Broker.close`."""
+
+    __slots__ = ("asked", "jobs", "ready", "worker")
+
+    def __init__(self, worker: Worker, asked: int, ready: asyncio.Future[None]) -> None:
+        self.worker = worker
+        self.asked = asked
+        self.ready = ready
+        self.jobs: list[Job] = []
+
+
+class Broker:
+    def __init__(self, store: JobStore, options: Options, faults: Faults, random: Random) -> None:
+        self.store = store
+        self.options = options
+        self.faults = faults
+        self.random = random
+        self.workers: dict[str, Worker] = {}
+        self.polls: OrderedDict[Poll, None] = OrderedDict()
+        self.recycle: Callable[[Worker, str], None] = lambda worker, reason: None
+        """Set by the fleet: replaces a worker's process. Without a fleet nobody can, and nothing happens."""
+        self.crash: Callable[[Worker, str], None] = lambda worker, reason: None
+        """Set by the fleet: kills a worker's process at once."""
+        store.listeners.append(self._on_transition)
+        store.on_queued = self.hand_out
+
+    # ------------------------------------------------------------------ workers
+    def add(self, worker_id: str, *, owned: bool) -> Worker:
+        worker = Worker(worker_id, owned, self.store.clock(), log_lines=self.options.worker_log_lines)
+        self.workers[worker_id] = worker
+        dead = [known.id for known in self.workers.values() if known.dead is not None]
+        for worker_id in dead[:-DEAD_KEPT]:
+            del self.workers[worker_id]
+        return worker
+
+    def polling(self, worker_id: str) -> Worker:
+        """The worker that polls; one we do not know is somebody else's process and is welcome."""
+        return self.workers.get(worker_id) or self.add(worker_id, owned=False)
+
+    def live(self) -> list[Worker]:
+        return [worker for worker in self.workers.values() if worker.dead is None]
+
+    def lose(self, worker: Worker, reason: str) -> None:
+        """The worker is gone for good: nothing more is handed to it, and what it held goes back to the queue."""
+        if worker.dead is not None:
+            return
+        worker.dead = reason
+        self.drain(worker)
+        for job in list(worker.jobs.values()):
+            self.store.lose(job, f"worker {worker.id} {reason}")
+        worker.stop_ids.clear()
+        worker.stopping.clear()
+
+    def drain(self, worker: Worker) -> None:
+        """Hands out nothing more, and answers the worker's open polls so that it can leave (the SDK waits for both)."""
+        worker.draining = True
+        for poll in [poll for poll in self.polls if poll.worker is worker]:
+            del self.polls[poll]
+            if not poll.ready.done():
+                poll.ready.set_result(None)
+        worker.wake_stop_polls()
+
+    # ------------------------------------------------------------------ hand-out
+    def open(self, worker: Worker, asked: int) -> Poll:
+        """Opens a poll for up to `asked` jobs; its `ready` is set when it has some, or never will."""
+        if worker.dead is not None and not worker.owned:
+            # Silence had been taken for death; nobody else can use this id, so it is the same worker.
+            worker.dead = None
+            worker.draining = worker.retired = False
+            worker.last_ping_s = None
+        if not worker.polled:
+            worker.polled = True
+            worker.idle_since_s = self.store.clock()
+        worker.open_polls += 1
+        poll = Poll(worker, asked, asyncio.get_running_loop().create_future())
+        if worker.takes_jobs:
+            self.polls[poll] = None
+            if self.store.queue:
+                self.hand_out()
+        return poll
+
+    def close(self, poll: Poll, *, delivered: bool) -> None:
+        """Ends a poll. Jobs that were chosen for it but did not reach the worker go back, oldest first."""
+        self.polls.pop(poll, None)
+        poll.worker.open_polls -= 1
+        poll.worker.last_poll_s = self.store.clock()
+        if not delivered:
+            for job in reversed(poll.jobs):
+                if job.state is JobState.IN_PROGRESS and job.worker_id == poll.worker.id:
+                    self.store.give_back(job, "poll closed before the job was handed out")
+
+    def hand_out(self) -> None:
+        """Gives queued jobs to open polls, the longest-open poll first."""
+        queue = self.store.queue
+        while queue and self.polls:
+            poll, _ = self.polls.popitem(last=False)
+            if poll.ready.done():
+                continue
+            count = batch_size(self.faults.take_policy, poll.asked, len(queue), self.random)
+            poll.jobs = self.store.take(count, poll.worker.id)
+            poll.ready.set_result(None)
+
+    def held(self, worker_id: str, job_id: str) -> Job | None:
+        """The running job that a worker reports about; None when it no longer runs there but once did (a late report).
+
+        Raises ApiError 404 for an id that does not exist and 400 for a job that this worker does not hold.
+        """
+        worker = self.workers.get(worker_id)
+        if worker is not None and job_id in worker.jobs:
+            return worker.jobs[job_id]
+        job = self.store.jobs.get(job_id)
+        if job is None:
+            raise ApiError(404, f"no job {job_id}")
+        if job.worker_id == worker_id:
+            return None
+        raise ApiError(400, f"worker {worker_id} does not hold job {job_id}")
+
+    # ------------------------------------------------------------------ pings and stops
+    def ping(self, worker_id: str, job_ids: str, status: str | None, reason: str, *, from_sdk: bool) -> None:
+        """A heartbeat with the comma-separated ids of the jobs the worker thinks it holds.
+
+        Only the SDK (`from_sdk`) is known to name them all; silence of another client about a job means nothing.
+        """
+        worker = self.workers.get(worker_id)
+        if worker is None or worker.dead is not None:
+            return
+        now = self.store.clock()
+        worker.last_ping_s = now
+        if status == "unhealthy":
+            worker.unhealthy = reason or "reported unhealthy"
+            self.recycle(worker, f"unhealthy: {worker.unhealthy}")
+            return
+        reported = set(job_ids.split(",")) if job_ids else set()
+        if from_sdk and self.options.lost_after_pings:
+            self._find_lost(worker, reported, len(job_ids), now)
+        self._repeat_stops(worker, reported, now)
+
+    def _find_lost(self, worker: Worker, reported: set[str], chars: int, now: float) -> None:
+        for job_id in reported:
+            if job_id in worker.jobs:
+                worker.jobs[job_id].missed_pings = 0
+        for job in missing(worker.jobs, reported, chars, now):
+            job.missed_pings += 1
+            if job.missed_pings >= self.options.lost_after_pings:
+                self.store.lose(job, f"worker {worker.id} no longer reports the job")
+
+    def _repeat_stops(self, worker: Worker, reported: set[str], now: float) -> None:
+        """A stop that came while the job was still in the SDK's own queue was ignored, so it is sent again."""
+        for job_id, since_s in list(worker.stopping.items()):
+            if job_id not in reported:
+                del worker.stopping[job_id]
+            elif self.options.stop_ignored_s and now - since_s > self.options.stop_ignored_s:
+                del worker.stopping[job_id]
+                self.recycle(worker, f"ignored the stop of job {job_id}")
+            else:
+                worker.ask_stop(job_id, since_s)
+
+    def fetch_stops(self, worker: Worker) -> list[str]:
+        """The ids a job-stop reply carries; each is repeated while pings still report it."""
+        fetched = list(worker.stop_ids)
+        for job_id, since_s in worker.stop_ids.items():
+            worker.stopping.setdefault(job_id, since_s)
+        worker.stop_ids.clear()
+        return fetched
+
+    def sweep(self) -> None:
+        """Declares workers dead whose pings stopped, or who were somebody else's and do not ask for jobs any more."""
+        now = self.store.clock()
+        interval_s = self.options.ping_interval_ms / 1000
+        for worker in self.live():
+            if silent(worker, now, interval_s, self.options.dead_after_pings):
+                reason = f"sent no ping for {self.options.dead_after_pings} intervals"
+                self.lose(worker, reason)
+                self.crash(worker, reason)
+            elif absent(worker, now, interval_s, self.options.dead_after_pings):
+                self.lose(worker, "asks for no jobs any more")
+
+    # ------------------------------------------------------------------ following the store
+    def _on_transition(self, job: Job, was: JobState | None, reason: str) -> None:
+        worker = self.workers.get(job.worker_id) if job.worker_id else None
+        if job.state is JobState.IN_PROGRESS:
+            if worker is not None:
+                worker.jobs[job.id] = job
+                worker.idle_since_s = None
+            return
+        if was is JobState.IN_PROGRESS:
+            self._release(job, reason)
+
+    def _release(self, job: Job, reason: str) -> None:
+        for worker in self.workers.values():
+            if worker.jobs.pop(job.id, None) is None:
+                continue
+            if reason == "done":
+                worker.jobs_done += 1
+            elif worker.dead is None and job.ended:
+                worker.ask_stop(job.id, self.store.clock())
+            if not worker.jobs:
+                worker.idle_since_s = self.store.clock()
+
+    def counts(self) -> dict[str, int]:
+        """Workers per state as /health shows them; `ready` is everything that could take a job now."""
+        counts = dict.fromkeys(("idle", "initializing", "ready", "running", "throttled", "unhealthy"), 0)
+        for worker in self.workers.values():
+            state = worker.state
+            if state.value in counts:
+                counts[state.value] += 1
+            if state in (WorkerState.IDLE, WorkerState.RUNNING):
+                counts["ready"] += 1
+        return counts

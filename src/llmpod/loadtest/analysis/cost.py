@@ -1,0 +1,63 @@
+"""What it cost, as far as a client can tell: an estimate from below and one from above, never one number that
+pretends."""
+
+from dataclasses import dataclass
+
+from llmpod.loadtest.analysis.timeline import HealthReport
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """US dollars. `busy_usd`: worker time with a measured job on the worker, the least it can be. `workers_usd`: all
+    live and initializing worker time of the window, nearer to the bill; None without /health. `per_1k_*` are from
+    `workers_usd` where there is one."""
+
+    usd_per_hour: float
+    busy_usd: float
+    workers_usd: float | None
+    per_1k_requests: float | None
+    per_1k_tokens: float | None
+    per_good_request: float | None
+
+
+def cost(
+    busy_s: float,
+    health: HealthReport | None,
+    usd_per_hour: float | None,
+    *,
+    measured: tuple[float, float],
+    window: tuple[float, float],
+    good_share: float | None,
+) -> Cost | None:
+    """None without a price. `measured` and `window`: (answers, tokens) of the measured jobs, and of the window with
+    whatever else was answered in it."""
+    if usd_per_hour is None:
+        return None
+    per_s = usd_per_hour / 3600
+    worker_s = _worker_seconds(health)
+    spent, (answers, tokens) = (busy_s, measured) if worker_s is None else (worker_s, window)
+    good = answers * good_share if good_share is not None else 0.0
+    return Cost(
+        usd_per_hour=usd_per_hour,
+        busy_usd=busy_s * per_s,
+        workers_usd=worker_s * per_s if worker_s is not None else None,
+        per_1k_requests=spent * per_s / answers * 1000 if answers else None,
+        per_1k_tokens=spent * per_s / tokens * 1000 if tokens else None,
+        per_good_request=spent * per_s / good if good else None,
+    )
+
+
+def _worker_seconds(health: HealthReport | None) -> float | None:
+    """The integral of live and initializing workers over the window."""
+    if health is None or len(health.points) < 2:
+        return None
+    total = 0.0
+    for point, after in zip(health.points, health.points[1:], strict=False):
+        total += (point.live + point.initializing) * (after.t_ms - point.t_ms) / 1000
+    covered = (health.points[-1].t_ms - health.points[0].t_ms) / 1000
+    return total * health.span_s / covered if covered > 0 else None
+
+
+def preflight_usd(requests: int | None, exec_s: float, usd_per_hour: float | None) -> float | None:
+    """What a plan will cost at least, were every job to take `exec_s`."""
+    return None if usd_per_hour is None or requests is None else requests * exec_s * usd_per_hour / 3600

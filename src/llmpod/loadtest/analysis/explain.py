@@ -1,0 +1,158 @@
+"""One sentence that says where the time went, or why there is nothing to say."""
+
+import math
+from typing import TYPE_CHECKING
+
+from llmpod.loadtest.stats import nearest_rank
+from llmpod.loadtest.units import count, show_duration, show_ms
+
+if TYPE_CHECKING:
+    from llmpod.loadtest.analysis.analyse import PhaseReport
+    from llmpod.loadtest.analysis.latency import Share
+
+
+# So many looks at /health must have seen too few workers before the latency is put down to that.
+SHORT_SAMPLES = 3
+
+
+def why(report: "PhaseReport") -> str:
+    """The strongest of the explanations that the numbers support."""
+    if report.counted == 0:
+        return "Nothing was measured."
+    if report.ok == 0:
+        first = report.failures[0]  # the most frequent
+        return (
+            f"Nothing succeeded: {first.n} of {report.counted} jobs ended as {first.name} "
+            f"({first.example or first.meaning}).{_no_worker(report)}"
+        )
+    parts = [part for part in (_workers_missing(report), _cold(report), _two_states(report)) if part]
+    if not parts:
+        parts = [_where(report)]
+    if report.failed / report.counted > 0.01:
+        first = report.failures[0]
+        most = f"most as {first.name}" if first.n > report.failed / 2 else ""
+        named = ", ".join(f"{one.n} as {one.name}" for one in report.failures[:3])
+        rest = len(report.failures) - 3
+        ways = most or named + (f", the others in {count(rest, 'other way')}" if rest > 0 else "")
+        parts.append(f"{report.failed} of {report.counted} jobs failed: {ways}.")
+    return " ".join(parts)
+
+
+def _no_worker(report: "PhaseReport") -> str:
+    health = report.health
+    waited = report.failures[0].error_class in ("client_timeout", "job_timed_out")
+    if not waited or health is None or health.live_max > 0:
+        return ""
+    if health.initializing_s > 0:
+        return f" No worker became live; one was starting for {show_duration(health.initializing_s)}: see its log."
+    throttled = f"; throttled for {show_duration(health.throttled_s)}" if health.throttled_s > 0 else ""
+    span = show_duration(health.span_s)
+    return f" No worker was live at any time of these {span} (max workers 0? no GPU free?){throttled}."
+
+
+def _workers_missing(report: "PhaseReport") -> str | None:
+    health = report.health
+    if health is None or health.short_s is None or health.short_s < 0.1 * health.span_s:
+        return None
+    delay, total = _mean(report, "delay_ms"), _mean(report, "total_ms")
+    if delay is None or total is None or delay < 0.3 * total:
+        return None
+    short = [point for point in health.points if point.live < point.wanted]
+    if len(short) < SHORT_SAMPLES:
+        return None
+    live = sorted(point.live for point in short)[len(short) // 2]
+    wanted = sorted(point.wanted for point in short)[len(short) // 2]
+    text = (
+        f"The latency is worker shortage: {show_duration(health.short_s)} of {show_duration(health.span_s)} "
+        f"with {live} of {wanted} wanted workers"
+    )
+    if health.throttled_s > 0:
+        text += f", {show_duration(health.throttled_s)} of it with throttled workers"
+    return text + f"; {delay / total:.0%} of the mean total is queue."
+
+
+def _cold(report: "PhaseReport") -> str | None:
+    cold = next((one for one in report.classes if one.name == "cold"), None)
+    if cold is None or not cold.n or report.without_cold is None:
+        return None
+    with_all, p95 = report.rows["total"].at(95.0), report.without_cold.at(95.0)
+    if with_all is None or p95 is None or with_all.value < 1.2 * p95.value:
+        return None
+    return (
+        f"{cold.n} cold starts of {show_ms(cold.delay_p50_ms)} make the p95 {show_ms(with_all.value)}; "
+        f"without them and the wakes it is {show_ms(p95.value)}."
+    )
+
+
+def _two_states(report: "PhaseReport") -> str | None:
+    """A long run whose slices sit in two groups, far apart for how wide each is: a percentile of the whole describes
+    neither. A queue's ups and downs fill the room between them."""
+    middles = sorted(one.p50_ms for one in report.slices if one.p50_ms)
+    if len(middles) < 10:
+        return None
+    cut = math.sqrt(middles[len(middles) // 10] * middles[-1 - len(middles) // 10])
+    groups = [value for value in middles if value < cut], [value for value in middles if value >= cut]
+    slow = len(groups[1])
+    if min(map(len, groups)) < max(3, len(middles) / 10):
+        return None
+    low, high = (nearest_rank(group, 50) for group in groups)
+    width = max(math.log(nearest_rank(group, 80) / nearest_rank(group, 20)) for group in groups)
+    if high < 1.6 * low or math.log(high / low) < 2.3 * width:
+        return None
+    return (
+        f"Two states, not one: {slow} of {len(middles)} slices have a p50 near {show_ms(high)}, the others "
+        f"near {show_ms(low)}; "
+        f"look at what changed between them (workers, usually)."
+    )
+
+
+def _where(report: "PhaseReport") -> str:
+    if not report.shares:
+        ttft = report.rows.get("ttft")
+        if ttft is not None and (found := ttft.at(50.0)) is not None:
+            total = report.rows["total"].mean_ms
+            return (
+                f"Queue and execution are not measurable on this route; the first token took "
+                f"{ttft.mean_ms / total:.0%} of the mean "
+                f"total (p50 {show_ms(found.value)}), the queue included."
+            )
+        if report.mode == "openai":
+            return "Queue and execution are not measurable on this route; an answer in one piece has no first token."
+        return "Neither queue nor execution time is on record, so where the time went is not known."
+    mean, p95 = report.shares[0], report.shares[-1]
+    biggest = _biggest(mean)
+    text = (
+        f"{biggest[0]} is {biggest[1] / max(mean.total_ms, 1e-9):.0%} of the mean total "
+        f"({show_ms(biggest[1])} of {show_ms(mean.total_ms)})"
+    )
+    tail = _biggest(p95)
+    if tail[0] != biggest[0]:
+        text += f"; at p95 it is {tail[0].lower()} ({show_ms(tail[1])} of {show_ms(p95.total_ms)})"
+    workers = len(report.workers)
+    slots = sum(max(1, one.at_once) for one in report.workers)
+    if biggest[0] == "Queue" and report.phase.kind == "closed" and workers:
+        clients = count(report.phase.concurrency, "client")
+        if report.phase.concurrency > slots:
+            each = "one job at a time" if slots == workers else f"{count(slots, 'job')} at a time together"
+            text += f": {clients} on {count(workers, 'worker')}, {each}"
+        else:
+            ran = f"{count(workers, 'worker')} ran {slots} at once"
+            text += f", although {ran} for {clients}: a wait to be picked up"
+    return text + "."
+
+
+def _biggest(share: "Share") -> tuple[str, float]:
+    parts = [
+        ("Client wait", share.wait_ms),
+        ("Waiting to submit again", share.retry_ms),
+        ("Queue", share.delay_ms),
+        ("Execution", share.exec_ms),
+        ("Overhead", share.overhead_ms),
+    ]
+    return max(parts, key=lambda part: part[1])
+
+
+def _mean(report: "PhaseReport", name: str) -> float | None:
+    if not report.shares:
+        return None
+    return report.shares[0].delay_ms if name == "delay_ms" else report.shares[0].total_ms

@@ -1,0 +1,250 @@
+"""Two runs beside each other: is B slower than A, by how much, and could it be chance?
+
+Every line is a test, and all lines of a comparison are wrong together in at most 5 % of comparisons of equal runs: each
+is tested at 5 % divided by their number (Bonferroni). What the samples do not support is called unknown, and each line
+says which difference would have been found in four of five such pairs.
+"""
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import NormalDist
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from llmpod.loadtest.analysis.analyse import PhaseReport, View
+from llmpod.loadtest.analysis.latency import METRICS
+from llmpod.loadtest.cli.viewing import make_saved_view, parse_percentiles
+from llmpod.loadtest.errors import Exit, UsageError
+from llmpod.loadtest.model import run_files
+from llmpod.loadtest.model.job_record import Job
+from llmpod.loadtest.model.run_files import Recorded
+from llmpod.loadtest.report.report import build
+from llmpod.loadtest.stats import difference_intervals, needed_n, quantiles, student_8, two_shares
+from llmpod.loadtest.units import show_ms, show_rate, show_share, show_usd
+
+COMPARED = ("total", "delay", "exec", "overhead", "scheduled", "ttft", "tpot")
+POWER = 0.8
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """B minus A in ms, with its 95 % interval. `clear`: it is beyond chance with all lines of the comparison taken
+    together; None where there are too few samples to tell. `detectable`: the share of A that would be found in four of
+    five such pairs."""
+
+    phase: str
+    metric: str
+    p: float
+    a_ms: float
+    b_ms: float
+    low_ms: float | None
+    high_ms: float | None
+    n_a: int
+    n_b: int
+    clear: bool | None
+    detectable: float | None
+
+    @property
+    def share(self) -> float | None:
+        return (self.b_ms - self.a_ms) / self.a_ms if self.a_ms > 0 else None
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """Something that is no percentile: throughput, tokens, cost, a share of jobs. `worse`: more of it is bad."""
+
+    phase: str
+    name: str
+    a: float
+    b: float
+    clear: bool | None
+    worse: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    differences: list[Difference]
+    rates: list[Rate]
+    lines: int
+
+
+def compare(a: Recorded, b: Recorded, percentiles: Sequence[float], view: View | None = None) -> Comparison:
+    """Phases are matched by name; two runs of one phase each are matched whatever they are called."""
+    phases_a, phases_b = _phases(a), _phases(b)
+    pairs = [(name, name) for name in phases_a if name in phases_b]
+    if not pairs and len(phases_a) == len(phases_b) == 1:
+        pairs = [(next(iter(phases_a)), next(iter(phases_b)))]
+    metrics = [
+        (x, y, metric, values_a, values_b)
+        for x, y in pairs
+        for metric in COMPARED
+        if len(values_a := _values(phases_a[x], metric)) > 1 and len(values_b := _values(phases_b[y], metric)) > 1
+    ]
+    reports_a = {one.phase.name: one for one in build(a, view or make_saved_view(a)).phases}
+    reports_b = {one.phase.name: one for one in build(b, view or make_saved_view(b)).phases}
+    drafts = [
+        rate for x, y in pairs if x in reports_a and y in reports_b for rate in _rates(reports_a[x], reports_b[y])
+    ]
+    lines = len(metrics) * len(percentiles) + len(drafts)
+    level = 0.05 / max(1, lines)
+    found = [
+        _difference(_label(x, y), metric, p, values_a, values_b, level)
+        for x, y, metric, values_a, values_b in metrics
+        for p in percentiles
+    ]
+    rates = [
+        Rate(draft["phase"], draft["name"], draft["a"], draft["b"], _clear(draft, level), draft["worse"])
+        for draft in drafts
+    ]
+    return Comparison(found, rates, lines)
+
+
+def _label(a: str, b: str) -> str:
+    return a if a == b else f"{a} / {b}"
+
+
+def _difference(label: str, metric: str, p: float, a: Sequence[float], b: Sequence[float], level: float) -> Difference:
+    (of_a,), (of_b,) = quantiles(a, [p]), quantiles(b, [p])
+    at_a, at_b = of_a.value, of_b.value
+    if min(of_a.n_eff, of_b.n_eff) < needed_n(p):
+        return Difference(label, metric, p, at_a, at_b, None, None, len(a), len(b), None, None)
+    (low, high), (least, most) = difference_intervals(
+        sorted(a), sorted(b), p, of_a.n_eff, of_b.n_eff, (0.95, 1 - level)
+    )
+    normal = NormalDist()
+    error = (high - low) / 2 / normal.inv_cdf(0.975)
+    needed = (normal.inv_cdf(1 - level / 2) + normal.inv_cdf(POWER)) * error
+    clear = least > 0 or most < 0
+    return Difference(
+        label, metric, p, at_a, at_b, low, high, len(a), len(b), clear, needed / at_a if at_a > 0 else None
+    )
+
+
+def _rates(a: PhaseReport, b: PhaseReport) -> list[dict[str, Any]]:
+    """What is to be tested, each with what its test needs."""
+    label = _label(a.phase.name, b.phase.name)
+    out: list[dict[str, Any]] = []
+
+    def add(name: str, of_a: float | None, of_b: float | None, *, worse: bool, **test: Any) -> None:
+        if of_a is not None and of_b is not None:
+            out.append({"phase": label, "name": name, "a": of_a, "b": of_b, "worse": worse, **test})
+
+    errors = {"errors": (a.throughput_error, b.throughput_error)}
+    if a.phase.kind == "closed":  # in an open loop the schedule says how many are answered
+        add("throughput", a.throughput_per_s, b.throughput_per_s, worse=False, **errors)
+    add("output tokens/s", a.tokens_per_s, b.tokens_per_s, worse=False, **errors)
+    if a.cost is not None and b.cost is not None:
+        add("cost per 1k requests", a.cost.per_1k_requests, b.cost.per_1k_requests, worse=True, **errors)
+    if a.counted and b.counted:
+        shares = {"hits": (a.failed, b.failed), "n": (a.counted, b.counted)}
+        add("error rate", a.failed / a.counted, b.failed / b.counted, worse=True, **shares)
+    if a.goodput_share is not None and b.goodput_share is not None:
+        hits = round(a.goodput_share * a.counted), round(b.goodput_share * b.counted)
+        add("goodput", a.goodput_share, b.goodput_share, worse=False, hits=hits, n=(a.counted, b.counted))
+    return out
+
+
+def _clear(draft: dict[str, Any], level: float) -> bool | None:
+    if "hits" in draft:
+        return two_shares(draft["hits"][0], draft["n"][0], draft["hits"][1], draft["n"][1]) < level
+    error_a, error_b = draft["errors"]
+    if error_a is None or error_b is None or not draft["a"] or not draft["b"]:
+        return None
+    return abs(math.log(draft["b"] / draft["a"])) > student_8(level) * math.hypot(error_a, error_b)
+
+
+def _phases(recorded: Recorded) -> dict[str, list[Job]]:
+    out: dict[str, list[Job]] = {}
+    for job in sorted(recorded.jobs, key=lambda one: one.sent_ms or 0.0):
+        if job.counts:
+            out.setdefault(job.phase, []).append(job)
+    return out
+
+
+def _values(jobs: Sequence[Job], metric: str) -> list[float]:
+    read = METRICS[metric]
+    return [value for job in jobs if job.ok and (value := read(job)) is not None]
+
+
+def compare_directories(options: argparse.Namespace, console: Console) -> Exit:
+    a, b = run_files.read(Path(options.a)), run_files.read(Path(options.b))
+    found = compare(a, b, parse_percentiles(options.percentiles))
+    if not found.lines:
+        raise UsageError(
+            f"{options.a} and {options.b} have no phase in common: {', '.join(_phases(a))} and {', '.join(_phases(b))}"
+        )
+    limit = options.fail_on_slower
+    slower = [
+        one
+        for one in found.differences
+        if limit is not None and one.metric == "total" and one.low_ms is not None and one.low_ms > limit * one.a_ms
+    ]
+    if options.format == "json":
+        rows = [{**asdict(one), "share": one.share} for one in found.differences]
+        rates = [asdict(one) for one in found.rates]
+        both = [_error_rate(a), _error_rate(b)]
+        sys.stdout.write(json.dumps({"differences": rows, "rates": rates, "error_rate": both}, indent=1) + "\n")
+    else:
+        _show(found, options, console)
+        for one in slower:
+            console.print(f"✗ {one.phase} total p{one.p:g} is certainly more than {limit:.0%} slower", style="bold red")
+    return Exit.SLO_FAILED if slower else Exit.PASS
+
+
+def _error_rate(recorded: Recorded) -> float | None:
+    counted = [job for job in recorded.jobs if job.counts]
+    return sum(1 for job in counted if not job.ok) / len(counted) if counted else None
+
+
+def _show(found: Comparison, options: argparse.Namespace, console: Console) -> None:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
+    for name in ("phase", "metric", "", "A", "B", "B - A", "95% interval", "", "finds", "n"):
+        table.add_column(name, justify="left" if name in ("phase", "metric") else "right")
+    for one in found.differences:
+        share = f" ({one.share:+.1%})" if one.share is not None else ""
+        table.add_row(
+            one.phase,
+            one.metric,
+            f"p{one.p:g}",
+            show_ms(one.a_ms),
+            show_ms(one.b_ms),
+            f"{'+' if one.b_ms >= one.a_ms else ''}{show_ms(one.b_ms - one.a_ms)}{share}",
+            f"{show_ms(one.low_ms)} to {show_ms(one.high_ms)}" if one.low_ms is not None else "n/a",
+            _word(one.clear, worse=one.b_ms > one.a_ms, bad="slower", good="faster"),
+            f"±{one.detectable:.0%}" if one.detectable is not None else "",
+            f"{one.n_a}, {one.n_b}",
+        )
+    for rate in found.rates:
+        show: dict[str, Callable[[float], str]] = {
+            "throughput": show_rate,
+            "cost per 1k requests": show_usd,
+            "output tokens/s": lambda per_s: f"{per_s:.1f}",
+        }
+        text = show.get(rate.name, show_share)
+        share = f"{rate.b / rate.a - 1:+.1%}" if rate.a else ""
+        worse = (rate.b > rate.a) == rate.worse
+        word = _word(rate.clear, worse=worse, bad="worse", good="better")
+        table.add_row(rate.phase, rate.name, "", text(rate.a), text(rate.b), share, "", word, "", "")
+    console.print(f"A {options.a}\nB {options.b}", style="dim")
+    console.print(table)
+    console.print(
+        f"a word of difference is wrong in at most 5 % of comparisons of equal runs, all {found.lines} lines together; "
+        "finds: the difference that would be found in 4 of 5 such pairs",
+        style="dim",
+    )
+
+
+def _word(clear: bool | None, *, worse: bool, bad: str, good: str) -> Text:
+    if clear is None:
+        return Text("unknown: too few jobs", style="dim")
+    if not clear:
+        return Text("no clear difference", style="dim")
+    return Text(bad if worse else good, style="red" if worse else "green")

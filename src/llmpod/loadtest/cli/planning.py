@@ -1,0 +1,229 @@
+"""From options to a plan: which phases, in which shape. Contradictions are found here, before anything is sent."""
+
+import argparse
+import json
+import math
+from typing import Any
+
+from llmpod.loadtest.errors import UsageError
+from llmpod.loadtest.model.arrivals import Arrivals, Segment, stages, steady
+from llmpod.loadtest.model.plan import Mode, Phase, Plan, Sweep
+from llmpod.loadtest.run.payload import read_text
+from llmpod.loadtest.units import parse_duration_s
+
+OLD_MODES: dict[str, Mode] = {"sync": "runsync", "async": "run"}
+DEFAULT_RUNS = 40
+DEFAULT_LADDER = (1, 2, 4, 8, 16, 32, 64, 128)
+STEP = 1.5  # of --sweep-rate A..B
+
+
+def make_plan(options: argparse.Namespace) -> Plan:
+    """Raises UsageError when the options ask for two shapes at once, or for a shape without its numbers."""
+    mode: Mode = OLD_MODES.get(options.mode, options.mode)
+    chosen = {
+        "--request-rate": options.request_rate,
+        "--ramp": options.ramp,
+        "--stages": options.stages,
+        "--replay": options.replay,
+        "--sweep": options.sweep,
+        "--sweep-rate": options.sweep_rate,
+    }
+    given = [flag for flag, value in chosen.items() if value is not None]
+    if len(given) > 1:
+        raise UsageError(f"{' and '.join(given)} are different shapes; choose one")
+    if given and options.concurrency:
+        raise UsageError(f"{given[0]} and --concurrency are different shapes (--max-concurrency caps an open loop)")
+    if (options.arrival or options.burstiness) and not {"--request-rate", "--sweep-rate", "--ramp", "--stages"} & set(
+        given
+    ):
+        raise UsageError("--arrival and --burstiness need --request-rate, --sweep-rate, --ramp or --stages")
+    if options.soak is not None and (options.duration is not None or given not in ([], ["--request-rate"])):
+        raise UsageError("--soak is a duration of its own, with --concurrency or --request-rate")
+    if not given:
+        return Plan(_closed(options), mode, options.seed)
+    if given == ["--sweep"]:
+        return _sweep(options, mode)
+    if given == ["--sweep-rate"]:
+        rates = _rates(options.sweep_rate.strip())
+        phases = tuple(_open(options, "--request-rate", rate) for rate in rates)
+        return Plan(phases, mode, options.seed, Sweep(tuple(rates), auto=False, by_rate=True))
+    return Plan((_open(options, given[0]),), mode, options.seed)
+
+
+def _closed(options: argparse.Namespace) -> tuple[Phase, ...]:
+    levels = [level for group in options.concurrency or [] for level in group] or ([1] if options.soak else [1, 4, 8])
+    if options.max_concurrency is not None:
+        raise UsageError("--max-concurrency caps an open loop; in a closed loop --concurrency is the cap")
+    soak = options.soak is not None
+    duration = options.soak if soak else options.duration
+    requests = options.runs or (None if duration is not None else DEFAULT_RUNS)
+    phases = []
+    for number, level in enumerate(levels):
+        name = f"c={level}" if levels.count(level) == 1 else f"c={level} ({levels[:number].count(level) + 1})"
+        phases.append(_closed_phase(options, name, "soak" if soak else "closed", level, requests, duration))
+    return tuple(phases)
+
+
+def _closed_phase(
+    options: argparse.Namespace, name: str, shape: str, level: int, requests: int | None, duration: float | None
+) -> Phase:
+    return Phase(
+        name=name,
+        kind="closed",
+        shape=shape,
+        concurrency=level,
+        requests=requests,
+        duration_s=duration,
+        ramp_up_s=options.ramp_up,
+        warmup_requests=options.warmup_requests if options.warmup_requests is not None else level,
+        warmup_s=options.warmup_duration,
+        workers_may_change=shape == "soak",
+    )
+
+
+def _sweep(options: argparse.Namespace, mode: Mode) -> Plan:
+    text = options.sweep.strip()
+    auto = text == "auto"
+    if auto:
+        rungs = list(DEFAULT_LADDER)
+    elif ".." in text:
+        low, high = _pair(text, "--sweep", whole=True)
+        rungs = [int(low)]
+        while rungs[-1] * 2 < high:
+            rungs.append(rungs[-1] * 2)
+        rungs += [int(high)] if rungs[-1] != int(high) else []
+    else:
+        try:
+            rungs = [int(part) for part in text.split(",")]
+        except ValueError:
+            raise UsageError(f"--sweep '{text}': write auto, 1..16 or 1,2,4") from None
+    if not rungs or rungs != sorted(set(rungs)) or rungs[0] < 1:
+        raise UsageError(f"--sweep '{text}': the numbers of clients must grow from 1 or more")
+    runs = options.runs or (None if options.duration else DEFAULT_RUNS)
+    phases = tuple(
+        _closed_phase(options, f"c={rung}", "sweep", rung, max(runs, 3 * rung) if runs else None, options.duration)
+        for rung in rungs
+    )
+    return Plan(phases, mode, options.seed, Sweep(tuple(rungs), auto))
+
+
+def _rates(text: str) -> list[float]:
+    """`1..8`: 1, 1.5, 2.25, …, 8; or the very rates, ascending."""
+    if ".." in text:
+        low, high = _pair(text, "--sweep-rate")
+        if not 0 < low < high:
+            raise UsageError(f"--sweep-rate '{text}': the first rate is above 0 and below the second")
+        rates = [low]
+        while rates[-1] * STEP < high * 0.99:
+            rates.append(float(f"{rates[-1] * STEP:.3g}"))
+        return [*rates, high]
+    try:
+        rates = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(f"--sweep-rate '{text}': write 0.5..8 or 1,2,4 (per second)") from None
+    if rates != sorted(set(rates)) or not 0 < rates[0] <= rates[-1] < math.inf:
+        raise UsageError(f"--sweep-rate '{text}': the rates must grow from above 0")
+    return rates
+
+
+def _open(options: argparse.Namespace, flag: str, rung: float | None = None) -> Phase:
+    cap: dict[str, Any] = {
+        "max_in_flight": options.max_concurrency,
+        "warmup_requests": options.warmup_requests if options.warmup_requests is not None else 1,
+    }
+    if flag == "--replay":
+        times = tuple(at * options.time_scale for at in read_times(options.replay))
+        return Phase(name="replay", kind="replay", shape="replay", replay_s=times, **cap)
+    burstiness = None if options.arrival == "constant" else options.burstiness or 1.0
+    if options.arrival == "constant" and options.burstiness:
+        raise UsageError("--burstiness does not go with --arrival constant")
+    if options.arrival == "poisson" and options.burstiness not in (None, 1.0):
+        raise UsageError("--burstiness other than 1 is --arrival gamma")
+    if options.arrival == "gamma" and options.burstiness is None:
+        raise UsageError("--arrival gamma needs --burstiness (0.5 is bursty, 1 is Poisson, 4 is nearly regular)")
+    kind = "constant" if burstiness is None else "poisson" if burstiness == 1.0 else "gamma"
+    if flag == "--stages":
+        return _open_phase(options, f"stages ({kind})", "stages", _stages(options.stages), burstiness, cap)
+    if flag == "--ramp":
+        if options.duration is None:
+            raise UsageError("--ramp needs --duration")
+        low, high = _pair(options.ramp, "--ramp")
+        return _open_phase(
+            options, f"{low:g}..{high:g}/s", "ramp", (Segment(options.duration, low, high),), burstiness, cap
+        )
+    rate = options.request_rate if rung is None else rung
+    soak = options.soak is not None
+    length = options.soak if soak else options.duration
+    if length is None:
+        # Enough time for the requests asked for; where the draw is slow, the schedule is cut by count and not by time.
+        length = (options.runs or DEFAULT_RUNS) / rate * (1.0 if burstiness is None else 2.0) + 1e-6
+    edges = options.warmup_duration + options.cooldown
+    segments = steady(rate, length + edges)
+    requests = options.runs if options.runs or options.duration or soak else DEFAULT_RUNS
+    shape = "soak" if soak else kind if rung is None else "sweep"
+    return _open_phase(options, f"{rate:g}/s {kind}", shape, segments, burstiness, cap, requests)
+
+
+def _open_phase(
+    options: argparse.Namespace,
+    name: str,
+    shape: str,
+    segments: tuple[Segment, ...],
+    burstiness: float | None,
+    cap: dict[str, Any],
+    requests: int | None = None,
+) -> Phase:
+    return Phase(
+        name=name,
+        kind="open",
+        shape=shape,
+        requests=requests or options.runs,
+        arrivals=Arrivals(segments, burstiness, options.seed),
+        warmup_s=options.warmup_duration,
+        cooldown_s=options.cooldown,
+        workers_may_change=shape in ("soak", "stages", "ramp"),
+        **cap,
+    )
+
+
+def _stages(text: str) -> tuple[Segment, ...]:
+    targets = []
+    for part in text.split(","):
+        duration, _, rate = part.partition(":")
+        try:
+            targets.append((parse_duration_s(duration), float(rate)))
+        except (ValueError, UsageError):
+            raise UsageError(f"--stages '{part}': write TIME:RATE, like 2m:2,10m:8,2m:0") from None
+    if any(rate < 0 for _, rate in targets) or not any(rate > 0 for _, rate in targets):
+        raise UsageError("--stages: rates are not negative, and one of them is above 0")
+    return stages(targets)
+
+
+def _pair(text: str, flag: str, *, whole: bool = False) -> tuple[float, float]:
+    low, dots, high = text.partition("..")
+    try:
+        pair = (float(int(low)), float(int(high))) if whole else (float(low), float(high))
+    except ValueError:
+        pair = (-1.0, -1.0)
+    if not dots or min(pair) < 0 or pair[0] == pair[1] or (whole and (pair[0] < 1 or pair[0] > pair[1])):
+        raise UsageError(f"{flag} '{text}': write two different numbers, like 1..16")
+    return pair
+
+
+def read_times(path: str) -> list[float]:
+    """Due times in seconds from the first, ascending."""
+    times = []
+    for number, line in enumerate(read_text(path, "--replay").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+            times.append(float(value["timestamp"] if isinstance(value, dict) else value))
+        except (ValueError, KeyError, TypeError):
+            raise UsageError(
+                f"--replay {path} line {number}: neither a number nor an object with 'timestamp'"
+            ) from None
+    if not times:
+        raise UsageError(f"--replay {path} is empty")
+    times.sort()
+    return [at - times[0] for at in times]

@@ -1,0 +1,309 @@
+"""One run from its options to its report: set up, run, clean up, read back from disk, publish."""
+
+import argparse
+import asyncio
+import contextlib
+import gc
+import json
+import platform
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import aiohttp
+
+from llmpod.loadtest.analysis.analyse import PhaseReport, View, analyse
+from llmpod.loadtest.analysis.sweep import climb
+from llmpod.loadtest.cli import dry_run
+from llmpod.loadtest.cli.planning import make_plan
+from llmpod.loadtest.cli.progress import make_ui
+from llmpod.loadtest.cli.viewing import check_measurable, make_view
+from llmpod.loadtest.environ import Environment
+from llmpod.loadtest.errors import Exit, LoadTestError, UsageError
+from llmpod.loadtest.model import plan as plans
+from llmpod.loadtest.model import run_files
+from llmpod.loadtest.model.job_record import Job
+from llmpod.loadtest.model.plan import Phase, Plan
+from llmpod.loadtest.model.run_files import Journal, Recorded
+from llmpod.loadtest.report.report import Report, build
+from llmpod.loadtest.run.client import RUNPOD_BASE, RunPod
+from llmpod.loadtest.run.clock import Clock, utc_now
+from llmpod.loadtest.run.context import JobOptions, Rig
+from llmpod.loadtest.run.guards import Guards, Stop
+from llmpod.loadtest.run.payload import PayloadOptions, Payloads
+from llmpod.loadtest.run.polling import PollPace
+from llmpod.loadtest.run.probes import HealthWatch
+from llmpod.loadtest.run.rate_limit import RUNPOD_LIMITS, Gate, gates
+from llmpod.loadtest.run.runner import Runner, RunnerOptions
+
+Publish = Callable[[Report, Recorded, Path, argparse.Namespace, Environment], Exit]
+MIN_JUDGED = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """Everything a run needs to know, in one place and checked."""
+
+    options: argparse.Namespace
+    environment: Environment
+    base_url: str
+    plan: Plan
+    view: View
+    directory: Path
+
+
+async def run_new(options: argparse.Namespace, environment: Environment, publish: Publish) -> Exit:
+    plan = make_plan(options)
+    view = make_view(options)
+    check_measurable(view.slos, view.goodput, plan.mode, all(phase.kind == "closed" for phase in plan.phases))
+    if options.max_cost is not None and options.gpu_price is None:
+        raise UsageError("--max-cost needs --gpu-price, the price of one worker per hour")
+    if options.abort_on_fail and not view.slos:
+        raise UsageError("--abort-on-fail needs an --slo or --slo-preset")
+    base_url = resolve(options, environment)
+    payloads = make_payloads(options)
+    if options.dry_run:
+        dry_run.say(plan, view, base_url, payloads, options)
+        return Exit.PASS
+    directory = Path(options.out) if options.out else Path("runs") / datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    if (directory / run_files.PLAN).exists():
+        raise UsageError(
+            f"{directory} already holds a run; `resume {directory}` goes on with it, another --out starts a new one"
+        )
+    facts = {
+        "format": run_files.FORMAT,
+        "meta": _meta(options, base_url),
+        "plan": plans.to_dict(plan),
+        "options": vars(options),
+    }
+    run_files.make_directory(directory)
+    # The command line may hold anything, a key included: nothing of it goes to disk unredacted.
+    run_files.write_json(directory / run_files.PLAN, json.loads(environment.api_key.redact(json.dumps(facts))))
+    setup = Setup(options, environment, base_url, plan, view, directory)
+    return await _execute(setup, payloads, publish, before=None)
+
+
+async def run_again(directory: Path, chosen: argparse.Namespace, environment: Environment, publish: Publish) -> Exit:
+    """Goes on with the plan on disk: same phases, same schedules, same prompts; what is done is not done again."""
+    recorded = run_files.read(directory)
+    saved = recorded.plan.get("options")
+    if not isinstance(saved, dict):
+        raise UsageError(
+            f"{directory / run_files.PLAN} has no options: it is an imported report, and cannot be resumed"
+        )
+    from llmpod.loadtest.cli.options import defaults
+
+    options = argparse.Namespace(**{**defaults(), **saved, "ui": chosen.ui, "csv": None})
+    plan = plans.from_dict(recorded.plan["plan"])
+    setup = Setup(options, environment, resolve(options, environment), plan, make_view(options), directory)
+    return await _execute(setup, make_payloads(options), publish, before=recorded)
+
+
+def resolve(options: argparse.Namespace, environment: Environment) -> str:
+    """The endpoint's URL. Raises UsageError when there is none, or no key for RunPod's own."""
+    if options.base_url:
+        if not options.base_url.startswith(("http://", "https://")):
+            raise UsageError(f"--base-url '{options.base_url}' must start with http:// or https://")
+        if "@" in options.base_url.split("//", 1)[1].split("/", 1)[0]:
+            raise UsageError("--base-url must not carry a user name or password; the key goes into RUNPOD_API_KEY")
+        return str(options.base_url).rstrip("/")
+    endpoint_id = options.endpoint_id or environment.endpoint_id
+    if not endpoint_id:
+        raise UsageError("which endpoint? Pass --endpoint-id, set RUNPOD_ENDPOINT_ID, or pass --base-url")
+    if not all(char.isalnum() or char in "-_" for char in endpoint_id):
+        raise UsageError(f"'{endpoint_id}' is no endpoint id: it has letters, digits and dashes only")
+    if not environment.api_key:
+        raise UsageError("RunPod wants a key: set RUNPOD_API_KEY in the environment")
+    return f"{RUNPOD_BASE}/{endpoint_id}"
+
+
+def make_payloads(options: argparse.Namespace) -> Payloads:
+    return Payloads(
+        PayloadOptions(
+            prompt=options.prompt,
+            dataset=options.dataset,
+            input_len=options.input_len,
+            max_tokens=options.max_tokens,
+            temperature=options.temperature,
+            template=options.payload_template,
+            extra=options.extra_body,
+            model=options.model,
+            tag=options.prompt_tag,
+            stream=not options.no_stream,
+            seed=options.seed,
+        )
+    )
+
+
+def _meta(options: argparse.Namespace, base_url: str) -> dict[str, Any]:
+    extra = {}
+    for text in options.metadata:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise UsageError(f"--metadata '{text}': write NAME=VALUE")
+        extra[name] = value
+    return {
+        "endpoint": base_url,
+        "started_at": utc_now(),
+        "python": platform.python_version(),
+        "aiohttp": aiohttp.__version__,
+        "limits": options.limits,
+        **extra,
+    }
+
+
+async def _execute(setup: Setup, payloads: Payloads, publish: Publish, before: Recorded | None) -> Exit:
+    options = setup.options
+    log = Journal(setup.directory)
+    clock = Clock(_last_ms(before) if before else 0.0)
+    log.event("session_started", clock.now_ms(), at=utc_now(), resumed=before is not None)
+    notes: list[str] = []
+    try:
+        connector = aiohttp.TCPConnector(limit=0, ttl_dns_cache=300)
+        async with aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar()) as http:
+            gate_map = gates(RUNPOD_LIMITS if options.limits == "runpod" else None)
+            client = RunPod(http, setup.base_url, setup.environment.api_key, gate_map)
+            job_options = JobOptions(
+                timeout_s=options.timeout,
+                wait_s=options.wait,
+                retries=options.retries,
+                poll="fixed" if options.poll_interval is not None else options.poll,
+                poll_s=options.poll_interval,
+                openai_path=options.openai_path,
+                expect_blocked=options.expect_blocked,
+            )
+            rig = Rig(client, clock, log, job_options, PollPace(options.poll_interval))
+            if before is not None and before.orphans:
+                done = await asyncio.gather(*(rig.cancel(job_id) for job_id in before.orphans))
+                notes.append(
+                    f"{sum(done)} of {len(before.orphans)} jobs that the earlier session left behind were cancelled"
+                )
+            health = HealthWatch(rig, options.health_interval)
+            guards = Guards(
+                worker_s=lambda: health.worker_s,
+                alarm=lambda: health.alarm if health.deserted_s else None,
+                max_cost_usd=options.max_cost,
+                usd_per_s=options.gpu_price / 3600 if options.gpu_price else None,
+                max_error_rate=options.max_error_rate,
+            )
+            judge = _Judge(setup, rig, health)
+            runner = Runner(
+                rig,
+                setup.plan,
+                payloads,
+                guards,
+                health,
+                options=RunnerOptions(settle_s=options.settle, purge=options.purge_on_abort),
+                already=before.jobs if before else (),
+                check=judge.check if options.abort_on_fail else lambda _: None,
+                climb=judge.climb if setup.plan.sweep else lambda _phase, _jobs: None,
+            )
+            judge.runner = runner
+            gc.collect()
+            gc.freeze()  # what exists now lives as long as the run: the collector need not look at it again
+            ui = make_ui(options.ui, setup, runner, health, guards)
+            with _signals(runner), ui:
+                await _run(runner, notes)
+            notes += runner.tally.notes
+            notes += _limit_notes(gate_map)
+            if health.alarm and not (runner.stopped and health.alarm in runner.stopped.reason):
+                notes.append(health.alarm)
+            if health.unanswered:
+                looks = len(health.samples) + health.unanswered
+                notes.append(f"/health gave no worker counts {health.unanswered} of {looks} times ({health.problem})")
+    finally:
+        log.event("session_ended", clock.now_ms(), at=utc_now(), notes=notes)
+        log.close()
+    recorded = run_files.read(setup.directory)
+    return publish(build(recorded, setup.view), recorded, setup.directory, options, setup.environment)
+
+
+async def _run(runner: Runner, notes: list[str]) -> None:
+    """Runs to the end, whatever end that is: what was measured until then is reported."""
+    try:
+        await runner.run()
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if runner.stopped is None or task is None:
+            raise
+        task.uncancel()  # the second Ctrl-C: it was meant for the clean-up, which it ended
+        notes.append("the clean-up was cut short: jobs may still be running on the endpoint")
+    except Exception as error:  # noqa: BLE001 - a defect or a full disk must not cost the jobs that were measured
+        with contextlib.suppress(LoadTestError):
+            runner.stop(Stop(f"the run broke off: {type(error).__name__}: {error}", Exit.ERROR))
+        notes.append(f"the run broke off: {type(error).__name__}")
+
+
+def _last_ms(before: Recorded) -> float:
+    times = [job.done_ms or 0.0 for job in before.jobs] + [float(event.get("t_ms") or 0.0) for event in before.events]
+    return max(times, default=0.0)
+
+
+def _limit_notes(gate_map: dict[str, Gate]) -> list[str]:
+    return [
+        f"RunPod's limit on {name} held {gate.use.waited} of {gate.use.requests} requests back "
+        f"({gate.use.waited_s:.1f} s in all)"
+        for name, gate in gate_map.items()
+        if gate.use.waited
+    ]
+
+
+class _Judge:
+    """Looks at the objectives while the run goes on, seldom enough not to disturb it."""
+
+    def __init__(self, setup: Setup, rig: Rig, health: HealthWatch) -> None:
+        self.runner: Runner | None = None
+        self._setup, self._rig, self._health = setup, rig, health
+        self._next_s = 0.0
+        self._rungs: list[PhaseReport] = []
+
+    def check(self, finished: list[Job]) -> Stop | None:
+        """--abort-on-fail: a Stop once an objective fails on at least 20 measured jobs of the phase."""
+        phase = self.runner.tally.phase if self.runner else None
+        now = monotonic()
+        if phase is None or now < self._next_s:
+            return None
+        mine = [job for job in finished if job.phase == phase.name]
+        if sum(1 for job in mine if job.counts) < MIN_JUDGED:
+            return None
+        report = analyse(phase, mine, mine, self._health.samples, {}, self._setup.view)
+        self._next_s = monotonic() + max(1.0, 20 * (monotonic() - now))
+        failed = [verdict for verdict in report.verdicts if not verdict.passed]
+        if not failed:
+            return None
+        return Stop(
+            f"--abort-on-fail: {failed[0].slo.text} measured {failed[0].shown} in phase {phase.name}", Exit.ABORTED
+        )
+
+    def climb(self, phase: Phase, finished: list[Job]) -> str | None:
+        """A reason to stop the sweep after this rung, or None."""
+        mine = [job for job in finished if job.phase == phase.name]
+        self._rungs.append(analyse(phase, mine, mine, self._health.samples, {}, self._setup.view))
+        over = climb(self._setup.plan.sweep, self._rungs) if self._setup.plan.sweep else None
+        return f"the sweep ended at {phase.name}: {over.reason}" if over else None
+
+
+@contextlib.contextmanager
+def _signals(runner: Runner) -> Iterator[None]:
+    """Ctrl-C (or SIGTERM) ends the run in order; a second one ends the clean-up too."""
+    loop = asyncio.get_running_loop()
+    task = asyncio.current_task()
+
+    def on_signal(name: str) -> None:
+        if runner.stopped is not None and runner.stopped.exit_code is Exit.INTERRUPTED and task is not None:
+            task.cancel()
+        sys.stderr.write(f"\n{name}: stopping; {runner.left()}; the report follows\n")
+        runner.stop(Stop(f"interrupted by {name}", Exit.INTERRUPTED))
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, on_signal, signal.Signals(number).name)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)

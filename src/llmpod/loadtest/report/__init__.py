@@ -1,0 +1,1 @@
+"""A run's figures for people and machines: page, terminal, CSV, JUnit, Markdown."""

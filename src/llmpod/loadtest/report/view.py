@@ -1,0 +1,304 @@
+"""What a report shows, worked out once for the terminal, report.html and the summary: tables of text, and facts."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from llmpod.loadtest.analysis.analyse import PhaseReport
+from llmpod.loadtest.analysis.latency import MEANING, SPREADS, Row, Spread
+from llmpod.loadtest.errors import Exit
+from llmpod.loadtest.model.failures import WARNINGS
+from llmpod.loadtest.report.report import Report
+from llmpod.loadtest.stats import Quantile
+from llmpod.loadtest.units import count, show_duration, show_ms, show_rate, show_share, show_usd
+
+HEADLINES = {
+    Exit.PASS: ("PASS", "good"),
+    Exit.ERROR: ("ERROR: nothing usable was measured", "bad"),
+    Exit.SLO_FAILED: ("FAIL: an objective was missed", "bad"),
+    Exit.ABORTED: ("ABORTED by a guard", "bad"),
+    Exit.INVALID: ("INVALID: the numbers are not to be believed", "warn"),
+    Exit.INTERRUPTED: ("INTERRUPTED: this is what was measured until then", "warn"),
+}
+MOST_WORKERS = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """`small` stands under or behind `text`; `tone` is good, bad, warn, dim or nothing."""
+
+    text: str
+    small: str = ""
+    tone: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Columns named in `left` are aligned to the left, all others to the right."""
+
+    title: str
+    heads: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    left: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """Whether a phase can be believed, what speaks for it, and (text, fatal) for each doubt."""
+
+    valid: Cell
+    facts: tuple[str, ...]
+    doubts: tuple[tuple[str, bool], ...]
+
+
+def headline(report: Report) -> tuple[str, str]:
+    """(words, tone)."""
+    words, tone = HEADLINES.get(report.exit_code, ("", ""))
+    if report.exit_code is Exit.PASS and not any(phase.verdicts for phase in report.phases):
+        words = "DONE (no objectives were given)"
+    if report.exit_code is Exit.SLO_FAILED and report.answer is not None:
+        words = "FAIL: not even the lowest rung holds the objectives"
+    return words, tone
+
+
+def phases(report: Report) -> Table | None:
+    """A line per phase; None where there is one phase only."""
+    if len(report.phases) < 2:
+        return None
+    ttft = any("ttft" in phase.rows for phase in report.phases)
+    heads = ["phase", "jobs", "failed", "done", "total p50", "p95", "max", "delay p50", "exec p50"]
+    heads += ["ttft p50"] if ttft else []
+    rows = []
+    for phase in report.phases:
+        total = phase.rows.get("total")
+        cells = [
+            Cell(phase.phase.name, tone="good" if report.answer and report.answer.best == phase.phase.name else ""),
+            Cell(str(phase.counted)),
+            Cell(str(phase.failed), tone="bad" if phase.failed else "dim"),
+            Cell(show_rate(phase.throughput_per_s)),
+            _at(total, 50),
+            _at(total, 95),
+            Cell(show_ms(total.max_ms) if total else ""),
+            _at(phase.rows.get("delay"), 50),
+            _at(phase.rows.get("exec"), 50),
+            *([_at(phase.rows.get("ttft"), 50)] if ttft else []),
+            Cell("yes", tone="good") if phase.valid else Cell("no", tone="warn"),
+            *([_objectives(phase)] if phase.verdicts else []),
+        ]
+        rows.append(tuple(cells))
+    heads += ["valid"] + (["objectives"] if any(phase.verdicts for phase in report.phases) else [])
+    return Table("Phases", tuple(heads), tuple(rows), frozenset({"phase", "objectives"}))
+
+
+def _objectives(phase: PhaseReport) -> Cell:
+    missed = [verdict.slo.text for verdict in phase.verdicts if not verdict.passed]
+    if missed:
+        return Cell(f"missed {', '.join(missed)}", tone="bad")
+    unsure = any(verdict.unsure for verdict in phase.verdicts)
+    return Cell("met, not certain", tone="warn") if unsure else Cell("met", tone="good")
+
+
+def _at(row: Row | None, p: float) -> Cell:
+    found = row.at(p) if row else None
+    return Cell(show_ms(found.value) if found else "")
+
+
+def status(phase: PhaseReport) -> Status:
+    facts = []
+    if "loop_lag_p99_ms" in phase.client:
+        facts.append(f"client loop lag p99 {show_ms(phase.client['loop_lag_p99_ms'])}")
+    if "cpu_share" in phase.client:
+        facts.append(f"client CPU {phase.client['cpu_share']:.0%} of a core")
+    if phase.health is not None:
+        low, high = phase.health.live_min, phase.health.live_max
+        facts.append(f"workers {low}" if low == high else f"workers {low} to {high}")
+    else:
+        facts.append("workers unknown (no /health)")
+    if phase.little is not None:
+        law = phase.little
+        facts.append(
+            f"Little's law: {law.throughput_per_s:.2f}/s x {show_ms(law.latency_s * 1000)} = "
+            f"{law.ratio * law.clients:.2f} of {count(law.clients, 'client')}"
+        )
+    if phase.poll_overshoot_ms:
+        facts.append(f"polling corrected by {show_ms(phase.poll_overshoot_ms)} on average")
+    mark = Cell("✗ not valid", tone="warn")
+    if phase.valid:
+        mark = Cell("✓ valid", tone="good") if phase.ok else Cell("nothing to judge", tone="dim")
+    told = [(doubt.text, doubt.fatal) for doubt in phase.doubts]
+    told += [(f"{times} x {name}: {WARNINGS[name]}", False) for name, times in phase.warnings.items()]
+    return Status(mark, tuple(facts), tuple(told))
+
+
+def size(found: Quantile | Row) -> str:
+    return f"n={found.n}" if found.n_eff > 0.9 * found.n else f"n_eff={found.n_eff:.0f}"
+
+
+def interval(found: Quantile) -> str:
+    """From and to in one unit, or why there is none."""
+    if found.low is None or found.high is None:
+        return f"n/a ({size(found)}, need {found.needed_n})"
+    low, high = show_ms(found.low), show_ms(found.high)
+    unit = high.rpartition(" ")[2]
+    return f"{low.removesuffix(' ' + unit)}–{high}"
+
+
+def latencies(phase: PhaseReport, metric: str | None = None) -> Table | None:
+    rows = [row for name, row in phase.rows.items() if metric is None or name == metric]
+    if not rows:
+        return None
+    ps = [found.p for found in rows[0].quantiles]
+    out = []
+    for row in rows:
+        cells = [Cell(show_ms(found.value), interval(found)) for p in ps if (found := row.at(p)) is not None]
+        few = f"n_eff {row.n_eff:.0f}" if row.n_eff <= 0.9 * row.n else ""
+        few += f" -{row.missing} unknown" if row.missing else ""
+        ends = (Cell(show_ms(row.max_ms)), Cell(show_ms(row.mean_ms)), Cell(str(row.n), few.strip()))
+        out.append((Cell(row.metric, MEANING[row.metric]), *cells, *ends))
+        if phase.failed and row.adjusted is not None:
+            slow = [Cell(show_ms(row.adjusted[f"p{p:g}"])) for p in ps]
+            label = Cell("  with failures", "failed jobs counted as infinitely slow", "dim")
+            out.append((label, *slow, Cell(""), Cell(""), Cell(str(row.n + phase.failed))))
+    heads = ("latency", *(f"p{p:g}" for p in ps), "max", "mean", "n")
+    return Table("Latency, with 95 % intervals", heads, tuple(out), frozenset({"latency"}))
+
+
+def spreads(phase: PhaseReport) -> Table | None:
+    """Gaps between chunks, speed and lengths of the answers."""
+    if not phase.spreads:
+        return None
+    names = list(phase.spreads[0].percentiles)
+
+    def cells(one: Spread) -> tuple[Cell, ...]:
+        show = show_ms if one.name == "gap" else _number
+        values = [show(one.percentiles[name]) for name in names]
+        numbers = (*values, show(one.max), show(one.mean), str(one.n))
+        return (Cell(one.name, SPREADS[one.name]), *(Cell(text) for text in numbers))
+
+    heads = ("per answer", *names, "max", "mean", "n")
+    return Table("Answers", heads, tuple(cells(one) for one in phase.spreads), frozenset({"per answer"}))
+
+
+def _number(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 or value == int(value) else f"{value:.1f}"
+
+
+def verdicts(phase: PhaseReport) -> Table | None:
+    if not phase.verdicts:
+        return None
+    rows = tuple(
+        (
+            Cell("✓ met", tone="good") if verdict.passed else Cell("✗ missed", tone="bad"),
+            Cell(verdict.slo.text),
+            Cell(verdict.shown, f"not certain: {verdict.unsure}" if verdict.unsure else ""),
+        )
+        for verdict in phase.verdicts
+    )
+    return Table("Objectives", ("", "objective", "measured"), rows, frozenset({"", "objective", "measured"}))
+
+
+def workers(phase: PhaseReport, most: int = MOST_WORKERS) -> Table | None:
+    if not phase.workers:
+        return None
+    rows = []
+    for one in phase.workers[:most]:
+        note = Cell("SLOW", tone="warn") if one.slow else Cell("")
+        if one.slow is None and len(phase.workers) > 1:
+            note = Cell("speed unknown: too few jobs", tone="dim")
+        cells = (str(one.jobs), str(one.failed), show_ms(one.exec_p50_ms), show_ms(one.exec_p95_ms), str(one.at_once))
+        rows.append((Cell(one.worker_id), *(Cell(text) for text in cells), note))
+    heads = ("worker", "jobs", "failed", "exec p50", "exec p95", "at once", "")
+    more = len(phase.workers) - most
+    title = "Workers" + (f" (evenness {phase.jain:.2f})" if phase.jain is not None else "")
+    return Table(title + (f", and {more} more" if more > 0 else ""), heads, tuple(rows), frozenset({"worker", ""}))
+
+
+def prompts(phase: PhaseReport) -> Table | None:
+    """A line per named kind of prompt of a mix."""
+    if not phase.prompts:
+        return None
+    rows = tuple(
+        (
+            Cell(one.name),
+            *(Cell(text) for text in (str(one.n), str(one.failed), show_ms(one.p50_ms), show_ms(one.p95_ms))),
+        )
+        for one in phase.prompts
+    )
+    return Table("By prompt", ("prompt", "jobs", "failed", "total p50", "p95"), rows, frozenset({"prompt"}))
+
+
+def failures(phase: PhaseReport) -> Table | None:
+    if not phase.failures:
+        return None
+    rows = tuple(
+        (
+            Cell(one.name, tone="bad"),
+            Cell(str(one.n)),
+            Cell(one.meaning),
+            Cell(one.example + (f" [{one.job_id}]" if one.job_id else "")),
+        )
+        for one in phase.failures
+    )
+    heads = ("failures", "n", "meaning", "for example")
+    return Table("Failures", heads, rows, frozenset({"failures", "meaning", "for example"}))
+
+
+def left_out(phase: PhaseReport) -> str:
+    return ", ".join(f"{number} {name}" for name, number in phase.excluded.items() if number) or "none"
+
+
+def facts(phase: PhaseReport) -> list[tuple[str, str]]:
+    """(label, words) for what is no table."""
+    out = []
+    if phase.requested_per_s is not None:
+        out.append(("sent", f"{show_rate(phase.achieved_per_s)} of {show_rate(phase.requested_per_s)} asked"))
+    if phase.outcomes.keys() - {"answered", "failed"}:
+        words = ", ".join(f"{name} {number}" for name, number in phase.outcomes.items())
+        parts = [f"{intent or 'all'} {valid} of {judged}" for intent, (valid, judged) in phase.validated.items()]
+        out.append(("outcomes", words + (f"; valid: {', '.join(parts)}" if parts else "")))
+    if phase.refusals:
+        refused = count(sum(phase.refusals.values()), "submit")
+        kinds = ", ".join(f"{name} x{number}" for name, number in phase.refusals.items())
+        were = "was" if refused == "1 submit" else "were"
+        out.append(("retries", f"{refused} {were} refused first ({kinds}), {phase.retry_wait_s:.1f} s of waiting"))
+    if phase.output_tokens:
+        reasons = ", ".join(f"{name} {number}" for name, number in phase.finish_reasons.items())
+        words = f"{phase.output_tokens} out, {phase.tokens_per_s or 0:.1f}/s"
+        out.append(("tokens", words + (f"; ended by {reasons}" if reasons else "")))
+    classes = [one for one in phase.classes if one.n]
+    if any(one.name != "warm" for one in classes):
+        words = ", ".join(f"{one.n} {one.name} (delay p50 {show_ms(one.delay_p50_ms)})" for one in classes)
+        if phase.without_cold is not None and (p95 := phase.without_cold.at(95.0)) is not None:
+            words += f"; warm only: total p95 {show_ms(p95.value)}"
+        out.append(("starts", words))
+    if len(phase.strata) > 1:
+        words = ", ".join(
+            f"with {one.workers}: p50 {show_ms(one.p50_ms)} p95 {show_ms(one.p95_ms)} (n={one.n})"
+            for one in phase.strata
+        )
+        out.append(("by live workers", words))
+    if phase.health is not None and len(phase.health.points) > 1:
+        health = phase.health
+        each = health.assumed_per_worker
+        assumed = f" (assuming {count(each, 'job')} per worker; --scaler-value says otherwise)" if each else ""
+        short = "unknown (too few looks at /health)"
+        if health.short_s is not None:
+            short = f"for {show_duration(health.short_s)} of {show_duration(health.span_s)}{assumed}"
+        throttled = f", throttled for {show_duration(health.throttled_s)}" if health.throttled_s else ""
+        out.append(("short of workers", f"{short}{throttled}, queue at most {health.queued_max}"))
+    if phase.goodput_share is not None:
+        out.append(("goodput", f"{show_share(phase.goodput_share)} of requests, {show_rate(phase.goodput_per_s)}"))
+    if phase.cost is not None:
+        money = phase.cost
+        whole = f", all worker time {show_usd(money.workers_usd)}" if money.workers_usd is not None else ""
+        per = f"per 1k requests {show_usd(money.per_1k_requests)}, per 1k output tokens {show_usd(money.per_1k_tokens)}"
+        out.append(("cost", f"busy workers {show_usd(money.busy_usd)}{whole}; {per} at ${money.usd_per_hour:g}/h"))
+    return out
+
+
+def shown_in_full(report: Report) -> Sequence[PhaseReport]:
+    """The phases whose numbers a terminal gets in full: of a sweep the answer and what came after it."""
+    if report.answer is None or len(report.phases) <= 2:
+        return report.phases
+    names = [phase.phase.name for phase in report.phases]
+    at = names.index(report.answer.best) if report.answer.best in names else 0
+    return report.phases[at : at + 2]

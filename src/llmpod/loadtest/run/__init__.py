@@ -1,0 +1,1 @@
+"""Sending a load: clients, modes, pacing, guards, probes. Out: one record per job."""

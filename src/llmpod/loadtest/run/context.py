@@ -1,0 +1,124 @@
+"""What a job needs to be run: the client, the clock, the disk, and the list of jobs that are out there."""
+
+import asyncio
+import random
+from dataclasses import dataclass, field
+
+from llmpod.loadtest.intake import job_path, line
+from llmpod.loadtest.model.failures import error_text
+from llmpod.loadtest.model.job_record import Job
+from llmpod.loadtest.model.run_files import Journal
+from llmpod.loadtest.run.client import CallError, Reply, RunPod
+from llmpod.loadtest.run.clock import Clock, utc_now
+from llmpod.loadtest.run.polling import PollPace
+
+RETRIED_CLASSES = frozenset({"submit_429", "submit_5xx", "connect", "dns"})
+
+
+@dataclass(frozen=True, slots=True)
+class JobOptions:
+    timeout_s: float = 120.0
+    wait_s: float = 90.0  # /runsync's ?wait=: RunPod's own default, sent explicitly so that nobody has to guess
+    retries: int = 0
+    poll: str = "auto"  # auto: long poll when the service has it; adaptive; or a fixed gap (poll_s)
+    poll_s: float | None = None
+    openai_path: str = "/openai/v1/chat/completions"
+    expect_blocked: bool = False
+
+
+@dataclass(slots=True)
+class Rig:
+    client: RunPod
+    clock: Clock
+    journal: Journal
+    options: JobOptions
+    pace: PollPace
+    long_poll: bool | None = None  # None: not tried yet
+    outstanding: dict[str, Job] = field(default_factory=dict)
+    unnamed: dict[int, Job] = field(default_factory=dict)  # sent, and the service has not named an id yet
+    jitter: random.Random = field(default_factory=lambda: random.Random(0))  # noqa: S311 - back-off
+
+    def sent(self, job: Job, sent_s: float) -> None:
+        """Stamps the first sending; a retry does not reset it, because the caller was waiting all along."""
+        self.unnamed[id(job)] = job
+        if job.sent_ms is None:
+            job.sent_ms = self.clock.ms(sent_s)
+            job.sent_at = utc_now()
+        else:
+            job.retry_wait_ms = self.clock.ms(sent_s) - job.sent_ms
+
+    def answered(self, job: Job) -> None:
+        """The service has answered a submit, whatever it said."""
+        self.unnamed.pop(id(job), None)
+
+    def accepted(self, job: Job, job_id: str, at_ms: float) -> None:
+        """Writes the id down at once: were this process killed now, `resume` could still cancel the job."""
+        job.job_id = job_id
+        job.accepted_ms = at_ms
+        self.outstanding[job_id] = job
+        self.journal.event("accepted", at_ms, job_id=job_id, phase=job.phase, index=job.index)
+
+    def settled(self, job: Job) -> None:
+        if job.job_id is not None:
+            self.outstanding.pop(job.job_id, None)
+
+    async def cancel(self, job_id: str) -> bool:
+        """True when the service took the cancel. Never raises: it runs while something else is already going wrong."""
+        try:
+            reply = await self.client.call("cancel", "POST", job_path("cancel", job_id), timeout_s=10)
+        except CallError:
+            return False
+        if reply.status < 300:
+            self.journal.event("cancelled", self.clock.now_ms(), job_id=job_id)
+        return reply.status < 300
+
+    async def again(
+        self, job: Job, error_class: str, detail: str, retry_after_s: float | None, deadline_s: float
+    ) -> bool:
+        """Whether a refused submit is to be sent again; if so, after the wait. Only what --retries allows."""
+        if error_class not in RETRIED_CLASSES or job.attempts > self.options.retries:
+            return False
+        job.attempt_log.append(f"{error_class}: {detail}"[:120])
+        await self.back_off(job.attempts, retry_after_s, deadline_s)
+        job.attempts += 1
+        return True
+
+    async def back_off(self, attempt: int, retry_after_s: float | None, deadline_s: float) -> None:
+        """Retry-After when the service named it, else 0.25 s doubling with jitter; never past the job's deadline."""
+        pause = (
+            retry_after_s if retry_after_s is not None else 0.25 * 2 ** min(attempt, 6) * self.jitter.uniform(0.5, 1.0)
+        )
+        loop_left = max(0.0, deadline_s - asyncio.get_running_loop().time())
+        await asyncio.sleep(min(pause, loop_left, 60.0))
+
+
+def describe(reply: Reply) -> str:
+    """One line about a reply that was not what was asked for."""
+    head = f"HTTP {reply.status}"
+    if isinstance(reply.body, dict):
+        for key in ("error", "message", "detail", "title"):
+            if reply.body.get(key):
+                return f"{head}: {(error_text(reply.body[key]) or '')[:200]}"
+        if reply.status < 300:
+            return f"{head}, but no job: its keys are {line(', '.join(list(reply.body)[:5]), 100) or 'none'}"
+        return head
+    if reply.text:
+        looks = "HTML" if reply.text.lstrip().lower().startswith(("<!doctype", "<html")) else "text"
+        return f"{head} with {looks}: {reply.text[:120]}"
+    if reply.status < 300:
+        return f"{head}, but no job: {'an empty body' if reply.body is None else type(reply.body).__name__}"
+    return head
+
+
+def left_running(unnamed: dict[int, Job], *, purge: bool) -> str | None:
+    """What becomes of jobs that were sent and have no id yet: they cannot be cancelled. None where there are none."""
+    if not unnamed:
+        return None
+    mode = next(iter(unnamed.values())).mode
+    number = len(unnamed)
+    if mode == "openai":
+        return f"{number} OpenAI requests are cut off; whether their jobs run on, the endpoint does not tell"
+    route = "/runsync" if mode == "runsync" else "/run"
+    has, runs = ("job has", "runs on") if number == 1 else ("jobs have", "run on")
+    cure = "the queue is purged" if purge else "--mode run can cancel, --purge-on-abort empties the queue"
+    return f"{number} {route} {has} no id yet and {runs}; {cure}"

@@ -1,0 +1,228 @@
+"""vLLM's own application around the running engine, called in this process, and what route jobs need to know of it."""
+
+from __future__ import annotations
+
+import contextvars
+import importlib.metadata
+import types
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from llmpod.worker.engine.app import metered_engine, route_table
+from llmpod.worker.engine.app.asgi import App, Exchange
+from llmpod.worker.engine.app.route_table import Route
+from llmpod.worker.engine.prompts import FRAMED_MESSAGES, MEASURED_TOOL, Frame, Prompts, conversation
+from llmpod.worker.engine.renderer import Guarded
+from llmpod.worker.engine.token_outputs import Detokenizer
+from llmpod.worker.errors import Code, JobError, StartError
+from llmpod.worker.jobs import metering, route_catalog
+from llmpod.worker.jobs.inputs import GUARD
+from llmpod.worker.settings import Settings
+
+STORED_RESPONSES = 1000
+"""Responses that previous_response_id can go back to; older ones are forgotten."""
+
+_GUARD_BYTES = GUARD.encode()
+
+
+class Application:
+    """The routes of one engine, an `AsyncLLMEngine` that runs already."""
+
+    def __init__(self, llm: Any, prompts: Prompts, settings: Settings, constrain: metered_engine.Constrain) -> None:
+        self._llm = llm
+        self._constrain = constrain
+        self._prompts = prompts
+        self._settings = settings
+        self._state: Any = None
+        self._guards = False
+        self._harmony = llm.model_config.hf_config.model_type == "gpt_oss"
+        self.frame = Frame()  # what the template writes by itself, once `install_guard` has measured it
+        self.asgi: App  # once `start` is through
+        self.routes: list[Route] = []  # every path, open or not
+        self.takes_media = bool(llm.model_config.is_multimodal_model)
+        self.calls_tools = False
+        self.reads_reasoning = False
+
+    async def start(self, arguments: Any) -> None:
+        """Build it. `arguments`: its own, as engine_arguments.py reads them.
+
+        Raises:
+            StartError: an adapter cannot be loaded.
+        """
+        build_app, init_app_state = _application()
+        tasks = await self._llm.get_supported_tasks()
+        app = build_app(arguments, tasks, self._llm.model_config)
+        self._state = app.state
+        try:
+            await init_app_state(self._watched_engine(), app.state, arguments, tasks)
+        except ValueError as error:
+            name = self._missing_adapter()
+            if name is None:
+                raise
+            raise StartError(
+                f"LORA_MODULES: the adapter {name!r} cannot be loaded: {error}",
+                "Correct or remove it.",
+                setting="LORA_MODULES",
+            ) from error
+        app.state.server = types.SimpleNamespace(should_exit=False)  # what vLLM tells its own server to do
+        for serving in app.state._state.values():
+            metered_engine.keep_failures(serving)
+        responses = getattr(app.state, "openai_serving_responses", None)
+        for store in ("response_store", "msg_store", "event_store"):
+            if hasattr(responses, store):
+                setattr(responses, store, metered_engine.Bounded(STORED_RESPONSES))
+        # gpt-oss has a format of its own, which vLLM reads without a parser's name (openai/parser/harmony_utils.py).
+        self.calls_tools = self._harmony or (arguments.enable_auto_tool_choice and bool(arguments.tool_call_parser))
+        self.reads_reasoning = self._harmony or bool(arguments.structured_outputs_config.reasoning_parser)
+        self.routes = route_table.read(app)
+        route_catalog.check_opened(self._settings.allowed_routes, self.paths)
+
+        async def with_load(*call: Any) -> None:
+            """/load answers with every request in the engine; vLLM counts those of its routes, and only if told to."""
+            app.state.server_load_metrics = self._llm.output_processor.get_num_unfinished_requests()
+            await app(*call)
+
+        self.asgi = with_load
+
+    async def install_guard(self) -> None:
+        """Give vLLM's renderer the model's guard. Whether it cuts texts at the marks shows by trying."""
+        renderer = self._llm.renderer
+        if isinstance(renderer, Guarded):
+            renderer.prompts = self._prompts
+            renderer.cuts = self._guards = not self._harmony and await self._cuts()
+        with_tool = await self._visible(1, tools=[MEASURED_TOOL], tool_choice="none")
+        self.frame = Frame.measured(await self._visible(1), await self._visible(FRAMED_MESSAGES), with_tool)
+
+    @property
+    def paths(self) -> frozenset[str]:
+        """Every path that vLLM's application has for this model, open or not."""
+        return frozenset(route.path for route in self.routes)
+
+    def has(self, path: str) -> bool:
+        """Whether some route of the application answers at the path."""
+        return any(route.pattern.fullmatch(path) for route in self.routes)
+
+    def route(self, method: str, path: str) -> Route | None:
+        """The route that takes the call, if there is one for the model that is served."""
+        found = (route for route in self.routes if method in route.methods and route.pattern.fullmatch(path))
+        return next(found, None)
+
+    @property
+    def names(self) -> dict[str, str]:
+        """Everything the model and its adapters may be called -> the name by which vLLM knows it."""
+        model, served_name = self._settings.model, self._settings.served_name
+        called = (served_name, model, model.rstrip("/").rsplit("/", 1)[-1], str(Path(model).resolve()))
+        adapters = self._state.openai_serving_models.lora_requests
+        return dict.fromkeys(called, served_name) | {name: name for name in adapters}
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of a prompt given as token ids."""
+        return self._prompts.decode(token_ids) if token_ids else ""
+
+    def refuse_control_ids(self, token_ids: Sequence[int], *, field: str) -> None:
+        """A control token by its number is one as well.
+
+        Raises:
+            JobError: `field` holds one and ALLOW_CONTROL_TOKENS is off.
+        """
+        if self._settings.allow_control_tokens or self._prompts.control_ids.isdisjoint(token_ids):
+            return
+        raise JobError(Code.INVALID_INPUT, f"{field} holds the ids of control tokens.", field=field)
+
+    def guard(self, value: Any, *, field: str) -> Any:
+        """A field of a body from which vLLM makes a prompt without a template, so that no control token is in it.
+
+        Raises:
+            JobError: it holds a control token, and there is no way to defuse it where it goes.
+        """
+        if self._guards and field in ("prompt", "suffix"):
+            return self._prompts.guard(value)
+        if not self._guards or field in ("query", "items"):  # the scoring route tokenises these itself
+            self._prompts.refuse_control_tokens(value, field=field)
+        return value
+
+    def unguard(self, answer: bytes) -> bytes:
+        """An answer without the marks of `guard`, should one have come through (in a tool's name, say)."""
+        return answer.replace(_GUARD_BYTES, b"") if _GUARD_BYTES in answer else answer
+
+    def _watched_engine(self) -> metered_engine.WatchedEngine:
+        """The engine as the application gets it. Logits processors are named in LOGITS_PROCESSORS, or are plug-ins."""
+        plugins = importlib.metadata.entry_points(group="vllm.logits_processors")
+        return metered_engine.WatchedEngine(
+            self._llm,
+            partial(detokenizer, self._llm.renderer.tokenizer),
+            visible=lambda ids: self._prompts.visible(self._prompts.decode(ids)),
+            constrain=self._constrain,
+            patience_s=self._settings.engine_stall_seconds,
+            custom_processors=bool(self._llm.model_config.logits_processors or plugins),
+        )
+
+    def parses(self, body: Mapping[str, Any], fields: Collection[str] | None) -> bool:
+        """Whether vLLM reads calls or reasoning out of the answer; `fields`: what the route's body may hold."""
+        return fields is not None and "tools" in fields and (self.reads_reasoning or bool(body.get("tools")))
+
+    def _missing_adapter(self) -> str | None:
+        """The adapter at which vLLM stopped loading them."""
+        models = getattr(self._state, "openai_serving_models", None)
+        loaded = self._settings.lora_modules if models is None else models.lora_requests
+        return next((name for name in self._settings.lora_modules if name not in loaded), None)
+
+    async def _cuts(self) -> bool:
+        """Whether a control token that a user writes stays text on its way through the application."""
+        token = next(iter(self._prompts.control_texts), None)
+        if token is None or not self._prompts.has_chat_template:
+            return True
+        with_token, without = await self._tokens_of(f"a{token}b"), await self._tokens_of("ab")
+        counts = [sum(token_id in self._prompts.control_ids for token_id in ids) for ids in (with_token, without)]
+        return bool(without) and counts[0] == counts[1] and GUARD not in self.decode(with_token)
+
+    async def _tokens_of(self, text: str) -> list[int]:
+        """What vLLM's application makes of one user message."""
+        body = orjson.dumps({"messages": [{"role": "user", "content": text}]})
+        headers = {"content-type": "application/json"}
+        async with Exchange(self.asgi, "POST", "/tokenize", headers=headers, body=body) as exchange:
+            return list(orjson.loads(await exchange.whole()).get("tokens", ()))
+
+    async def _visible(self, length: int, **fields: Any) -> str | None:
+        """What the guardrails see of a conversation of so many messages. They refuse it, so nothing is generated."""
+        seen = []
+
+        def judge(text: str) -> None:
+            seen.append(text)
+            raise JobError(Code.UNSUPPORTED, "This was to be measured only.")
+
+        context = contextvars.copy_context()
+        context.run(metering.current.set, metering.Watch(judge=judge))
+        messages = [{"role": message.role, "content": message.content} for message in conversation(length)]
+        body = orjson.dumps({"model": self._settings.served_name, "messages": messages, "max_tokens": 1} | fields)
+        headers = {"content-type": "application/json"}
+        async with Exchange(
+            self.asgi, "POST", "/v1/chat/completions", headers=headers, body=body, context=context
+        ) as exchange:
+            await exchange.whole()
+        return seen[0] if seen else None
+
+
+def detokenizer(tokenizer: Any, params: Any, prompt_ids: Sequence[int]) -> Detokenizer:
+    """What the engine detokenises an answer with, once more: for its sampling parameters and prompt."""
+    from vllm.v1.engine.detokenizer import IncrementalDetokenizer
+
+    request = types.SimpleNamespace(
+        request_id="", sampling_params=params, prompt_token_ids=list(prompt_ids), prompt_embeds=None
+    )
+    made: Detokenizer = IncrementalDetokenizer.from_new_request(tokenizer if params.detokenize else None, request)
+    return made
+
+
+def _application() -> tuple[Any, Any]:
+    """vLLM's `build_app` and `init_app_state`, which stand elsewhere in older releases, with the same signatures."""
+    try:
+        from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+        from vllm.entrypoints.launchers.app import build_app
+    except ModuleNotFoundError:
+        from vllm.entrypoints.openai.api_server import build_app, init_app_state
+    return build_app, init_app_state

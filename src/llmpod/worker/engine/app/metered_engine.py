@@ -1,0 +1,229 @@
+"""Engine client proxy: slots, limits and token counts for the requests that vLLM's application makes of a job.
+
+The application is vLLM's and answers in shapes of its own; so what the engine really did for a job is read where the
+application calls it. Knows vLLM's objects only by the names it reads from them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from contextlib import aclosing
+from functools import partial
+from typing import Any, TypeVar
+
+import orjson
+
+from llmpod.worker.engine.constraints import begun_within
+from llmpod.worker.engine.token_outputs import Detokenizer, TokenOutputs
+from llmpod.worker.errors import Code, JobError
+from llmpod.worker.jobs import tool_choice
+from llmpod.worker.jobs.engine_output import ConstraintError, timings_of
+from llmpod.worker.jobs.metering import Watch, current, engine_slot, judge, refuse
+
+Value = TypeVar("Value")
+
+
+def count_cut_requests(engine: Any) -> None:
+    """Have the watches of `engine`'s jobs count what was produced when it aborts a request: it is forgotten then."""
+    abort = engine.abort
+
+    async def counting(request_id: str | Iterable[str], *args: Any, **named: Any) -> None:
+        watch = current.get()
+        if watch is not None:
+            for one in (request_id,) if isinstance(request_id, str) else request_id:
+                watch.count_cut(engine.output_processor, one)
+        await abort(request_id, *args, **named)
+
+    engine.abort = counting
+
+
+def keep_failures(serving: Any) -> None:
+    """Have one of vLLM's serving objects note why a stream fails.
+
+    What is made of the stream afterwards may not carry it: /v1/messages reads the error event of the chat answer as if
+    it were a part of that answer (vllm/entrypoints/anthropic/serving.py).
+    """
+    event_of = getattr(serving, "create_streaming_error_response", None)
+    if event_of is None:
+        return
+
+    def noting(*args: Any, **named: Any) -> str:
+        event: str = event_of(*args, **named)
+        watch = current.get()
+        if watch is not None:
+            watch.failure = watch.failure or orjson.loads(event)["error"]
+        return event
+
+    serving.create_streaming_error_response = noting
+
+
+ENGINE_ARGUMENTS = frozenset({"kv_transfer_params", "ec_transfer_params", "kv_cache_report_mode"})
+"""What the engine itself reads from a request's `extra_args` (vllm/v1/request.py): for split serving, no client's."""
+
+
+def _check_extra_arguments(given: dict[str, Any], *, custom: bool) -> None:
+    """A client's `vllm_xargs` are for `custom` logits processors; without one, only the engine would read them."""
+    refused = ENGINE_ARGUMENTS.intersection(given) if custom else given
+    if refused:
+        name = min(refused)[:100]
+        raise refuse(
+            JobError(
+                Code.UNSUPPORTED,
+                f"{name} belongs to split serving, not here."
+                if name in ENGINE_ARGUMENTS
+                else "This worker has no custom logits processor, which alone would read vllm_xargs.",
+                field="vllm_xargs",
+            )
+        )
+
+
+async def _refusing(outputs: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
+    """The outputs, whose JobError fails the job at work inside vLLM's application."""
+    async with aclosing(outputs):
+        try:
+            async for output in outputs:
+                yield output
+        except JobError as error:
+            raise refuse(error) from None
+
+
+Constrain = Callable[[Any, str], Awaitable[None]]
+
+CLIENTS_FAULTS = frozenset({"VLLMClientError", "ValueError"})
+"""Classes of exceptions that vLLM answers with 400 (vllm/entrypoints/serve/exception_handling/error_response.py)."""
+
+
+class WatchedEngine:
+    """An engine client whose requests take slots, and which checks and counts `generate`; else the engine itself."""
+
+    def __init__(
+        self,
+        engine: Any,
+        detokenizer: Callable[[Any, Sequence[int]], Detokenizer],
+        *,
+        visible: Callable[[list[int]], str] | None = None,
+        constrain: Constrain | None = None,
+        patience_s: float = 0.0,
+        custom_processors: bool = False,
+    ) -> None:
+        """`detokenizer`: makes one for a request's parameters and prompt.
+
+        `visible`: what the model reads of a prompt that has no text.
+        `constrain`: checks the structured output of a request, whose field it is told, or raises a JobError.
+        `patience_s`: for how long the engine may prepare for it; 0: for ever.
+        `custom_processors`: whether the operator's logits processors read a request's `vllm_xargs`.
+        """
+        self._engine = engine
+        self._detokenizer = detokenizer
+        self._visible = visible
+        self._constrain = constrain
+        self._patience_s = patience_s
+        self._custom_processors = custom_processors
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    async def generate(self, prompt: Any, params: Any, *args: Any, **named: Any) -> AsyncGenerator[Any, None]:
+        """As the engine's, but a request beyond the watch's limit is refused, whatever a body's field was called.
+
+        The next output is fetched when the answer's reader wants more. Until then the engine merges what it produces
+        into one output, which the application makes one event of: events per token cost more than the tokens. Where the
+        answer is parsed, the application gets the tokens of a merged output one by one all the same.
+        """
+        watch = current.get()
+        if watch is None:
+            watch = Watch()
+        if getattr(params, "extra_args", None):
+            _check_extra_arguments(params.extra_args, custom=self._custom_processors)
+        # A prompt with a text has been judged when it was rendered (renderer.py); some routes make the ids themselves.
+        if self._visible is not None and "prompt_token_ids" in prompt and "prompt" not in prompt:
+            judge(self._visible, prompt["prompt_token_ids"])
+        limit = watch.max_tokens
+        if limit is not None and (params.max_tokens is None or params.max_tokens > limit):
+            asked = "no limit" if params.max_tokens is None else f"{params.max_tokens} tokens"
+            raise refuse(
+                JobError(
+                    Code.INVALID_INPUT,
+                    f"The answer may have {limit} tokens; the route asked the engine for {asked}.",
+                    field="max_tokens",
+                )
+            )
+        watch.granted = max(watch.granted or 0, params.max_tokens or 0)
+        constraint = getattr(params.structured_outputs, "structural_tag", None)
+        if constraint is not None:
+            params.structured_outputs.structural_tag = tool_choice.bounded(constraint)
+        if params.structured_outputs is not None and self._constrain is not None:
+            field = watch.constraint if constraint is None else watch.calls
+            try:
+                await self._constrain(params.structured_outputs, field or "structured_outputs")
+            except JobError as error:
+                raise refuse(error) from None
+        watch.requests += 1
+        request_id = str(args[0] if args else named.get("request_id", watch.requests))
+        output_kind = getattr(params.output_kind, "name", "")
+        by_token = watch.parsed and output_kind == "DELTA"
+        parsed = TokenOutputs(partial(self._detokenizer, params)) if by_token else None
+        outputs = self._engine.generate(salted(prompt, watch), params, *args, **named)
+        if params.structured_outputs is not None:
+            outputs = _refusing(begun_within(self._patience_s, outputs))
+        try:
+            async with engine_slot(watch, getattr(params, "n", None) or 1), aclosing(outputs):
+                async for output in outputs:
+                    for choice in output.outputs:
+                        if choice.finish_reason == "error" and params.structured_outputs is not None:
+                            raise ConstraintError
+                        watch.finish_reason = watch.finish_reason or choice.finish_reason
+                        watch.cut = watch.cut or choice.finish_reason == "length"
+                    watch.count(request_id, output, cumulative=output_kind == "CUMULATIVE")
+                    if output.finished:
+                        watch.finished += 1
+                        if watch.timings is None and output.metrics is not None:
+                            watch.timings = timings_of(output.metrics)
+                    if not watch.show_cached_tokens:
+                        output.num_cached_tokens = output.num_cache_creation_tokens = None
+                    for count, one in enumerate((output,) if parsed is None else parsed.split(output)):
+                        if count:  # a parser takes its time, and hundreds of tokens may have been merged
+                            await asyncio.sleep(0)
+                        yield one
+                    if not output.finished and watch.wanted is not None:
+                        await watch.wanted.wait()
+        except Exception as error:
+            # vLLM answers these with 400, but not on every route once its answer has begun.
+            if watch.failure is None and not CLIENTS_FAULTS.isdisjoint(kind.__name__ for kind in type(error).__mro__):
+                parameter = getattr(error, "parameter", None)
+                watch.failure = {"message": str(error), "type": "BadRequestError", "param": parameter, "code": 400}
+            raise
+
+    async def encode(self, prompt: Any, *args: Any, **named: Any) -> AsyncGenerator[Any, None]:
+        """As the engine's: one input that is embedded, scored or classified."""
+        watch = current.get() or Watch()
+        async with (
+            engine_slot(watch, 1),
+            aclosing(self._engine.encode(salted(prompt, watch), *args, **named)) as outputs,
+        ):
+            async for output in outputs:
+                yield output
+
+
+def salted(prompt: Any, watch: Watch | None) -> Any:
+    """vLLM's engine input with the job's salt in place of a client's; the decoder's is the one that counts."""
+    if watch is None or watch.cache_salt is None:
+        return prompt
+    if "decoder_prompt" in prompt:
+        return prompt | {"decoder_prompt": salted(prompt["decoder_prompt"], watch)}
+    return prompt | {"cache_salt": watch.cache_salt}
+
+
+class Bounded(dict[str, Value]):
+    """A dictionary that forgets its oldest entry when it is full: vLLM keeps stored responses for ever."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self._limit = limit
+
+    def __setitem__(self, key: str, value: Value) -> None:
+        self.pop(key, None)
+        super().__setitem__(key, value)
+        while len(self) > self._limit:
+            del self[next(iter(self))]

@@ -1,0 +1,177 @@
+"""Constraints: what bounds the form of an answer, compiled beside the worker before the engine sees it.
+
+The time that a regex, a grammar or a schema takes to compile follows from no count of its characters, and neither the
+engine nor vLLM's check of its parameters, which runs in the worker's event loop, can be interrupted. So each constraint
+is compiled once in a process of its own (constraint_process.py) that ends when it costs too much. Verdicts are kept:
+a schema that is sent with every job costs one compilation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import multiprocessing
+import socket
+from collections import OrderedDict
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any
+
+from llmpod.worker.engine import constraint_process
+from llmpod.worker.errors import Code, JobError
+
+MAX_VERDICTS = 1000
+"""Verdicts that are kept."""
+MEMORY_BYTES = 1 << 29
+"""What one compilation may take. The engine's copy of the result takes no more."""
+PATIENCE_S = 60.0
+"""The longest wait for a verdict: beside the compilation, for the process to start and for others in its queue."""
+MAX_LINE_BYTES = 1 << 26
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What vLLM makes of a constraint. `fields`: those of its StructuredOutputsParams that its check changes."""
+
+    fields: dict[str, Any] = field(default_factory=dict)
+    backend: str | None = None
+    auto: bool = False  # vLLM chose the backend
+    refused: str | None = None  # why it is not compiled
+    busy: bool = False  # nobody's fault: there was no time or memory for it
+
+
+async def begun_within(seconds: float, outputs: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
+    """The outputs of a request with a constraint. The engine compiles it once more, and waits for that without a limit.
+
+    `seconds`: the longest wait for the first output; 0 waits for ever.
+
+    Raises:
+        JobError: generation_failed, and the request has left the engine.
+    """
+    async with aclosing(outputs):
+        try:
+            async with asyncio.timeout(seconds or None):
+                first = await anext(outputs, None)
+        except TimeoutError:
+            message = f"The engine was not ready to follow the job's structured output within {seconds:g} s."
+            raise JobError(Code.GENERATION_FAILED, message) from None
+        if first is not None:
+            yield first
+        async for output in outputs:
+            yield output
+
+
+class ConstraintCompiler:
+    """Says of constraints whether the engine can follow them, in time."""
+
+    def __init__(self, seconds: float) -> None:
+        """`seconds`: MAX_CONSTRAINT_SECONDS, of processor time."""
+        self._seconds = seconds
+        self._config: Any = None
+        self._process: Any = None
+        self._writer: asyncio.StreamWriter | None = None
+        self._reading: asyncio.Task[None] | None = None
+        self._asked: dict[int, asyncio.Future[Verdict]] = {}
+        self._running: dict[str, asyncio.Task[Verdict]] = {}
+        self._verdicts: OrderedDict[str, Verdict] = OrderedDict()
+        self._starting = asyncio.Lock()
+        self._number = 0
+
+    async def start(self, config: Any) -> None:
+        """Start the process; it gets ready by itself. `config`: vLLM's VllmConfig."""
+        self._config = config
+        ours, theirs = socket.socketpair()
+        context = multiprocessing.get_context("spawn")
+        self._process = context.Process(
+            target=constraint_process.serve, args=(theirs, config, self._seconds, MEMORY_BYTES), daemon=True
+        )
+        self._process.start()
+        theirs.close()
+        reader, self._writer = await asyncio.open_connection(sock=ours, limit=MAX_LINE_BYTES)
+        self._reading = asyncio.create_task(self._read(reader))
+
+    def shutdown(self) -> None:
+        """End the process. Safe to call at any time."""
+        if self._reading is not None:
+            with contextlib.suppress(RuntimeError):  # its loop may have ended before
+                self._reading.cancel()
+        if self._writer is not None:
+            with contextlib.suppress(RuntimeError):
+                self._writer.close()
+            self._writer = None
+        if self._process is not None:
+            self._process.kill()
+            self._process = None
+
+    async def check(self, constraint: dict[str, Any], *, field: str) -> Verdict:
+        """The verdict on what may be compiled.
+
+        `constraint`: the fields of vLLM's StructuredOutputsParams that are set. Takes a few milliseconds where the
+        verdict is known or the constraint is simple. Several jobs with the same constraint wait for one compilation.
+
+        Raises:
+            JobError: it cannot be compiled within the limits (`field` names it), or nobody had time for it.
+        """
+        key = hashlib.sha256(json.dumps(constraint, sort_keys=True).encode()).hexdigest()
+        verdict = self._verdicts.get(key)
+        if verdict is None:
+            if key not in self._running:
+                task = self._running[key] = asyncio.create_task(self._compile(key, constraint))
+                task.add_done_callback(lambda _: self._running.pop(key, None))
+            verdict = await asyncio.shield(self._running[key])
+        else:
+            self._verdicts.move_to_end(key)
+        if verdict.busy:
+            raise JobError(Code.OVERLOADED, f"{field} waited too long to be compiled: others were before it.")
+        if verdict.refused is not None:
+            message = f"{field}: the engine cannot follow this structured output: {verdict.refused.rstrip('.')}."
+            raise JobError(Code.INVALID_INPUT, message, field=field)
+        return verdict
+
+    async def _compile(self, key: str, constraint: dict[str, Any]) -> Verdict:
+        """Ask the process; start another where it has ended."""
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                for _ in range(2):
+                    with contextlib.suppress(ConnectionError):
+                        verdict = await self._ask(constraint)
+                        if not verdict.busy:
+                            self._verdicts[key] = verdict
+                            while len(self._verdicts) > MAX_VERDICTS:
+                                self._verdicts.popitem(last=False)
+                        return verdict
+        except TimeoutError:
+            pass
+        return Verdict(busy=True)
+
+    async def _ask(self, constraint: dict[str, Any]) -> Verdict:
+        async with self._starting:
+            if self._reading is None or self._reading.done():
+                self.shutdown()
+                await self.start(self._config)
+        assert self._writer is not None
+        self._number += 1
+        number = self._number
+        answer: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
+        self._asked[number] = answer
+        try:
+            self._writer.write(json.dumps({"id": number, "constraint": constraint}).encode() + b"\n")
+            await self._writer.drain()
+            return await answer
+        finally:
+            del self._asked[number]
+
+    async def _read(self, reader: asyncio.StreamReader) -> None:
+        try:
+            while line := await reader.readline():
+                said = json.loads(line)
+                answer = self._asked.get(said.pop("id"))
+                if answer is not None and not answer.done():
+                    answer.set_result(Verdict(**said))
+        finally:
+            for answer in self._asked.values():
+                if not answer.done():
+                    answer.set_exception(ConnectionError("the process has ended"))

@@ -1,0 +1,359 @@
+"""The vLLM engine: start, generation, end.
+
+Only this folder imports vllm, and it does so inside functions: the import takes seconds, and importing a module here
+must cost nothing. Which of its names are used, and how, is held by tests/worker/engine/test_vllm_contract.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import time
+from collections.abc import AsyncGenerator, Mapping
+from typing import Any
+
+from llmpod.worker.engine import first_error, renderer, request_check, sampling
+from llmpod.worker.engine.app import metered_engine
+from llmpod.worker.engine.app.application import Application
+from llmpod.worker.engine.constraints import ConstraintCompiler, begun_within
+from llmpod.worker.engine.prompts import Frame, Prompts
+from llmpod.worker.engine.sampling import Sampling
+from llmpod.worker.engine.start import cpu_fork_server, diagnosis, engine_arguments, heap, process
+from llmpod.worker.errors import Code, JobError
+from llmpod.worker.event_log import Emit
+from llmpod.worker.jobs import engine_output, limits, metering
+from llmpod.worker.jobs.engine_output import Step
+from llmpod.worker.jobs.inputs import NativeRequest
+from llmpod.worker.settings import Settings
+
+ENGINE_MODULES = ("vllm.v1.engine.core", "vllm.v1.executor.multiproc_executor", "vllm.v1.worker.cpu_worker")
+"""What vLLM's own processes import first."""
+COUNTED_CHARS = 1_000_000
+"""A prompt of up to so many characters is tokenised, a second's work, if only to say how many tokens it has."""
+
+
+EVERY_SAMPLER = {
+    "temperature": 0.9,
+    "top_p": 0.9,
+    "top_k": 50,
+    "min_p": 0.1,
+    "seed": 1,
+    "frequency_penalty": 0.5,
+    "presence_penalty": 0.5,
+    "repetition_penalty": 1.2,
+    "logit_bias": {0: 0.5},
+    "logprobs": 1,
+}
+"""Sampling parameters whose first use makes the engine set something up."""
+
+
+class Engine:
+    """One vLLM engine, alive in the event loop that called `start`."""
+
+    def __init__(self, settings: Settings, environment: Mapping[str, str], emit: Emit) -> None:
+        """`environment`: the variables that are not ours, among which engine arguments are found."""
+        self._settings = settings
+        self._environment = environment
+        self._emit = emit
+        self._llm: Any = None
+        self._prepared = False
+        self._prompts: Prompts | None = None
+        self._sampling: Sampling  # once `start` has read the settings
+        self.sampling_names: frozenset[str] = frozenset()
+        self.sampling_defaults: Mapping[str, Any] = {}  # the value of each that changes nothing
+        self.model_name = settings.served_name
+        self.frame = Frame()  # what the chat template writes by itself around a native job's messages
+        self.max_model_len = 0
+        self.max_num_seqs = 0
+        self._longest_prompt = 0  # characters; no token has more than the longest
+        self.generates = True  # false: a pooling runner, which embeds, scores and classifies
+        self._constraints = ConstraintCompiler(settings.max_constraint_seconds)
+        self.application: Application  # once `start` is through
+        self.last_step = time.monotonic()  # when the engine last finished one
+
+    # -- life ----------------------------------------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        """Begin what needs no event loop: vLLM's processes import it while other things start. `start` does it, too.
+
+        Raises:
+            StartError: something is wrong that shows without vLLM.
+        """
+        if self._prepared:
+            return
+        diagnosis.examine(self._settings)
+        self._prepared = True
+        process.last_words().unlink(missing_ok=True)
+        process.prepare(self._settings)
+        cpu_fork_server.start(ENGINE_MODULES)
+
+    async def start(self) -> None:
+        """Import vLLM, load the model, warm up. Blocks the loop while it loads: nothing else is to be served yet.
+
+        Raises:
+            StartError: with the cause and the cure.
+        """
+        self.prepare()
+        try:
+            with heap.built_to_last(), first_error.only():
+                await self._start()
+        except BaseException as error:
+            self.shutdown()
+            if isinstance(error, Exception):
+                raise diagnosis.diagnose(
+                    error, self._settings, diagnosis.read_last_words(process.last_words())
+                ) from error
+            raise
+
+    async def _start(self) -> None:
+        started = time.monotonic()
+        from vllm.engine.async_llm_engine import AsyncLLMEngine
+
+        imported = time.monotonic()
+        # What can be wrong without a model is said before one is loaded.
+        usual = limits.clamp_max_tokens(None, self._settings).effective
+        self._sampling = Sampling(self._settings.default_sampling_params, usual)
+        self.sampling_names = self._sampling.names
+        self.sampling_defaults = self._sampling.values_without_effect
+        arguments = engine_arguments.read(self._settings, self._environment, self._emit)
+        self._emit(
+            "loading",
+            model=self._settings.model if not self._settings.is_demo else self.model_name,
+            demo=True if self._settings.is_demo else None,
+            note="Demonstration model: it knows a few hundred career questions. Set MODEL_NAME to serve a real one."
+            if self._settings.is_demo
+            else None,
+        )
+        renderer.guard()
+        self._llm = AsyncLLMEngine.from_engine_args(arguments.engine, stat_loggers=[self._step_observer()])
+        metered_engine.count_cut_requests(self._llm)
+        request_check.check(self._llm)
+        await self._constraints.start(self._llm.vllm_config)
+        loaded = time.monotonic()
+        await self._learn(arguments.application.chat_template)
+        if self.generates:
+            await self._warm_up()
+        # From now on vLLM's check of structured outputs is made beside the event loop: here it would block it.
+        self._llm.input_processor.structured_outputs_config = None
+        warm = time.monotonic()
+        await self._serve_routes(arguments.application)
+        self._emit(
+            "ready",
+            model=self.model_name,
+            max_model_len=self.max_model_len,
+            max_num_seqs=self.max_num_seqs,
+            max_num_batched_tokens=self._llm.vllm_config.scheduler_config.max_num_batched_tokens,
+            kv_cache_tokens=self.kv_cache_tokens,
+            import_ms=_ms(imported - started),
+            load_ms=_ms(loaded - imported),
+            warm_up_ms=_ms(warm - loaded),
+            routes_ms=_ms(time.monotonic() - warm),
+        )
+
+    async def _learn(self, chat_template: str | None) -> None:
+        """What jobs need to know of the loaded model; `chat_template`: the operator's."""
+        config = self._llm.model_config
+        self.generates = config.runner_type == "generate"
+        self.max_model_len = config.max_model_len
+        self.max_num_seqs = self._llm.vllm_config.scheduler_config.max_num_seqs
+        tokenizer = self._llm.get_tokenizer()
+        if inspect.isawaitable(tokenizer):
+            tokenizer = await tokenizer
+        self._longest_prompt = max(COUNTED_CHARS, self.max_model_len * tokenizer.max_chars_per_token)
+        self._prompts = Prompts(
+            tokenizer,
+            chat_template=chat_template,
+            allow_control_tokens=self._settings.allow_control_tokens,
+        )
+        self.frame = self._prompts.frame()
+        self._sampling.learn(config.get_diff_sampling_param())
+
+    async def _warm_up(self) -> None:
+        """Real generations, so that the first job pays for none of what the first of its kind sets up.
+
+        The last one also decides which backend the engine follows structured outputs with, before a client does.
+        """
+        assert self._prompts is not None
+        ids = self._prompts.render(NativeRequest("Hello", None, {}, None, False, None, True))
+        for given in ({}, EVERY_SAMPLER, {"structured_outputs": {"json_object": True}}):
+            try:
+                params = self.sampling(given, 2, stream=False)
+                async with contextlib.aclosing(self.generate(ids, params, "warm-up")) as steps:
+                    async for _ in steps:
+                        pass
+            except JobError:
+                if not given:  # what this model or its configuration excludes, no job can ask for
+                    raise
+
+    async def _serve_routes(self, arguments: Any) -> None:
+        """vLLM's application around the engine that runs already."""
+        assert self._prompts is not None
+        self.application = Application(self._llm, self._prompts, self._settings, self._constrain)
+        await self.application.start(arguments)
+        if self.generates:
+            await self.application.install_guard()
+
+    def shutdown(self) -> None:
+        """End the engine's processes. Safe to call at any time, also before or during `start`."""
+        self._constraints.shutdown()
+        if self._llm is not None:
+            self._llm.shutdown()
+            self._llm = None
+
+    @property
+    def kv_cache_tokens(self) -> int | None:
+        """Tokens the KV cache holds, if this vLLM tells."""
+        cache = self._llm.vllm_config.cache_config
+        return cache.num_gpu_blocks * cache.block_size if cache.num_gpu_blocks else None
+
+    @property
+    def unfinished(self) -> int:
+        """Requests the engine has not finished; 0 at rest."""
+        return int(self._llm.output_processor.get_num_unfinished_requests())
+
+    @property
+    def dead(self) -> bool:
+        """Whether the engine's processes have failed. A dead engine stays dead."""
+        return self._llm is not None and bool(self._llm.errored)
+
+    async def respond(self) -> None:
+        """Return when the engine's process has heard of it: a question between two steps, in no figure and no log.
+
+        Raises:
+            JobError: the engine is dead.
+        """
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        try:
+            await self._llm.is_sleeping()
+        except EngineDeadError:
+            raise JobError(Code.ENGINE_DEAD, "The engine died.") from None
+
+    def _step_observer(self) -> Any:
+        """A vLLM "stat logger" that notes when the engine finished a step (vllm/v1/metrics/loggers.py)."""
+        from vllm.v1.metrics.loggers import StatLoggerBase
+
+        engine = self
+
+        class StepObserver(StatLoggerBase):  # type: ignore[misc] # vLLM is not typed for us
+            def __init__(self, vllm_config: Any, engine_index: int = 0) -> None:
+                pass
+
+            def record(self, *args: Any, **kwargs: Any) -> None:
+                engine.last_step = time.monotonic()
+
+            def log_engine_initialized(self) -> None:
+                pass
+
+        return StepObserver
+
+    # -- one request ---------------------------------------------------------------------------------------------------
+
+    async def render(self, request: NativeRequest) -> list[int]:
+        """The request's token ids. Long prompts, and many messages, are tokenised beside the event loop, not in it.
+
+        Raises:
+            JobError: the model's chat template or the job's guardrails refuse it, it is too long to count, or the
+                model does not generate.
+        """
+        assert self._prompts is not None
+        if not self.generates:
+            raise JobError(
+                Code.UNSUPPORTED, "This worker embeds and scores (RUNNER=pooling): call its routes, /v1/embeddings …"
+            )
+        if request.chars > self._longest_prompt:
+            raise JobError(
+                Code.CONTEXT_LENGTH_EXCEEDED,
+                f"The prompt has {request.chars} characters, which are more than {self.max_model_len} tokens.",
+                field="prompt" if request.prompt is not None else "messages",
+                chars=request.chars,
+                max_model_len=self.max_model_len,
+            )
+        if request.chars > 20_000 or len(request.messages or ()) > 200:
+            ids, text = await asyncio.to_thread(self._prompts.rendered, request)
+        else:
+            ids, text = self._prompts.rendered(request)
+        watch = metering.current.get()
+        if watch is not None and watch.judge is not None:
+            watch.judge(text)
+        return ids
+
+    def sampling(self, given: Mapping[str, Any], max_tokens: int, *, stream: bool) -> Any:
+        """vLLM's SamplingParams: the client's over the operator's over the model's own.
+
+        Raises:
+            JobError: a value of the wrong type or range, by name.
+        """
+        return self._sampling.params(given, max_tokens, stream=stream)
+
+    async def constrain(self, params: Any) -> None:
+        """Check the structured output of a native request's parameters, before it takes a slot.
+
+        Raises:
+            JobError: the engine could not follow it within the limits.
+        """
+        if params.structured_outputs is not None:
+            await self._constrain(params.structured_outputs, "sampling_params.structured_outputs")
+
+    async def _constrain(self, outputs: Any, field: str) -> None:
+        """Check a request's StructuredOutputsParams, which are then as vLLM's own check would have left them.
+
+        Raises:
+            JobError: the engine could not follow them within the limits; `field` is theirs.
+        """
+        given = {name: value for name, value in vars(outputs).items() if value is not None and not name.startswith("_")}
+        verdict = await self._constraints.check(given, field=field)
+        for name, value in verdict.fields.items():
+            setattr(outputs, name, value)
+        outputs._backend, outputs._backend_was_auto = verdict.backend, verdict.auto
+
+    async def generate(self, prompt_ids: list[int], params: Any, request_id: str) -> AsyncGenerator[Step, None]:
+        """Steps of one request, the last one `finished`. While the reader is busy, vLLM merges what becomes ready.
+
+        Closing or cancelling it ends the request in the engine.
+
+        Raises:
+            JobError: the engine refused the request, failed at it, or is dead.
+        """
+        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+        watch = metering.current.get() or metering.Watch()
+        prompt = metered_engine.salted({"type": "token", "prompt_token_ids": prompt_ids}, watch)
+        stream = self._llm.generate(prompt, params, request_id)
+        if params.structured_outputs is not None:
+            stream = begun_within(self._settings.engine_stall_seconds, stream)
+        try:
+            async with contextlib.aclosing(stream):
+                async for output in stream:
+                    self.last_step = time.monotonic()
+                    completion_tokens = watch.count(request_id, output)
+                    if any(choice.finish_reason == "error" for choice in output.outputs):
+                        raise _failed_choice(params)
+                    if not watch.show_cached_tokens:
+                        output.num_cached_tokens = None
+                    yield engine_output.step(output, completion_tokens)
+        except EngineDeadError:
+            raise JobError(Code.ENGINE_DEAD, "The engine died while it worked on this job.") from None
+        except EngineGenerateError as error:
+            self._emit("engine_error", level="error", request_id=request_id, cause=repr(error.__cause__ or error))
+            raise JobError(Code.GENERATION_FAILED, "The engine failed at this job.") from None
+        except sampling.vllm_exception("GracefulHTTPError") as error:
+            raise JobError(Code.OVERLOADED, f"The engine takes no more: {error}") from None
+        except sampling.refusals() as error:
+            raise self._sampling.error(error) from None
+
+
+# -- vLLM's values, as ours --------------------------------------------------------------------------------------------
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1000, 1)
+
+
+def _failed_choice(params: Any) -> JobError:
+    """The engine gave a request up. With a constraint in it, the constraint is why."""
+    if params.structured_outputs is None:
+        return JobError(Code.GENERATION_FAILED, "The engine failed at this job.")
+    field = "sampling_params.structured_outputs"
+    return JobError(Code.INVALID_INPUT, f"{field}: {engine_output.ConstraintError()}", field=field)

@@ -1,0 +1,290 @@
+"""Messages or a prompt -> token ids, so that text from a client never becomes a control token.
+
+A tokenizer turns `<|im_end|>` into a control token wherever it stands, also inside a user's message, which lets a user
+end their turn and speak as the system. So a mark is put inside every control token that a client wrote; the chat
+template is applied; and the text is tokenised in pieces cut at the marks. The model reads the user's characters
+unchanged, as ordinary text, and the template keeps its own control tokens.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from llmpod.worker.errors import Code, JobError
+from llmpod.worker.jobs.inputs import GUARD, Message, NativeRequest
+
+ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
+"""OpenAI's. A template may know others, by name."""
+
+FRAMED_MESSAGES = 15
+"""So many messages may have a chat template's words around them without these counting as the client's."""
+
+
+class Tokenizer(Protocol):
+    """The part of a Hugging Face tokenizer that prompts need."""
+
+    added_tokens_decoder: dict[int, Any]
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]: ...
+
+    def decode(self, token_ids: Sequence[int]) -> str: ...
+
+    def __len__(self) -> int: ...
+
+    def apply_chat_template(self, conversation: list[dict[str, str]], **options: Any) -> str | list[int]: ...
+
+    def get_chat_template(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What a chat template writes by itself, in a prompt's visible text (`Prompts.visible`)."""
+
+    head: str = ""  # before the one message of a conversation
+    tail: str = ""  # after it
+    between: int = 0  # characters around FRAMED_MESSAGES messages, without head and tail
+    tools: int = 0  # characters around the tools of a conversation that has some
+
+    @classmethod
+    def measured(cls, one: str | None, many: str | None, tools: str | None = None) -> Frame:
+        """From the visible texts of conversations of one message, of FRAMED_MESSAGES, and of one with MEASURED_TOOL.
+
+        Every message is MEASURE.
+        """
+        head, found, tail = (one or "").partition(MEASURE)
+        frame = cls(head, tail) if found else cls()
+        between = len(frame.without(many)) - FRAMED_MESSAGES * len(MEASURE) if many else 0
+        around = len(frame.without(tools)) - len(MEASURE) - len(json.dumps(MEASURED_TOOL)) if tools else 0
+        return cls(frame.head, frame.tail, max(0, between), max(0, around))
+
+    def without(self, text: str) -> str:
+        """A visible text without what the template wrote before and after it."""
+        text = text[_shared(text, self.head) :]
+        return text[: len(text) - _shared(reversed(text), reversed(self.tail))]
+
+
+class Prompts:
+    """Renders requests for one model."""
+
+    def __init__(self, tokenizer: Tokenizer, *, chat_template: str | None, allow_control_tokens: bool) -> None:
+        self._tokenizer = tokenizer
+        self._chat_template = chat_template or _own_template(tokenizer)
+        tokens = control_tokens(tokenizer)
+        self._any_control = _pattern(tokens)
+        self.control_texts = () if allow_control_tokens else tuple(tokens)
+        self._control = _pattern(self.control_texts)
+        self._first = frozenset(token[0] for token in self.control_texts)
+        # What another text, or the template's own, could complete to a control token.
+        parts = [(token[:cut], token[cut:]) for token in self.control_texts for cut in range(1, len(token))]
+        self._beginnings = tuple({start for start, _ in parts if not start.isalnum()})
+        self._endings = tuple({end for _, end in parts if not end.isalnum()})
+        self.control_ids: frozenset[int] = frozenset(
+            token_id
+            for token_id, token in tokenizer.added_tokens_decoder.items()
+            if token.special and not allow_control_tokens
+        )
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether prompts become conversations (base models have no template)."""
+        return self._chat_template is not None
+
+    def render(self, request: NativeRequest) -> list[int]:
+        """The request's token ids. Raises as `rendered` does."""
+        return self.rendered(request)[0]
+
+    def rendered(self, request: NativeRequest) -> tuple[list[int], str]:
+        """The request's token ids, and their visible text.
+
+        Raises:
+            JobError: messages were sent to a model without a chat template, or the template refuses them.
+        """
+        if request.prompt is not None and not (request.apply_chat_template and self.has_chat_template):
+            text = self._marked(request.prompt)
+            return self.encode_guarded(text, add_special_tokens=True), self.visible(text)
+        if not self.has_chat_template:
+            raise JobError(
+                Code.UNSUPPORTED,
+                "This model has no chat template: send prompt instead, or set CUSTOM_CHAT_TEMPLATE.",
+                field="messages",
+            )
+        return self._render_chat(request.messages or (Message("user", request.prompt or ""),))
+
+    def guard(self, value: Any) -> Any:
+        """`value` with GUARD in every control token of every text in it, keys included; itself if there is none.
+
+        Also in what a text holds once it is read as JSON: vLLM hands a tool call's arguments to the template decoded.
+
+        Raises:
+            JobError: a text is JSON that is nested too deep to be looked through.
+        """
+        if not self.control_texts:
+            return value
+        if isinstance(value, str):
+            try:
+                decoded = _from_json(value)
+                guarded = self.guard(decoded)
+            except RecursionError:
+                raise JobError(Code.INVALID_INPUT, "A text is JSON that is nested too deep.") from None
+            # JSON in whose escapes something hides is written anew, with the marks.
+            return self._marked(value) if guarded == decoded else self._cut(json.dumps(guarded, ensure_ascii=False))
+        if isinstance(value, list):
+            return [self.guard(item) for item in value]
+        if isinstance(value, dict):
+            return {self.guard(key): self.guard(item) for key, item in value.items()}
+        return value
+
+    def guard_messages(self, messages: list[Any]) -> list[Any]:
+        """Messages as `guard` leaves them; a role that neither OpenAI nor the template knows is marked around, too.
+
+        There are templates that make a control token of every role: `'<|' + role + '|>'`.
+        """
+        guarded = self.guard(messages)
+        for message in guarded if self.control_texts else ():
+            role = message.get("role") if isinstance(message, dict) else None
+            if isinstance(role, str) and not self._knows_role(role):
+                message["role"] = f"{GUARD}{role}{GUARD}"
+        return list(guarded)
+
+    def plain(self, value: Any) -> Any:
+        """`value` with lists where vLLM has iterators, which yield what a request holds once only."""
+        if isinstance(value, dict):
+            return {key: self.plain(item) for key, item in value.items()}
+        if isinstance(value, list | tuple | Iterator):
+            return [self.plain(item) for item in value]
+        return value
+
+    def refuse_control_tokens(self, value: Any, *, field: str) -> None:
+        """For a model whose texts cannot be cut.
+
+        Raises:
+            JobError: a text in `value` holds a control token.
+        """
+        try:
+            found = self._holds_control(value)
+        except RecursionError:
+            raise JobError(Code.INVALID_INPUT, f"{field} holds JSON that is nested too deep.", field=field) from None
+        if found:
+            raise JobError(Code.INVALID_INPUT, f"{field} holds a control token of the model.", field=field)
+
+    def visible(self, text: str) -> str:
+        """What the guardrails judge of a rendered text: each control token of the template's is a line's end."""
+        if self._any_control is not None:
+            text = self._any_control.sub("\n", text)
+        return text.replace(GUARD, "")
+
+    def encode_guarded(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        """The ids of a text that `guard` went over, cut where the guards stand."""
+        first, *rest = text.split(GUARD)
+        ids = list(self._tokenizer.encode(first, add_special_tokens=add_special_tokens))
+        for piece in filter(None, rest):
+            ids += self._tokenizer.encode(piece, add_special_tokens=False)
+        return ids
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of token ids, control tokens included; ids that do not exist have none."""
+        known = [token_id for token_id in token_ids if 0 <= token_id < len(self._tokenizer)]
+        return self._tokenizer.decode(known) if known else ""
+
+    def frame(self) -> Frame:
+        """What the template writes by itself around a native job's messages."""
+        return Frame.measured(self._visible(1), self._visible(FRAMED_MESSAGES))
+
+    def _visible(self, length: int) -> str | None:
+        try:
+            return self._render_chat(conversation(length))[1] if self.has_chat_template else None
+        except JobError:
+            return None
+
+    def _render_chat(self, messages: Sequence[Message]) -> tuple[list[int], str]:
+        conversation = [{"role": message.role, "content": self._marked(message.content)} for message in messages]
+        try:
+            rendered = self._tokenizer.apply_chat_template(
+                conversation, chat_template=self._chat_template, tokenize=False, add_generation_prompt=True
+            )
+        except Exception as error:  # noqa: BLE001 - a template refuses a conversation by raising whatever it likes
+            raise JobError(
+                Code.INVALID_INPUT, f"The model's chat template refuses these messages: {error}", field="messages"
+            ) from None
+        if not isinstance(rendered, str):  # Mistral's tokenizers return ids and keep control tokens apart themselves
+            return list(rendered), self.visible(self.decode(rendered))
+        return self.encode_guarded(rendered, add_special_tokens=False), self.visible(rendered)
+
+    def _knows_role(self, role: str) -> bool:
+        return role in ROLES or any(f"{quote}{role}{quote}" in (self._chat_template or "") for quote in "'\"")
+
+    def _holds_control(self, value: Any) -> bool:
+        if isinstance(value, str):
+            found = self._control is not None and self._control.search(value) is not None
+            return found or self._holds_control(_from_json(value))
+        inner = [*value.keys(), *value.values()] if isinstance(value, dict) else value
+        return isinstance(inner, list) and any(map(self._holds_control, inner))
+
+    def _marked(self, text: str) -> str:
+        """`text` with a mark after the first character of every control token in it, and where one could come about.
+
+        A client's own marks go. One comes about where texts meet: `<|im_` in one part of a message, `end|>` in another.
+        """
+        text = self._cut(text.replace(GUARD, ""))
+        before = GUARD if text.startswith(self._endings) else ""
+        return before + text + (GUARD if text.endswith(self._beginnings) else "")
+
+    def _cut(self, text: str) -> str:
+        if self._control is None or not any(character in text for character in self._first):
+            return text
+        pieces = []
+        start = position = 0
+        # The search goes on right behind each cut, so that an overlapping token is cut as well.
+        while match := self._control.search(text, position):
+            position = match.start() + 1
+            pieces.append(text[start:position])
+            start = position
+        pieces.append(text[start:])
+        return GUARD.join(pieces)
+
+
+MEASURE = "llmpod"
+"""A text that no template writes, for measuring what it does write."""
+MEASURED_TOOL = {"type": "function", "function": {"name": MEASURE, "parameters": {"type": "object", "properties": {}}}}
+
+
+def conversation(length: int) -> list[Message]:
+    """So many messages of MEASURE, by turns the user's and the assistant's; the user has the last word."""
+    return [Message("user" if turn % 2 == 1 else "assistant", MEASURE) for turn in range(length, 0, -1)]
+
+
+def control_tokens(tokenizer: Tokenizer) -> list[str]:
+    """The texts that this tokenizer would turn into control tokens."""
+    return [str(token.content) for token in tokenizer.added_tokens_decoder.values() if token.special and token.content]
+
+
+def _shared(one: Iterable[str], other: Iterable[str]) -> int:
+    """Characters with which both begin."""
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
+
+
+def _from_json(text: str) -> Any:
+    """What a text with escapes is when it is read as JSON; None if it is none, or has no escapes."""
+    if "\\" not in text or text.lstrip()[:1] not in ("{", "[", '"'):
+        return None
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
+
+
+def _pattern(tokens: Sequence[str]) -> re.Pattern[str] | None:
+    longest_first = sorted(tokens, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+
+
+def _own_template(tokenizer: Tokenizer) -> str | None:
+    try:
+        return tokenizer.get_chat_template()
+    except ValueError:  # transformers: "this tokenizer does not have a chat template"
+        return None

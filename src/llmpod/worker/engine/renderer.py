@@ -1,0 +1,135 @@
+"""vLLM's renderers with the worker's guardrails in them: what is rendered is marked, cut at the marks, and judged.
+
+A renderer makes the prompt of a request: messages, tools and arguments of the chat template -> text -> token ids. Every
+route's prompts pass one, so what holds here holds whatever field of a body a text came from. Marks: see prompts.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, cast
+
+from llmpod.worker.engine.prompts import Prompts
+from llmpod.worker.errors import Code, JobError
+from llmpod.worker.jobs import metering
+from llmpod.worker.jobs.inputs import GUARD
+
+_MARKED = "_llmpod_marked"  # of a prompt on its way to the engine: its text with the marks
+
+
+class Guarded:
+    """Mixed into a class of vLLM's renderers (vllm/renderers/base.py), before it in the order of methods."""
+
+    prompts: Prompts | None = None
+    """The model's guard. None: texts stay as they are (before it is known, and for a model that does not generate)."""
+    cuts = True
+    """Whether this renderer's tokens can be cut at the marks; where not, a control token in a text is refused."""
+
+    # -- messages -> text ------------------------------------------------------------------------------------------
+
+    def render_messages(self, messages: Any, params: Any) -> Any:
+        return _vllm(super()).render_messages(*self._guard(messages, params))
+
+    async def render_messages_async(self, messages: Any, params: Any) -> Any:
+        return await _vllm(super()).render_messages_async(*self._guard(messages, params))
+
+    def _guard(self, messages: list[Any], params: Any) -> tuple[list[Any], Any]:
+        """What the template gets, marked: values, after vLLM has read the request and before the template does."""
+        if self.prompts is None:
+            return messages, params
+        try:
+            messages = self.prompts.plain(messages)
+            if not self.cuts:
+                self.prompts.refuse_control_tokens([messages, params.chat_template_kwargs], field="messages")
+                return messages, params
+            options = self.prompts.guard(params.chat_template_kwargs)
+            return self.prompts.guard_messages(messages), dataclasses.replace(params, chat_template_kwargs=options)
+        except JobError as error:
+            raise metering.refuse(error) from None
+
+    # -- text -> token ids -----------------------------------------------------------------------------------------
+
+    def _tokenize_prompt(self, prompt: Any, params: Any) -> Any:
+        text = prompt["prompt"]
+        if self.prompts is None or GUARD not in text:
+            return _vllm(super())._tokenize_prompt(prompt, params)
+        options = params.get_encode_kwargs()
+        ids = self.prompts.encode_guarded(text, add_special_tokens=options.get("add_special_tokens", True))
+        limit = options.get("max_length") if options.get("truncation") else None
+        if limit is not None:
+            left = getattr(_vllm(self).tokenizer, "truncation_side", "right") == "left"
+            ids = ids[-limit:] if left else ids[:limit]
+        return prompt | {"prompt": text.replace(GUARD, ""), "prompt_token_ids": ids, _MARKED: text}
+
+    # -- token ids -> the engine's input ---------------------------------------------------------------------------
+
+    def process_for_engine(self, prompt: Any, *args: Any, **named: Any) -> Any:
+        for part in _parts(prompt):
+            _forget_cache_keys(part)
+            part.pop(_MARKED, None)
+        return _vllm(super()).process_for_engine(prompt, *args, **named)
+
+    async def process_for_engine_async(self, prompt: Any, *args: Any, **named: Any) -> Any:
+        for part in _parts(prompt):
+            _forget_cache_keys(part)
+            await self._judge(part)
+        return await _vllm(super()).process_for_engine_async(prompt, *args, **named)
+
+    async def _judge(self, part: dict[str, Any]) -> None:
+        """Have the job's guardrails judge a prompt, in the job's own context."""
+        text = part.pop(_MARKED, part.get("prompt"))
+        ids = part.get("prompt_token_ids")
+        if self.prompts is None:
+            return
+        if text is None and ids is not None:
+            if self.cuts and not self.prompts.control_ids.isdisjoint(ids):  # a client's: templates of these give text
+                raise metering.refuse(JobError(Code.INVALID_INPUT, "The prompt holds the ids of control tokens."))
+            if metering.judges():
+                text = part["prompt"] = await asyncio.to_thread(self.prompts.decode, ids)
+        if text is not None and metering.judges():
+            if len(text) > 20_000:
+                await asyncio.to_thread(metering.judge, self.prompts.visible, text)
+            else:
+                metering.judge(self.prompts.visible, text)
+
+
+def guard() -> None:
+    """Have vLLM make guarded renderers, whichever the model has. To be called before an engine is made."""
+    from vllm.renderers.registry import RENDERER_REGISTRY
+
+    load = RENDERER_REGISTRY.load_renderer_cls
+
+    def load_guarded(renderer_mode: str) -> type:
+        found = load(renderer_mode)
+        return found if issubclass(found, Guarded) else type(found.__name__, (Guarded, found), {})
+
+    RENDERER_REGISTRY.load_renderer_cls = load_guarded
+
+
+def _vllm(renderer: object) -> Any:
+    """vLLM's renderer, of whose types this module does not know."""
+    return cast("Any", renderer)
+
+
+def _parts(prompt: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    if "encoder_prompt" not in prompt:
+        yield prompt
+        return
+    yield prompt["encoder_prompt"]
+    if prompt["decoder_prompt"] is not None:
+        yield prompt["decoder_prompt"]
+
+
+def _forget_cache_keys(part: dict[str, Any]) -> None:
+    """A client's `uuid` of a file would be its key in a cache that all jobs share; its content is the key instead."""
+    if part.pop("multi_modal_uuids", None) is None:
+        return
+    files = part.get("multi_modal_data") or {}
+    if any(file is None for kind in files.values() for file in (kind if isinstance(kind, list) else [kind])):
+        raise metering.refuse(
+            JobError(
+                Code.INVALID_INPUT, "A file's uuid stands for no file here: send the file itself.", field="messages"
+            )
+        )

@@ -1,0 +1,139 @@
+"""Bounds on a job's input, checked before anything else looks at it, and where the work on a large one is done.
+
+What a job costs before it is admitted grows with the values in it and not with its bytes: a megabyte of `0,` is half a
+million messages that are not. So the values are counted here, in slices between which the event loop goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import ParamSpec, TypeVar
+
+from llmpod.worker.errors import Code, JobError
+from llmpod.worker.jobs.inputs import GUARD
+from llmpod.worker.jobs.limits import CONSTRAINTS
+
+MAX_DEPTH = 32
+"""Deepest nesting of lists and objects in a job. A JSON schema for structured output needs the most."""
+MAX_KEY_CHARS = 1000
+MAX_CHARS = 20_000_000
+"""Characters of all texts and keys: RunPod carries requests of 20 MB (docs.runpod.io, /runsync)."""
+OBJECT_IN_LIST = 10
+"""Values that an object in a list counts for: a message, a tool or a part is tried against every form it may have."""
+SLICE = 1000
+"""Values that are looked at before the event loop has its turn: a millisecond."""
+LARGE_VALUES = 2000
+LARGE_CHARS = 100_000
+
+_HOLD_SCHEMAS = frozenset({"tools", "functions", *CONSTRAINTS})
+"""Fields with JSON schemas in them, whose bounds may be any number: C# writes 1.7976931348623157E+308."""
+
+Params = ParamSpec("Params")
+Result = TypeVar("Result")
+
+
+@dataclass
+class Size:
+    """What a job's input amounts to."""
+
+    values: int = 0  # texts, numbers, lists and objects; OBJECT_IN_LIST for an object in a list
+    chars: int = 0  # of all texts and keys
+
+    @property
+    def large(self) -> bool:
+        """Whether reading it takes more than a few milliseconds."""
+        return self.values > LARGE_VALUES or self.chars > LARGE_CHARS
+
+    async def aside(self, work: Callable[Params, Result], *args: Params.args, **named: Params.kwargs) -> Result:
+        """What `work` returns: done in a thread if the job is large, and else in the event loop."""
+        if self.large:
+            return await asyncio.to_thread(work, *args, **named)
+        return work(*args, **named)
+
+
+async def check(job_input: object, max_values: int) -> Size:
+    """The input's size, once it is known to be within bounds.
+
+    Raises:
+        JobError: more than `max_values`, endless nesting or keys, or what no field can hold: infinities, numbers
+            beyond 64 bits, text that is not Unicode.
+    """
+    size = Size()
+    for _ in walk(job_input, max_values, size):
+        await asyncio.sleep(0)
+    return size
+
+
+def walk(job_input: object, max_values: int, size: Size) -> Iterator[None]:
+    """As `check`, adding to `size`, with a stop after every SLICE of values.
+
+    Holds an iterator and a key per level and nothing per value: a path is put together for an error only.
+    """
+    keys: list[object] = []
+    levels: list[Iterator[tuple[object, object]]] = [iter(((None, job_input),))]
+    next_stop = SLICE
+    while levels:
+        step = next(levels[-1], None)
+        if step is None:
+            levels.pop()
+            continue
+        key, value = step
+        del keys[len(levels) - 1 :]
+        keys.append(key)
+        size.values += OBJECT_IN_LIST if isinstance(value, dict) and isinstance(key, int) else 1
+        if size.values > max_values:
+            while isinstance(keys[-1], int):  # not the element that is one too many, but the list
+                keys.pop()
+            raise _refused(keys, f"input has more than {max_values} values; this worker accepts no more.")
+        if size.values >= next_stop:
+            next_stop = size.values + SLICE
+            yield
+        if isinstance(key, str):
+            size.chars += len(key)
+            if len(key) > MAX_KEY_CHARS:
+                raise _refused(keys[:-1], f"{{}} has a key of {len(key)} characters; {MAX_KEY_CHARS} are accepted.")
+            _check_text(key, keys[:-1])
+        if isinstance(value, dict | list):
+            if len(levels) > MAX_DEPTH:
+                raise _refused(keys, f"input is nested deeper than {MAX_DEPTH} levels.")
+            levels.append(iter(value.items()) if isinstance(value, dict) else enumerate(value))
+        elif isinstance(value, str):
+            size.chars += len(value)
+            if size.chars > MAX_CHARS:
+                raise _refused(keys, f"input has more than {MAX_CHARS} characters.")
+            _check_text(value, keys)
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise _refused(keys, f"{{}} must be a finite number, not {value}.")
+        elif isinstance(value, int | float) and not -(1 << 63) <= value < 1 << 64 and not _may_be_large(value, keys):
+            raise _refused(keys, "{} must be a number of at most 64 bits.")
+
+
+def _may_be_large(value: float, keys: list[object]) -> bool:
+    """vLLM reads 1e20 as an integer where it expects one, and that is anywhere but in a schema."""
+    return isinstance(value, float) and any(isinstance(key, str) and key in _HOLD_SCHEMAS for key in keys)
+
+
+def _check_text(text: str, keys: list[object]) -> None:
+    if text.isascii():
+        return
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise _refused(keys, f"{{}} is not valid Unicode at character {error.start}.") from None
+    if GUARD in text:
+        raise _refused(keys, "{} holds U+10FFFD, which this worker keeps for itself.")
+
+
+def _refused(keys: list[object], message: str) -> JobError:
+    """`message` about the value under `keys`, whose path takes the place of `{}`."""
+    path = ""
+    for key in keys[1:]:  # the first is the input itself
+        if isinstance(key, int):
+            path += f"[{key}]"
+        elif path or key not in ("openai_input", "body"):  # a route's body is where its client's paths begin
+            path += f".{key}" if path else str(key)
+    where = path[:200] or "input"
+    return JobError(Code.INVALID_INPUT, message.replace("{}", where, 1), field=where)

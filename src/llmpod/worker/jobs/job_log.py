@@ -1,0 +1,186 @@
+"""A job's trace in the log: one `start` line and one `end` line, whatever happens in between."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from llmpod.worker.errors import Code, JobError, RouteError
+from llmpod.worker.event_log import Emit
+from llmpod.worker.jobs.bounds import Size
+from llmpod.worker.jobs.engine_output import Step, Timings
+from llmpod.worker.jobs.inputs import NativeRequest
+from llmpod.worker.jobs.limits import MaxTokens, constrained
+from llmpod.worker.jobs.metering import Watch
+from llmpod.worker.jobs.native_reply import Answer, Reply
+
+Outcome = Literal["ok", "blocked", "rejected", "error", "cancelled", "timeout"]
+
+
+class JobRecord:
+    """Collects what the two lines say. `end` counts once: the first caller decides the outcome."""
+
+    def __init__(self, job_id: str, emit: Emit, *, log_prompts: bool) -> None:
+        self.id = job_id
+        self.stream = False
+        self.intent: str | None = None
+        self.max_tokens: MaxTokens | None = None
+        self.route = "native"
+        self.model: str | None = None  # what the model of a route job was called, or is
+        self.streaming = False  # part of a route's stream has been sent
+        self.constrained = False  # whether the answer must have a certain form
+        self.generated = False  # the engine has said everything; what is left to send need not wait for more
+        self.adapted: Mapping[str, Any] = {}  # fields taken under another name, and ignored ones
+        self.interruption: JobError | None = None  # why the job is being cut short, if it was not cancelled
+        self.size = Size()  # of its input
+        self.watch = Watch()  # what the engine does for it
+        self._emit = emit
+        self._log_prompts = log_prompts
+        self._received = time.monotonic()
+        self._finished: float | None = None
+        self._result: dict[str, Any] = {}
+        self._started = False
+        self._ended = False
+
+    def start(self, request: NativeRequest, max_tokens: MaxTokens, *, validation_enabled: bool) -> None:
+        """The job's input is understood."""
+        self.stream = request.stream
+        self.constrained = constrained(request.sampling)
+        self.max_tokens = max_tokens
+        self.adapted = request.adapted
+        self._start(
+            prompt_len=request.chars,
+            max_tokens=max_tokens.effective,
+            stream=request.stream,
+            validation_enabled=validation_enabled,
+            prompt=list(request.texts) if self._log_prompts else None,
+        )
+
+    def start_route(
+        self,
+        *,
+        stream: bool,
+        model: str | None,
+        prompt_len: int,
+        max_tokens: MaxTokens | None = None,
+        client: Mapping[str, str] | None = None,
+        texts: tuple[str, ...] = (),
+    ) -> None:
+        """A route job's body is read; `client`: the ids by which the client knows the request."""
+        self.stream = stream
+        self.model = model
+        self.max_tokens = max_tokens
+        self._start(
+            model=model,
+            prompt_len=prompt_len,
+            max_tokens=max_tokens.effective if max_tokens else None,
+            stream=stream,
+            validation_enabled=False,
+            client=dict(client) if client else None,
+            prompt=list(texts) if self._log_prompts else None,
+        )
+
+    def finish_route(self) -> None:
+        """vLLM's application is done.
+
+        Pooling requests and requests that were cut off have no timings: vLLM gives none.
+        """
+        self._finished = time.monotonic()
+        self._result = {"model": self.model}
+        if self.watch.requests:
+            self._result |= self._counts() | {
+                "finish_reason": self.watch.finish_reason,
+                "complete": self._complete(cut=self.watch.cut),
+                "engine_requests": self.watch.requests if self.watch.requests > 1 else None,
+            }
+        if self.watch.timings is not None:
+            self._result |= self._times(self.watch.timings)
+
+    def finish(self, step: Step, answer: Answer, validation: Reply | None) -> None:
+        """The engine is done: `step` is its last one. With several answers, `finish_reason` is the first one's.
+
+        Execution time ends here; the line is written when the last reply has been sent.
+        """
+        self._finished = time.monotonic()
+        self.generated = True
+        self._result = {
+            "prompt_tokens": step.usage.prompt_tokens,
+            "cached_tokens": self.watch.cached_tokens,
+            "tokens_generated": step.usage.completion_tokens,
+            "finish_reason": answer.finish_reasons.get(0),
+            "complete": self._complete(cut="length" in answer.finish_reasons.values()),
+            "valid": validation.get("valid") if validation else None,
+            "answer": [text for _, text in sorted(answer.texts.items())] if self._log_prompts else None,
+        }
+        if step.timings is not None:
+            self._result |= self._times(step.timings)
+
+    def _complete(self, *, cut: bool) -> bool | None:
+        return not cut if self.constrained else None
+
+    def _counts(self) -> dict[str, int]:
+        return {
+            "prompt_tokens": self.watch.prompt_tokens,
+            "cached_tokens": self.watch.cached_tokens,
+            "tokens_generated": self.watch.completion_tokens,
+        }
+
+    def _times(self, timings: Timings) -> dict[str, float]:
+        before = ((self.watch.submitted or self._received) - self._received) * 1000
+        return {
+            "ttft_ms": round(before + timings.queue_ms + timings.prefill_ms, 1),
+            "queue_ms": timings.queue_ms,
+            "prefill_ms": timings.prefill_ms,
+            "decode_ms": timings.decode_ms,
+        }
+
+    def fail(self, error: JobError) -> None:
+        """The job failed: `blocked` by policy, `rejected` if its input is to blame, `timeout` or `error` if not.
+
+        A job that had been stopped before it began is `cancelled`, as one that is stopped later.
+        """
+        if error.code is Code.CANCELLED:
+            self.end("cancelled", error=error.failure.code)
+            return
+        if error.failure.status < 500:
+            # No message: it may quote what the client sent.
+            blocked = error.code is Code.BLOCKED
+            self.end("blocked" if blocked else "rejected", error=error.failure.code, field=error.field)
+            return
+        outcome: Outcome = "timeout" if error.code is Code.TIMEOUT else "error"
+        quoted = isinstance(error, RouteError) and error.quotes_client
+        self.end(outcome, error=error.failure.code, message=None if quoted else error.message)
+
+    def cut_short(self) -> None:
+        """The job was ended from outside: failed if there is an `interruption`, cancelled if not."""
+        if self.interruption is not None:
+            self.fail(self.interruption)
+        else:
+            self.end("cancelled")
+
+    def end(self, outcome: Outcome, **fields: Any) -> None:
+        """Write the end line, and before it the start line of a job that was never understood."""
+        if self._ended:
+            return
+        self._ended = True
+        if not self._started:
+            self._start()
+        self._emit(
+            "end",
+            request_id=self.id,
+            ok=outcome == "ok",
+            outcome=outcome,
+            exec_ms=round(((self._finished or time.monotonic()) - self._received) * 1000, 1),
+            intent=self.intent,
+            max_tokens=self.max_tokens.as_dict() if self.max_tokens else None,
+            **self.adapted,
+            **(self._counts() if self.watch.generated else {}) | self._result,
+            **fields,
+        )
+
+    def _start(self, **fields: Any) -> None:
+        if self._started:  # the job ended while a thread was still reading it
+            return
+        self._started = True
+        self._emit("start", request_id=self.id, route=self.route, **fields)

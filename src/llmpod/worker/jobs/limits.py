@@ -1,0 +1,299 @@
+"""The guardrails: what a job may ask for. Pure decisions, made before the engine sees anything."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import orjson
+
+from llmpod.worker.errors import Code, JobError
+from llmpod.worker.jobs.inputs import NativeRequest
+from llmpod.worker.settings import Settings
+
+CONSTRAINTS = ("structured_outputs", "response_format", "text", "output_config", "output_format")
+"""The fields of a request that bound the form of its answer."""
+
+MAX_WORDS = 1000
+MAX_WORD_CHARS = 10_000
+"""Stop strings, and bad words, of one job."""
+MAX_INPUTS = 1024
+"""Texts that one job may have embedded, scored or classified. vLLM's work on them in the event loop grows with their
+square: a tenth of a second for these."""
+
+
+@dataclass(frozen=True)
+class MaxTokens:
+    """How many tokens the answer may have: what the client asked for, and what the engine gets."""
+
+    requested: int | None
+    effective: int
+    reason: str | None = None  # why the two differ: default, raised, lowered or context
+
+    def as_dict(self) -> dict[str, int | str | None]:
+        """For the reply's `limits` and the log."""
+        return {"requested": self.requested, "effective": self.effective, "reason": self.reason}
+
+
+def check(request: NativeRequest, settings: Settings) -> None:
+    """The limits of a native job that show in its input: of its prompt, its answers and their form.
+
+    Raises:
+        JobError: the first that it exceeds.
+    """
+    check_prompt(request, settings)
+    check_n(request, settings)
+    check_words(request.sampling, within="sampling_params.")
+    check_constraint(request.sampling, settings, within="sampling_params.")
+
+
+def check_prompt(request: NativeRequest, settings: Settings) -> None:
+    """MAX_PROMPT_CHARS, over all messages together.
+
+    Raises:
+        JobError: prompt_too_long, with both numbers.
+    """
+    check_chars(request.chars, settings, field=request.prompt_field)
+
+
+def check_chars(chars: int, settings: Settings, *, field: str) -> None:
+    """MAX_PROMPT_CHARS for `chars` characters that came in `field`.
+
+    Raises:
+        JobError: prompt_too_long, with both numbers.
+    """
+    limit = settings.max_prompt_chars
+    if limit and chars > limit:
+        raise JobError(
+            Code.PROMPT_TOO_LONG,
+            f"The prompt has {chars} characters; this worker accepts {limit}.",
+            field=field,
+            chars=chars,
+            limit=limit,
+        )
+
+
+def check_constraint(given: Mapping[str, Any], settings: Settings, *, within: str = "") -> None:
+    """MAX_CONSTRAINT_CHARS for what bounds the form of the answer; `within` is the path of the fields in `given`.
+
+    What it costs to compile is constraints.py's to find out. The schemas of tools count as part of the prompt.
+
+    Raises:
+        JobError: invalid_input, with both numbers.
+    """
+    for field in CONSTRAINTS:
+        if not isinstance(given.get(field), dict | None):
+            raise JobError(Code.INVALID_INPUT, f"{within}{field} must be an object.", field=within + field)
+    limit = settings.max_constraint_chars
+    for field in CONSTRAINTS if limit else ():
+        chars = len(orjson.dumps(given[field])) if given.get(field) is not None else 0
+        if chars > limit:
+            raise JobError(
+                Code.INVALID_INPUT,
+                f"{within}{field} has {chars} characters; this worker accepts {limit}.",
+                field=within + field,
+                given=chars,
+                limit=limit,
+            )
+
+
+def constrained(given: Mapping[str, Any]) -> bool:
+    """Whether the answer must have a certain form: half of it would be worth nothing. Tools have rules of their own."""
+    return any(_binds(given.get(name)) for name in CONSTRAINTS)
+
+
+def _binds(constraint: object) -> bool:
+    """Free text can be asked for in the fields of a constraint as well, and other things beside it (`verbosity`)."""
+    if not isinstance(constraint, dict):
+        return False
+    form = constraint.get("format", constraint)
+    named = isinstance(form, dict) and form.get("type") not in (None, "text")
+    return named or any(constraint.get(name) not in (None, False) for name in _BINDING)
+
+
+_BINDING = ("json", "json_object", "regex", "choice", "grammar", "structural_tag")
+
+
+def check_whole(
+    request: NativeRequest,
+    finish_reasons: Mapping[int, str],
+    max_tokens: MaxTokens,
+    reply: dict[str, Any],
+    *,
+    tokens: int,
+) -> None:
+    """An answer under a constraint must have come to its end; `tokens` are those of all answers, `reply` the last ones.
+
+    Raises:
+        JobError: incomplete_output; max_tokens cut it, and the client has not allowed that.
+    """
+    if request.allow_partial or not constrained(request.sampling) or "length" not in finish_reasons.values():
+        return
+    error = JobError(
+        Code.INCOMPLETE_OUTPUT,
+        f"max_tokens ({max_tokens.effective}) ended the answer before structured_outputs was satisfied.",
+        field="sampling_params.max_tokens",
+        max_tokens=max_tokens.effective,
+        tokens=tokens,
+    )
+    error.last_reply = reply
+    raise error
+
+
+def check_words(given: Mapping[str, Any], *, within: str = "") -> None:
+    """MAX_WORDS and MAX_WORD_CHARS for the texts that end an answer, or may not be in it.
+
+    The event loop and the engine look at each of them for each token, and tokenise bad words before.
+
+    Raises:
+        JobError: invalid_input, with both numbers.
+    """
+    for field in ("stop", "stop_sequences", "bad_words"):
+        value = given.get(field)
+        words = value if isinstance(value, list) else [value]
+        chars = sum(len(word) for word in words if isinstance(word, str))
+        for count, most, what in ((len(words), MAX_WORDS, "texts"), (chars, MAX_WORD_CHARS, "characters")):
+            if count > most:
+                raise JobError(
+                    Code.INVALID_INPUT,
+                    f"{within}{field} has {count} {what}; this worker accepts {most}.",
+                    field=within + field,
+                    given=count,
+                    limit=most,
+                )
+
+
+def check_n(request: NativeRequest, settings: Settings) -> None:
+    """MAX_N: each answer of a job occupies a place in the engine's batch.
+
+    Raises:
+        JobError: invalid_input, with both numbers.
+    """
+    n = request.sampling.get("n")
+    if isinstance(n, int):
+        check_answers(n, settings, field="sampling_params.n")
+
+
+def check_answers(n: int, settings: Settings, *, field: str) -> None:
+    """MAX_N for `n` answers asked for in `field`.
+
+    Raises:
+        JobError: invalid_input, with both numbers.
+    """
+    if n > settings.max_n:
+        raise JobError(
+            Code.INVALID_INPUT, f"n is {n}; this worker gives at most {settings.max_n} answers.", field=field
+        )
+
+
+def check_inputs(count: int, *, field: str) -> None:
+    """MAX_INPUTS for what is embedded, scored or classified.
+
+    Raises:
+        JobError: invalid_input, with both numbers.
+    """
+    if count > MAX_INPUTS:
+        raise JobError(
+            Code.INVALID_INPUT, f"{field} has {count} inputs; this worker accepts {MAX_INPUTS} in a job.", field=field
+        )
+
+
+def most_at_once(settings: Settings, *, scores: bool) -> int:
+    """Answers, or inputs that are scored, which a job may have in the engine and before it at once."""
+    return MAX_INPUTS if scores else settings.max_n
+
+
+def cap_max_tokens(requested: int | None, settings: Settings, *, field: str) -> MaxTokens:
+    """max_tokens on a route: lowered to MAX_TOKENS_MAX or rejected, as MAX_TOKENS_POLICY says, and never raised.
+
+    Raises:
+        JobError: invalid_input, with both numbers.
+    """
+    clamped = clamp_max_tokens(requested, settings)
+    if requested is None or clamped.effective == requested:
+        return clamped
+    if clamped.reason == "raised":
+        return MaxTokens(requested, requested)
+    if settings.max_tokens_policy == "reject":
+        raise JobError(
+            Code.INVALID_INPUT,
+            f"{field} is {requested}; this worker gives at most {clamped.effective} tokens.",
+            field=field,
+        )
+    return clamped
+
+
+def clamp_max_tokens(requested: int | None, settings: Settings) -> MaxTokens:
+    """Bring max_tokens into [MAX_TOKENS_MIN, MAX_TOKENS_MAX]; MAX_TOKENS_DEFAULT stands for none."""
+    effective = settings.max_tokens_default if requested is None else requested
+    effective = max(effective, settings.max_tokens_min)
+    if settings.max_tokens_max:
+        effective = min(effective, settings.max_tokens_max)
+    if requested is None:
+        return MaxTokens(None, effective, "default")
+    if effective == requested:
+        return MaxTokens(requested, effective)
+    return MaxTokens(requested, effective, "raised" if effective > requested else "lowered")
+
+
+def fit_model(max_tokens: MaxTokens, max_model_len: int) -> MaxTokens:
+    """What this worker chose for a client that named no max_tokens, within the model's context (0: not known)."""
+    if max_tokens.requested is None and 0 < max_model_len < max_tokens.effective:
+        return replace(max_tokens, effective=max_model_len, reason="context")
+    return max_tokens
+
+
+def granted(max_tokens: MaxTokens, tokens: int | None) -> MaxTokens:
+    """`max_tokens` as the engine got it: a prompt may have left less room. None: the engine was not asked."""
+    if tokens is None or tokens >= max_tokens.effective:
+        return max_tokens
+    return replace(max_tokens, effective=tokens, reason="context")
+
+
+def check_min_tokens(min_tokens: object, max_tokens: int, *, field: str) -> None:
+    """The answer cannot be longer than it may be. What is no number is vLLM's to refuse.
+
+    Raises:
+        JobError: invalid_input, with both numbers.
+    """
+    if isinstance(min_tokens, int | float) and min_tokens > max_tokens:
+        raise JobError(
+            Code.INVALID_INPUT,
+            f"{field} is {min_tokens}, but this answer has at most {max_tokens} tokens.",
+            field=field,
+        )
+
+
+def default_sampling(settings: Settings, max_tokens: int | None) -> dict[str, Any]:
+    """DEFAULT_SAMPLING_PARAMS for an answer of at most `max_tokens`: the operator's min_tokens gives way to a client's
+    smaller max_tokens.
+    """
+    wanted = dict(settings.default_sampling_params)
+    if max_tokens is not None and isinstance(wanted.get("min_tokens"), int):
+        wanted["min_tokens"] = min(wanted["min_tokens"], max_tokens)
+    return wanted
+
+
+def fit_context(max_tokens: MaxTokens, prompt_tokens: int, max_model_len: int) -> MaxTokens:
+    """Prompt plus answer must fit MAX_MODEL_LEN.
+
+    What the client asked for is refused if it does not fit; what this worker added (a default, a raise) gives way.
+
+    Raises:
+        JobError: context_length_exceeded, with the numbers.
+    """
+    room = max_model_len - prompt_tokens
+    needed = 1 if max_tokens.requested is None else min(max_tokens.requested, max_tokens.effective)
+    if room < needed:
+        raise JobError(
+            Code.CONTEXT_LENGTH_EXCEEDED,
+            f"The prompt has {prompt_tokens} tokens, the answer needs {needed}; together at most {max_model_len} fit.",
+            field="prompt" if room < 1 else "sampling_params.max_tokens",
+            prompt_tokens=prompt_tokens,
+            max_tokens=needed,
+            max_model_len=max_model_len,
+        )
+    if max_tokens.effective > room:
+        return replace(max_tokens, effective=room, reason="context")
+    return max_tokens

@@ -1,0 +1,167 @@
+"""Metering of a job: its limits, its slots, and what the engine has done for it, shared by all of its requests.
+
+The engine and vLLM's application work in the context of a job (`current`), so whatever they call finds its meter.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, Self, TypeVar
+
+from llmpod.worker.errors import Code, JobError
+from llmpod.worker.jobs.engine_output import Timings
+from llmpod.worker.jobs.slots import Slot
+from llmpod.worker.settings import Settings
+
+Value = TypeVar("Value")
+
+
+@dataclass
+class Watch:
+    """What one job may use, and what the engine has done so far for all the requests that are made of the job."""
+
+    max_tokens: int | None = None
+    cache_salt: str | None = None  # what the job's prompts share the prefix cache under; None: with all other jobs
+    show_cached_tokens: bool = False  # whether the client may know how much of its prompt was in the cache
+    granted: int | None = None  # the most that a request was given: a long prompt leaves less room for the answer
+    parsed: bool = False  # vLLM reads tool calls or reasoning out of the answer
+    judge: Callable[[str], None] | None = None  # takes what the model reads of a prompt; raises JobError to refuse it
+    constraint: str | None = None  # the field that bounds the form of the answer
+    calls: str | None = None  # the field that bounds the form of its calls
+    wanted: asyncio.Event | None = None  # set while somebody waits for more of the answer
+    requests: int = 0
+    finished: int = 0  # of them
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    generated: dict[str, dict[int, int]] = field(default_factory=dict)  # tokens, by request and answer
+    finish_reason: str | None = None
+    cut: bool = False  # max_tokens ended one of the answers
+    timings: Timings | None = None  # of the first request that finished
+    refusal: JobError | None = None  # why the worker refused it while vLLM's application was at work
+    failure: dict[str, Any] | None = None  # vLLM's error object, as it was made when a stream failed
+    take: Callable[[int], Awaitable[Slot]] | None = None  # waits for that many seats
+    most: int | None = None  # answers and inputs that it may have in the engine, and before it, at once
+    submitted: float | None = None  # monotonic seconds, when its first request got a slot
+    _at_once: int = 0
+    _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    def begin(self, settings: Settings, job_id: str, take: Callable[[int], Awaitable[Slot]]) -> Self:
+        """Itself, once it is known which job it is for."""
+        self.cache_salt = job_id if settings.isolate_prefix_cache else None
+        self.show_cached_tokens = settings.show_cached_tokens
+        self.take = take
+        return self
+
+    @asynccontextmanager
+    async def slot(self, seats: int) -> AsyncGenerator[None, None]:
+        """The slot of one engine request with so many answers.
+
+        The requests of a job queue for their slots one after the other: of a job with a thousand inputs, one stands in
+        the line, and other jobs wait for that one only.
+
+        Raises:
+            JobError: the job makes more requests than it may, or the worker stayed full for MAX_QUEUE_WAIT.
+        """
+        self._at_once += seats
+        try:
+            if self.most is not None and self._at_once > self.most:
+                raise JobError(Code.INVALID_INPUT, f"The job asks for more than {self.most} answers or inputs at once.")
+            async with AsyncExitStack() as stack:
+                if self.take is not None:
+                    async with self._turn:
+                        if self.refusal is not None:
+                            raise self.refusal
+                        stack.enter_context(await self.take(seats))
+                self.submitted = self.submitted or time.monotonic()
+                yield
+        finally:
+            self._at_once -= seats
+
+    def ended(self) -> bool:
+        """Whether the engine has nothing more to say, as far as it has been asked."""
+        return 0 < self.requests == self.finished
+
+    @property
+    def completion_tokens(self) -> int:
+        """Tokens generated so far."""
+        return sum(sum(answers.values()) for answers in self.generated.values())
+
+    def count(self, request_id: str, output: Any, *, cumulative: bool = False) -> int:
+        """Take in vLLM's RequestOutput, which has all of an answer's tokens or the new ones; the request's so far."""
+        so_far = self._known(request_id, len(output.prompt_token_ids or ()), output.num_cached_tokens or 0)
+        for choice in output.outputs:
+            before = 0 if cumulative else so_far.get(choice.index, 0)
+            so_far[choice.index] = before + len(choice.token_ids)
+        return sum(so_far.values())
+
+    def count_cut(self, processor: Any, request_id: str) -> None:
+        """Take in what a request has produced, read or not, from vLLM's output processor, before it is aborted."""
+        parent = processor.parent_requests.get(request_id)
+        ids: Iterable[str] = (request_id,) if parent is None else parent.child_requests
+        for state in filter(None, map(processor.request_states.get, ids)):
+            if state.detokenizer is not None and not state.is_prefilling:
+                so_far = self._known(state.external_req_id, state.prompt_len, state.num_cached_tokens)
+                so_far[state.request_index] = state.detokenizer.num_output_tokens()
+        for answer in filter(None, parent.output_aggregator if parent is not None else ()):
+            self._known(parent.external_req_id, 0, 0)[answer.index] = len(answer.token_ids)
+
+    def _known(self, request_id: str, prompt_tokens: int, cached_tokens: int) -> dict[int, int]:
+        """The counts of a request's answers; its prompt is counted with the first output."""
+        if request_id not in self.generated:
+            self.generated[request_id] = {}
+            self.prompt_tokens += prompt_tokens
+            self.cached_tokens += cached_tokens
+        return self.generated[request_id]
+
+
+current: ContextVar[Watch | None] = ContextVar("current", default=None)
+"""The watch of the job in whose context the engine or the application works; its tasks inherit it."""
+
+
+class RequestRefusedError(ValueError):
+    """Ends a request inside vLLM's application, which answers a ValueError with 400; the job fails with the cause."""
+
+
+def refuse(error: JobError) -> RequestRefusedError:
+    """The exception to raise inside vLLM's application so that the job at work fails with `error`."""
+    watch = current.get()
+    if watch is not None:
+        watch.refusal = watch.refusal or error
+    return RequestRefusedError(error.message)
+
+
+@asynccontextmanager
+async def engine_slot(watch: Watch, seats: int) -> AsyncGenerator[None, None]:
+    """As the watch's, inside vLLM's application."""
+    async with AsyncExitStack() as stack:
+        try:
+            await stack.enter_async_context(watch.slot(seats))
+        except JobError as error:
+            raise refuse(error) from None
+        yield
+
+
+def judges() -> bool:
+    """Whether the job at work has guardrails to judge its prompts."""
+    watch = current.get()
+    return watch is not None and watch.judge is not None
+
+
+def judge(visible: Callable[[Value], str], prompt: Value) -> None:
+    """Have the job's guardrails judge a prompt inside vLLM's application; `visible`: its text as the model reads it.
+
+    Raises:
+        RequestRefusedError: they refuse it.
+    """
+    watch = current.get()
+    if watch is None or watch.judge is None:
+        return
+    try:
+        watch.judge(visible(prompt))
+    except JobError as error:
+        raise refuse(error) from None

@@ -1,0 +1,91 @@
+"""`python handler.py` on any machine: one job, through the real worker and the real engine, printed as it comes.
+
+The SDK's own local mode does not iterate a generator handler: it prints `<async_generator object …>` and reports
+success (runpod 1.12.0, serverless/modules/rp_local.py). This one runs the job and exits with 1 if it failed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any, TextIO
+
+from llmpod.worker.errors import StartError
+from llmpod.worker.worker import Worker
+
+
+def read_job(test_input: str | None, file: Path = Path("test_input.json")) -> dict[str, Any]:
+    """The job to run: `--test_input`'s JSON, else the file's.
+
+    Raises:
+        StartError: there is none, or it is not a job.
+    """
+    if test_input is not None:
+        text, source = test_input, "--test_input"
+    else:
+        source = file.name
+        try:
+            text = file.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise StartError(
+                f"There is no {source} here.",
+                'Make one, or give a job: python handler.py --test_input \'{"input": {"prompt": "Hello"}}\'.',
+            ) from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise StartError(f"{source} cannot be read: {error}.", "Correct the file.") from None
+    try:
+        job = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise StartError(f"{source} is not JSON: {error}.", "Correct it.") from None
+    if not isinstance(job, dict) or "input" not in job:
+        raise StartError(f"{source} is no job.", 'A job is an object with an "input": {"input": {"prompt": "Hello"}}.')
+    return {"id": "local_test"} | job
+
+
+async def run_alone(worker: Worker, job: dict[str, Any]) -> int:
+    """Start the engine, run one job, end the engine. The process's exit status."""
+    try:
+        await worker.engine.start()
+        return 0 if await run(worker, job) else 1
+    finally:
+        worker.engine.shutdown()
+
+
+async def run(worker: Worker, job: dict[str, Any], out: TextIO | None = None) -> bool:
+    """Run one job and print its answer; streamed text appears as it is generated. Whether the job succeeded."""
+    out = out or sys.stdout
+    ok = True
+    streaming = False
+    async with aclosing(worker.handle(job)) as replies:
+        async for reply in replies:
+            if isinstance(reply, str):  # events of an OpenAI route, or its text
+                streaming = False
+                _say(out, reply)
+            elif isinstance(reply, dict) and reply.get("error"):
+                ok = False
+                _say(out, ("\n" if streaming else "") + f"FAILED {reply['error']}\n")
+            elif isinstance(reply, dict) and _is_delta(reply):
+                streaming = True
+                _say(out, "".join(choice["text"] for choice in reply["choices"]))
+            else:
+                _say(out, ("\n" if streaming else "") + json.dumps(reply, ensure_ascii=False, indent=2) + "\n")
+                streaming = False
+    return ok
+
+
+def _is_delta(reply: dict[str, Any]) -> bool:
+    return "choices" in reply and "usage" not in reply and "failure" not in reply
+
+
+def _say(out: TextIO, text: str) -> None:
+    """Write, unless nobody reads any more (`… | head`): that is no failure of the job."""
+    try:
+        out.write(text)
+        out.flush()
+    except (OSError, ValueError):
+        if out is sys.stdout:
+            # Python flushes it once more at exit, and would then complain.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())

@@ -1,0 +1,147 @@
+"""One job's exchange with RunPod: its replies become chunks and one result, whatever ends it.
+
+A job that is not streamed costs one call, and its output is the reply itself. A streamed job costs a call per chunk,
+and one more for the result: a list, as the SDK makes it of a generator's yields, with as few elements as say it all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import aclosing, closing
+from typing import Any
+
+import orjson
+
+from llmpod.worker.errors import Code, JobError
+from llmpod.worker.jobs import native_reply
+from llmpod.worker.queue.result_delivery import Delivery
+from llmpod.worker.queue.stream_chunks import Deltas, Item, merge, split
+from llmpod.worker.queue.stream_rate import Pace
+from llmpod.worker.worker import Worker
+
+LAST_CHUNK_PATIENCE_S = 3.0
+"""How long the chunk that says why a stream ends is retried; the result that follows says it, too."""
+HURRIED_PATIENCE_S = 8.0
+"""How long results are retried when the worker is about to exit."""
+
+
+class JobRun:
+    """A job in progress. `run` is its task's body; cancelling that task is how RunPod's stop ends a job."""
+
+    def __init__(
+        self, job: dict[str, Any], worker: Worker, delivery: Delivery, pace: Pace, *, stop_pod: bool = False
+    ) -> None:
+        """`stop_pod`: ask RunPod for a fresh worker with the result (the SDK's `refresh_worker`)."""
+        self.id = str(job["id"])
+        self.record = worker.record(job)
+        self._job = job
+        self._worker = worker
+        self._delivery = delivery
+        self._pace = pace
+        self._extra = {"stopPod": True} if stop_pod else {}
+        self._scope = asyncio.timeout(None)
+        self._working = False
+        self._hurried = False
+        self._spoke_events = False  # whether the stream consists of strings
+        self._whole: list[Item] = []
+        self._unheard_since: float | None = None  # since when no chunk has arrived
+
+    def interrupt(self, error: JobError) -> None:
+        """End the job's work with `error`, and report it. Without effect once the result is on its way."""
+        self._hurried = error.code is not Code.TIMEOUT
+        if self.record.interruption is None:
+            self.record.interruption = error
+            if self._working:
+                self._scope.reschedule(asyncio.get_running_loop().time())
+
+    async def run(self) -> None:
+        """Answer the job and deliver the result."""
+        limit_s = self._worker.settings.max_job_seconds
+        timeout = JobError(Code.TIMEOUT, f"The job was not finished within MAX_JOB_SECONDS ({limit_s:g}).")
+        alarm = asyncio.get_running_loop().call_later(limit_s, self.interrupt, timeout) if limit_s else None
+        try:
+            result = await self._work_in_scope()
+        finally:
+            if alarm is not None:
+                alarm.cancel()
+        await self._delivery.result(
+            self.id,
+            self._extra | result,
+            stream=self.record.stream,
+            patience_s=HURRIED_PATIENCE_S if self._hurried else None,
+        )
+
+    async def _work_in_scope(self) -> dict[str, Any]:
+        try:
+            async with self._scope:
+                self._working = True
+                try:
+                    if self.record.interruption is not None:
+                        raise TimeoutError
+                    return await self._work()
+                finally:
+                    self._working = False
+        except TimeoutError:
+            error = self.record.interruption
+            if error is None:
+                raise
+        self.record.cut_short()
+        if self.record.stream:
+            await self._delivery.chunk(self.id, self._farewell(error), patience_s=LAST_CHUNK_PATIENCE_S)
+        return {"error": error.as_json(self.id)}
+
+    async def _work(self) -> dict[str, Any]:
+        replies = self._worker.handle(self._job, self.record)
+        with closing(self._pace.stream()) as turns:
+            async with aclosing(Deltas(replies)) as deltas:
+                while (item := await deltas.next()) is not None:
+                    if isinstance(item, dict) and isinstance(item.get("error"), str):
+                        return {"error": item["error"]}
+                    if not self.record.stream:
+                        self._keep(item)
+                        continue
+                    turns.take()
+                    if (unsent := await self._send(item)) is not None:
+                        deltas.carry(unsent)
+                    if not self.record.generated:
+                        await turns.next()
+        if self.record.stream:
+            return {"output": self._whole}
+        return {"output": self._whole[0] if len(self._whole) == 1 else self._whole}
+
+    async def _send(self, item: Item) -> Item | None:
+        """Post an item; returns what of it did not arrive. After RESULT_DELIVERY_TIMEOUT only the result has it."""
+        self._spoke_events = isinstance(item, str)
+        parts = list(split(item))
+        for index, part in enumerate(parts):
+            if await self._delivery.chunk(self.id, part):
+                self._unheard_since = None
+            elif not self._given_up():
+                unsent = part
+                for rest in parts[index + 1 :]:
+                    unsent = merge(unsent, rest) or unsent
+                return unsent
+            if self._worker.settings.return_aggregate_stream:
+                self._keep(part)
+        return None
+
+    def _given_up(self) -> bool:
+        """Whether no chunk has arrived for so long that the stream is taken for broken."""
+        now = time.monotonic()
+        self._unheard_since = self._unheard_since or now
+        return now - self._unheard_since >= self._worker.settings.result_delivery_timeout
+
+    def _keep(self, item: Item) -> None:
+        """Note what belongs to the result."""
+        merged = merge(self._whole[-1], item) if self._whole else None
+        if merged is not None:
+            self._whole[-1] = merged
+        else:
+            self._whole.append(item)
+
+    def _farewell(self, error: JobError) -> Item:
+        failure = error.as_dict(self.id)
+        if self._spoke_events:
+            return f"data: {orjson.dumps({'error': failure}, default=str).decode()}\n\n"
+        return native_reply.stream_error(failure)

@@ -1,0 +1,302 @@
+"""RunPod's side of the worker: takes jobs the moment they arrive, and as many as the engine can use.
+
+The SDK stays the entry (`runpod.serverless.start`: fitness checks, heartbeat, arguments); its JobScaler is replaced by
+a subclass. The engine starts inside the loop that serves jobs, because vLLM's engine lives in the loop that started it
+and the SDK runs its fitness checks in another. sdk.py has what this leans on.
+
+Life: start the engine -> take jobs until a signal or the watchdog says stop -> drain -> end the engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import signal
+import time
+from types import FrameType
+from typing import Any, NoReturn
+
+import runpod
+from runpod.serverless.modules import rp_scale
+
+from llmpod.worker import shutdown
+from llmpod.worker.engine.watchdog import Watchdog
+from llmpod.worker.errors import Code, JobError
+from llmpod.worker.queue import sdk
+from llmpod.worker.queue.job_run import HURRIED_PATIENCE_S, JobRun
+from llmpod.worker.queue.polling import HANG_UP_S, QUICK_S, Pause, Takes
+from llmpod.worker.queue.result_delivery import Delivery
+from llmpod.worker.queue.stops import EarlyStops
+from llmpod.worker.queue.stream_rate import Pace
+from llmpod.worker.worker import Worker
+
+LOADING_EXIT_S = 4.0
+"""A signal while the model loads: how long the orderly way out may take."""
+ENGINE_END_S = 20.0
+"""The same after the last job, with an engine to end."""
+
+
+class EngineJobScaler(rp_scale.JobScaler):  # type: ignore[misc] # the SDK is untyped
+    """The SDK's own loop around a worker whose engine starts and ends with it."""
+
+    worker: Worker
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__(config)
+        self.failure: JobError | None = None
+        self._loading = True
+        self._signals = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._owns_process = False
+
+    def start(self) -> None:
+        """The SDK's entry: installs the signal handlers and runs the loop. This process is then the worker's own."""
+        self._owns_process = True
+        super().start()
+
+    async def run(self) -> None:
+        """Start the engine, serve jobs until shutdown, end the engine.
+
+        Raises:
+            SystemExit: 1, when the engine failed.
+        """
+        self._loop = asyncio.get_running_loop()
+        try:
+            await self.worker.engine.start()
+            self._loading = False
+            self.worker.on_engine_death = self._engine_died
+            watchdog = Watchdog(self.worker.engine, self.worker.settings.engine_stall_seconds, self.fail)
+            watching = asyncio.create_task(watchdog.run())
+            try:
+                await self.serve()
+            finally:
+                watching.cancel()
+        finally:
+            if self._owns_process:
+                shutdown.leave_within(ENGINE_END_S, 1 if self.failure or self._loading else 0)
+                if self.failure is not None:
+                    shutdown.end_children()  # a hung engine does not end when asked
+            self.worker.engine.shutdown()
+        if self.failure is not None:
+            self.worker.emit(
+                "fatal",
+                level="error",
+                cause=self.failure.message,
+                cure="RunPod replaces this worker; the engine's own log lines above have the reason.",
+            )
+            raise SystemExit(1)
+
+    async def serve(self) -> None:
+        """Take and run jobs until shutdown."""
+        await super().run()
+
+    def fail(self, failure: JobError) -> None:
+        """The engine is of no use any more: stop taking jobs, and exit when those that run have been reported."""
+        if self.failure is None:
+            self.failure = failure
+            self.kill_worker()
+
+    def _engine_died(self) -> None:
+        self.fail(JobError(Code.ENGINE_DEAD, "The engine died."))
+
+    def handle_shutdown(self, signum: int, frame: FrameType | None) -> None:
+        """SIGTERM and SIGINT: the first one ends the worker in good order, the second one at once.
+
+        While the model loads there is nothing to lose, and the first one is enough.
+        """
+        self._signals += 1
+        if self._loading:
+            shutdown.leave_within(LOADING_EXIT_S, 0)
+            shutdown.end_children()
+            raise SystemExit(0)
+        if self._signals > 1:
+            shutdown.leave_now(128 + signum)
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self.kill_worker)  # wakes the loop, which a plain call would not
+
+
+class EventJobScaler(EngineJobScaler):
+    """The event-driven loop: no polling inside the worker, and every call to RunPod made when it has a reason."""
+
+    _takes: Takes
+    _delivery: Delivery
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__(config)
+        self._runs: dict[str, JobRun] = {}
+        self._stops = EarlyStops()
+        settings = self.worker.settings
+        self._pace = Pace(settings.min_stream_gap_ms / 1000, settings.max_stream_chunks_per_s)
+
+    async def serve(self) -> None:
+        """Take and run jobs until shutdown; then drain."""
+        settings = self.worker.settings
+        self.current_concurrency = self.worker.concurrency
+        stream_url, done_url = sdk.urls()
+        self._takes = Takes(
+            lambda: self.current_concurrency - len(self._runs),
+            self.jobs_fetcher,
+            self._begin,
+            self.worker.emit,
+            self._shutdown_event,
+            timeout_s=self.jobs_fetcher_timeout,
+        )
+        async with sdk.open_session() as session:
+            self._delivery = Delivery(
+                session,
+                self.worker.emit,
+                stream_url=stream_url,
+                done_url=done_url,
+                timeout_s=settings.result_delivery_timeout,
+            )
+            taking = asyncio.create_task(self._takes.run())
+            stopping = asyncio.create_task(self._watch_stops(session))
+            ending = asyncio.create_task(self._shutdown_event.wait())
+            try:
+                await asyncio.wait((taking, ending), return_when=asyncio.FIRST_COMPLETED)
+                await self._drain(taking)
+            finally:
+                await _end(taking, stopping, ending, *self.jobs_tasks.values())
+        if taking.done() and not taking.cancelled() and (bug := taking.exception()):
+            raise bug
+
+    def fail(self, failure: JobError) -> None:
+        """As the base class; running jobs are failed at once, so that they can be sent elsewhere."""
+        super().fail(failure)
+        for run in self._runs.values():
+            run.interrupt(failure)
+
+    # -- jobs ----------------------------------------------------------------------------------------------------------
+
+    def _begin(self, job: Any) -> None:
+        job_id = job.get("id") if isinstance(job, dict) else None
+        if not isinstance(job_id, str) or not job_id or not _is_unicode(job_id):
+            self.worker.emit("take_failed", level="warning", cause="RunPod handed out something that is not a job.")
+            return
+        if job_id in self._runs:  # RunPod thought it lost; it is not, and will be reported once
+            self.worker.emit("job_repeated", level="warning", request_id=job_id)
+            return
+        run = JobRun(job, self.worker, self._delivery, self._pace, stop_pod=bool(self.config.get("refresh_worker")))
+        if self._stops.obey(job_id, time.monotonic()):
+            run.interrupt(JobError(Code.CANCELLED, "RunPod stopped this job before it handed it to the worker."))
+        elif self.failure is not None:
+            run.interrupt(self.failure)
+        self._runs[job_id] = run
+        self.job_progress.add(job_id)  # what the heartbeat reports
+        task = asyncio.create_task(self._run(job, run))
+        self.jobs_tasks[job_id] = task
+        task.add_done_callback(functools.partial(self._ended, job_id))
+
+    async def _run(self, job: dict[str, Any], run: JobRun) -> None:
+        with sdk.batch_of(job):
+            await run.run()
+        if self.config.get("refresh_worker"):
+            self.kill_worker()
+
+    def _ended(self, job_id: str, task: asyncio.Task[None]) -> None:
+        del self._runs[job_id]
+        del self.jobs_tasks[job_id]
+        self.job_progress.remove(job_id)
+        self._stops.has_ended(job_id, time.monotonic())
+        self._takes.wake()
+        if not task.cancelled() and (bug := task.exception()) is not None:
+            self.worker.emit("bug", level="error", request_id=job_id, traceback=repr(bug))
+
+    # -- stops ---------------------------------------------------------------------------------------------------------
+
+    async def _watch_stops(self, session: Any) -> None:
+        if sdk.stop_url() is None:
+            self.worker.emit("no_stop_channel", level="warning", note="RunPod's take address is of an unknown form.")
+            return
+        pause = Pause()
+        while True:
+            asked = time.monotonic()
+            try:
+                async with asyncio.timeout(self.stop_signals_fetcher_timeout):
+                    job_ids = await self.stop_signals_fetcher(session)
+            except Exception as error:  # noqa: BLE001 - as for job-take
+                pause.lengthen(at_least_s=1.0 if isinstance(error, sdk.TooManyRequests) else 0.0)
+            else:
+                for job_id in job_ids:
+                    self._stop(job_id)
+                if job_ids or time.monotonic() - asked > QUICK_S:
+                    pause.reset()
+                else:
+                    pause.lengthen()
+            await pause.wait(self._shutdown_event)
+
+    def _stop(self, job_id: str) -> None:
+        """End a job. A stop can overtake the job it is for: then it is remembered for a while."""
+        if (task := self.jobs_tasks.get(job_id)) is not None:
+            task.cancel()
+        else:
+            self._stops.remember(job_id, time.monotonic())
+
+    # -- the end -------------------------------------------------------------------------------------------------------
+
+    def kill_worker(self) -> None:
+        """Stop taking jobs. Also what the SDK calls."""
+        super().kill_worker()
+        self._takes.hang_up()
+
+    async def _drain(self, taking: asyncio.Task[None]) -> None:
+        """Let running jobs finish for DRAIN_SECONDS, fail the rest as retryable, and see every result off.
+
+        A job that the last poll still brought is one of them.
+        """
+        self.kill_worker()
+        settings = self.worker.settings
+        drain_s = 0.0 if self.failure is not None else settings.drain_seconds
+        if self._runs:
+            self.worker.emit("draining", jobs=len(self._runs), seconds=drain_s)
+        deadline = time.monotonic() + drain_s
+        await asyncio.wait((taking,), timeout=max(HANG_UP_S, drain_s))
+        while self._runs and (left := deadline - time.monotonic()) > 0 and self.failure is None:
+            await asyncio.wait(self.jobs_tasks.values(), timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        stopping = JobError(Code.WORKER_STOPPING, "RunPod stopped this worker before the job was finished.")
+        for run in self._runs.values():
+            run.interrupt(self.failure or stopping)
+        if self._runs:
+            await asyncio.wait(self.jobs_tasks.values(), timeout=HURRIED_PATIENCE_S)
+
+
+async def _end(*tasks: asyncio.Task[Any]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _is_unicode(text: str) -> bool:
+    return text.encode(errors="replace").decode() == text
+
+
+def _leave_before_start(signum: int, frame: FrameType | None) -> NoReturn:
+    """SIGTERM before the SDK has installed its handlers: there is nothing to end."""
+    raise SystemExit(0)
+
+
+def serve(worker: Worker) -> int:
+    """Serve jobs until RunPod stops the worker. The process's exit status.
+
+    Raises:
+        StartError: the engine could not be started.
+    """
+    base: type[EngineJobScaler] = EventJobScaler
+    if worker.settings.job_loop == "stock":
+        base = EngineJobScaler
+    elif sdk.VERSION not in sdk.KNOWN_VERSIONS:
+        worker.emit("job_loop", level="warning", used="stock", reason=f"runpod {sdk.VERSION} is not known here")
+        base = EngineJobScaler
+    signal.signal(signal.SIGTERM, _leave_before_start)
+    rp_scale.JobScaler = type("Scaler", (base,), {"worker": worker})
+    sdk.quiet(worker.emit, worker.settings.log_level)
+    if sdk.VERSION in sdk.KNOWN_VERSIONS:
+        sdk.forgo_torch_checks()
+    runpod.serverless.start(
+        {
+            "handler": worker.handle,
+            "concurrency_modifier": lambda current: worker.concurrency,
+            "return_aggregate_stream": worker.settings.return_aggregate_stream,
+        }
+    )
+    return 0

@@ -1,0 +1,161 @@
+"""Asks RunPod for jobs: the moment there are free seats, and never for more than there are.
+
+One call at a time is enough where RunPod hands out as many jobs as it was asked for. Where it hands out fewer although
+more are queued (which of the two it does, nobody documents), every job would cost a round trip. So when answers come
+at once and short, several calls share the free seats, until one of them finds the queue empty.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from llmpod.worker.event_log import Emit, describe
+from llmpod.worker.queue import sdk
+
+MOST_ABREAST = 4
+HANG_UP_S = 3.0
+"""How long a call that was hung up may still bring a job before it is cancelled."""
+QUICK_S = 0.05
+"""An empty answer to a long poll that comes sooner is a refusal in disguise: back off instead of asking again."""
+QUEUED_S = 0.25
+"""A job that comes later was not in the queue when it was asked for."""
+
+Fetch = Callable[[Any, int], Awaitable[list[dict[str, Any]] | None]]
+
+
+class Takes:
+    """The job-take calls of one worker. `run` is a task's body, in whose event loop it is made."""
+
+    def __init__(
+        self,
+        free: Callable[[], int],
+        fetch: Fetch,
+        begin: Callable[[Any], None],
+        emit: Emit,
+        shutdown: asyncio.Event,
+        *,
+        timeout_s: float,
+    ) -> None:
+        """`free`: how many jobs more the worker may hold now. `begin` gets each job that comes.
+
+        `fetch`: the SDK's call, with a session and a number of jobs; it is given `timeout_s`.
+        """
+        self._free = free
+        self._fetch = fetch
+        self._begin = begin
+        self._emit = emit
+        self._shutdown = shutdown
+        self._timeout_s = timeout_s
+        self._polls = [sdk.Polls() for _ in range(MOST_ABREAST)]
+        self._room = asyncio.Event()
+        self._abreast = 1  # calls that may be under way together
+        self._calls = 0
+        self._asked = 0  # jobs they may bring
+        self._short = 0  # answers in a row that came at once and had fewer jobs than were asked for
+
+    async def run(self) -> None:
+        """Take jobs until shutdown."""
+        async with contextlib.AsyncExitStack() as stack, asyncio.TaskGroup() as takers:
+            for number, polls in enumerate(self._polls):
+                await stack.enter_async_context(polls.session)
+                takers.create_task(self._take(number, polls))
+
+    def wake(self) -> None:
+        """A seat has become free."""
+        self._room.set()
+
+    def hang_up(self) -> None:
+        """Tell RunPod that no answer is expected any more; what it has sent still arrives."""
+        for polls in self._polls:
+            polls.hang_up()
+        self._room.set()
+
+    async def _take(self, number: int, polls: sdk.Polls) -> None:
+        pause = Pause()
+        while not self._shutdown.is_set():
+            wanted = self._share(number)
+            if wanted <= 0:
+                self._room.clear()
+                await self._room.wait()
+                continue
+            asked = time.monotonic()
+            self._calls += 1
+            self._asked += wanted
+            try:
+                jobs = await self._poll(polls, wanted)
+                for job in jobs:
+                    self._begin(job)
+            except sdk.TooManyRequests:
+                pause.lengthen(at_least_s=1.0)
+            except Exception as error:  # noqa: BLE001 - whatever a poll meets, the worker goes on asking
+                if not self._shutdown.is_set():
+                    self._emit("take_failed", level="warning", cause=describe(error))
+                pause.lengthen()
+            else:
+                took_s = time.monotonic() - asked
+                self._learn(wanted, len(jobs), took_s)
+                if jobs or took_s > QUICK_S:
+                    pause.reset()
+                else:
+                    pause.lengthen()
+            finally:
+                self._calls -= 1
+                self._asked -= wanted
+            await pause.wait(self._shutdown)
+
+    def _share(self, number: int) -> int:
+        """How many jobs this taker is to ask for: its part of the seats that are free and not asked for yet."""
+        if number >= self._abreast:
+            return 0
+        unasked = self._free() - self._asked
+        return -(-unasked // max(1, self._abreast - self._calls))
+
+    def _learn(self, wanted: int, got: int, took_s: float) -> None:
+        if not got or took_s > QUEUED_S:
+            self._abreast, self._short = 1, 0
+            return
+        self._short = self._short + 1 if got < wanted else 0
+        if self._short > 1 and self._abreast == 1:
+            self._abreast = MOST_ABREAST
+            self._room.set()
+
+    async def _poll(self, polls: sdk.Polls, wanted: int) -> list[dict[str, Any]]:
+        """One long poll. It is never cancelled before it has been hung up: see `sdk.Polls`."""
+        poll = asyncio.ensure_future(self._fetch(polls.session, wanted))
+        try:
+            if not (await asyncio.wait((poll,), timeout=self._timeout_s))[0]:
+                polls.hang_up()
+                await asyncio.wait((poll,), timeout=HANG_UP_S)
+                if not self._shutdown.is_set():
+                    polls.resume()
+            return (await poll if poll.done() else None) or []
+        finally:
+            poll.cancel()
+
+
+class Pause:
+    """How long to wait before the next try: nothing after a success, and longer after every failure."""
+
+    SHORTEST_S, LONGEST_S = 0.05, 5.0
+
+    def __init__(self) -> None:
+        self._seconds = 0.0
+
+    def reset(self) -> None:
+        self._seconds = 0.0
+
+    def lengthen(self, at_least_s: float = SHORTEST_S) -> None:
+        self._seconds = min(self.LONGEST_S, max(2 * self._seconds, at_least_s, self.SHORTEST_S))
+
+    async def wait(self, interrupted: asyncio.Event) -> None:
+        """Wait, unless `interrupted` is set meanwhile."""
+        if self._seconds:
+            seconds = self._seconds * random.uniform(0.5, 1.0)  # noqa: S311 - spreads load, keeps no secret
+            waiting = asyncio.create_task(interrupted.wait())
+            await asyncio.wait((waiting,), timeout=seconds)
+            waiting.cancel()

@@ -1,0 +1,149 @@
+"""Sends results to RunPod: stream chunks in order, a job's result until it has arrived.
+
+The calls are those of the SDK (runpod 1.12.0, serverless/modules/rp_http.py): a POST whose body is plain JSON, to the
+addresses in RUNPOD_WEBHOOK_POST_STREAM and RUNPOD_WEBHOOK_POST_OUTPUT. The SDK gives a result up when a connection
+breaks or RunPod answers 429, and builds a retry client per call; here a result is sent until RESULT_DELIVERY_TIMEOUT,
+over one pool of connections.
+
+RunPod's calls carry no number, so a repeated result is harmless (the job has ended) but a chunk whose answer was lost
+arrives twice. A lost chunk would be worse; and a result that has the whole answer follows either.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from typing import Any
+from urllib.parse import quote
+
+import aiohttp
+from yarl import URL
+
+from llmpod.worker.errors import Code, JobError
+from llmpod.worker.event_log import Emit, describe
+from llmpod.worker.plain_json import dumps
+
+RUN_LIMIT_BYTES = 10_000_000
+RUNSYNC_LIMIT_BYTES = 20_000_000
+"""Largest results (docs.runpod.io, handler functions). RunPod answers 400 to a larger one, having set the job to
+COMPLETED without an output; so it must not be sent. The ids of /runsync jobs begin with `sync-`."""
+
+CHUNK_PATIENCE_S = 5.0
+"""How long a chunk is retried before the next one carries its text."""
+ATTEMPT_S = 60.0
+FIRST_PAUSE_S = 0.1
+LONGEST_PAUSE_S = 5.0
+_SUSPECT_BYTES = 1_000_000  # a 400 to a body above this is taken for a complaint about its size
+
+_HEADERS = {"charset": "utf-8", "Content-Type": "application/x-www-form-urlencoded", "Accept-Encoding": "identity"}
+
+
+class RefusedError(Exception):
+    """RunPod understood the call and does not want it: 4xx other than 429."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"HTTP {status}")
+        self.status = status
+
+
+class UndeliveredError(Exception):
+    """The time for retries is over; the message is the last failure."""
+
+
+class Delivery:
+    """The way out. One per worker; a call never raises but for cancellation."""
+
+    def __init__(
+        self, session: aiohttp.ClientSession, emit: Emit, *, stream_url: str, done_url: str, timeout_s: float
+    ) -> None:
+        """`stream_url` and `done_url` hold `$ID` for the job's id; `timeout_s` is RESULT_DELIVERY_TIMEOUT."""
+        self._session = session
+        self._emit = emit
+        self._stream_url = stream_url
+        self._done_url = done_url
+        self._timeout_s = timeout_s
+
+    async def chunk(self, job_id: str, item: object, *, patience_s: float = CHUNK_PATIENCE_S) -> bool:
+        """Send a part of a stream. False: it did not arrive, and its text should travel with the next one."""
+        url = _address(self._stream_url, job_id, stream=False)
+        try:
+            await self._post(url, dumps({"output": item}), job_id, patience_s)
+        except UndeliveredError:
+            return False
+        except RefusedError as refusal:
+            self._emit("chunk_refused", level="error", request_id=job_id, status=refusal.status)
+        return True
+
+    async def result(
+        self, job_id: str, result: dict[str, Any], *, stream: bool, patience_s: float | None = None
+    ) -> bool:
+        """End the job with `result` ({"output": …} or {"error": …}). True: RunPod has it, or a failure for it."""
+        url = _address(self._done_url, job_id, stream=stream)
+        patience_s = self._timeout_s if patience_s is None else patience_s
+        body = dumps(result)
+        limit = RUNSYNC_LIMIT_BYTES if job_id.startswith("sync-") else RUN_LIMIT_BYTES
+        try:
+            if len(body) <= limit:
+                try:
+                    await self._post(url, body, job_id, patience_s)
+                    return True
+                except RefusedError as refusal:
+                    if refusal.status != 413 and not (refusal.status == 400 and len(body) > _SUSPECT_BYTES):
+                        raise
+            failure = JobError(
+                Code.RESULT_TOO_LARGE,
+                f"The result has {len(body)} bytes; RunPod accepts {limit}.",
+                bytes=len(body),
+                limit=limit,
+            )
+            self._emit("result_too_large", level="error", request_id=job_id, bytes=len(body), limit=limit)
+            error = {name: value for name, value in result.items() if name == "stopPod"}
+            await self._post(url, dumps(error | {"error": failure.as_json(job_id)}), job_id, patience_s)
+        except (RefusedError, UndeliveredError) as error:
+            self._emit("result_lost", level="error", request_id=job_id, cause=str(error), bytes=len(body))
+            return False
+        return True
+
+    async def _post(self, url: URL, body: bytes, job_id: str, patience_s: float) -> None:
+        """POST until it succeeds.
+
+        Raises:
+            RefusedError: RunPod does not want it; no retry would help.
+            UndeliveredError: it failed for `patience_s` seconds.
+        """
+        give_up = time.monotonic() + patience_s
+        pause_s = FIRST_PAUSE_S
+        headers = _HEADERS | {"X-Request-ID": _quoted(job_id)}
+        while True:
+            attempt = aiohttp.ClientTimeout(total=min(ATTEMPT_S, max(1.0, give_up - time.monotonic())))
+            asked_s = 0.0
+            try:
+                async with self._session.post(url, data=body, headers=headers, timeout=attempt) as response:
+                    await response.read()
+                    if response.status < 300:
+                        return
+                    if 400 <= response.status < 500 and response.status != 429:
+                        raise RefusedError(response.status)
+                    failure = f"HTTP {response.status}"
+                    asked_s = _seconds(response.headers.get("Retry-After"))
+            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                failure = describe(error)
+            wait_s = max(asked_s, pause_s * random.uniform(0.5, 1.0))  # noqa: S311 - spreads load, keeps no secret
+            if time.monotonic() + wait_s > give_up:
+                raise UndeliveredError(failure)
+            await asyncio.sleep(wait_s)
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+
+def _address(template: str, job_id: str, *, stream: bool) -> URL:
+    return URL(template.replace("$ID", _quoted(job_id)) + f"&isStream={'true' if stream else 'false'}", encoded=True)
+
+
+def _quoted(job_id: str) -> str:
+    """An id for an address or a header; RunPod's own are letters, digits and hyphens, which stay as they are."""
+    return quote(job_id, safe="", errors="replace")
+
+
+def _seconds(retry_after: str | None) -> float:
+    return min(float(retry_after), 30.0) if retry_after and retry_after.isdigit() else 0.0

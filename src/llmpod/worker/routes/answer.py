@@ -1,0 +1,161 @@
+"""vLLM's answer to one route call -> the job's replies, or the failure that it reports."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+import orjson
+
+from llmpod.worker.engine.app.asgi import Exchange
+from llmpod.worker.engine.engine import Engine
+from llmpod.worker.errors import Code, JobError, RouteError
+from llmpod.worker.routes import error_fields, sse
+from llmpod.worker.routes.call import RouteCall
+
+Reply = dict[str, Any] | str
+
+_CODES = {404: Code.NOT_FOUND, 429: Code.OVERLOADED, 501: Code.UNSUPPORTED, 503: Code.OVERLOADED}
+
+MAX_MESSAGE_CHARS = 2000
+"""Of a message of vLLM's, which may quote all that the client sent."""
+
+
+class RouteAnswer:
+    """The answer that comes through one exchange."""
+
+    def __init__(self, call: RouteCall, exchange: Exchange, engine: Engine) -> None:
+        self._call = call
+        self._exchange = exchange
+        self._engine = engine
+
+    async def replies(self) -> AsyncGenerator[Reply, None]:
+        """The job's replies, once the exchange has started.
+
+        Raises:
+            JobError: an error status, an error in the answer, a forced call that is missing, an event too large.
+            Broken: the application ended before its answer did.
+        """
+        call, exchange = self._call, self._exchange
+        unguard = self._engine.application.unguard
+        if exchange.status >= 300:
+            raise self._refusal(exchange.status, await exchange.whole())
+        if exchange.content_type == "text/event-stream":
+            async with aclosing(self._chunks()) as chunks:
+                async for chunk in chunks:
+                    call.record.streaming = True
+                    call.record.generated = call.watch.ended()
+                    yield unguard(chunk).decode()
+            return
+        content = unguard(await exchange.whole())
+        if exchange.content_type == "application/json":
+            yield self._object(content)
+        elif not content:
+            yield {"status": exchange.status}
+        elif exchange.content_type.startswith("text/"):
+            yield content.decode(errors="replace")
+        else:
+            yield {"content_type": exchange.content_type, "base64": base64.b64encode(content).decode()}
+
+    def broken_off(self) -> RouteError:
+        """The failure of an answer that the application never completed."""
+        said = {"message": "The engine failed at this job.", "type": "InternalServerError", "param": None, "code": 500}
+        return self._failed(500, said)
+
+    def _object(self, content: bytes) -> Reply:
+        """A JSON answer; what is no object stays text."""
+        answer = orjson.loads(content)
+        if not isinstance(answer, dict):
+            return content.decode()
+        if self._call.wanted_model is not None:
+            cards: list[dict[str, Any]] = answer["data"]
+            return next(card for card in cards if card["id"] == self._call.wanted_model)
+        limits = self._call.reported_limits
+        if limits is not None:
+            answer["limits"] = limits
+        # A key `error` at the top is how the SDK tells a failure; null says there was none (responses have it).
+        if answer.get("error"):
+            raise self._refusal(500, content)
+        owed = self._call.new.owed_call
+        if owed is not None and not owed.see(answer):
+            raise owed.missing()
+        return answer
+
+    async def _chunks(self) -> AsyncGenerator[bytes, None]:
+        """The stream in chunks of whole events; the first at once, then whatever waits."""
+        splitter = sse.Splitter()
+        limits = self._call.reported_limits
+        async with aclosing(self._exchange.pieces(self._call.watch.ended)) as pieces:
+            async for piece in pieces:
+                events, failure = self._until_failure(splitter.feed(piece))
+                if events and limits is not None:
+                    events[0] = sse.with_field(events[0], "limits", limits)
+                    limits = None
+                for chunk in sse.merge(events):
+                    if len(chunk) > sse.MAX_YIELD_BYTES:
+                        raise JobError(
+                            Code.RESULT_TOO_LARGE,
+                            f"One event has {len(chunk)} bytes; RunPod carries {sse.MAX_YIELD_BYTES} at a time.",
+                        )
+                    yield chunk
+                if failure is not None:
+                    raise failure
+        if splitter.rest().strip():
+            raise JobError(Code.GENERATION_FAILED, "The stream broke off inside an event.")
+
+    def _until_failure(self, events: list[bytes]) -> tuple[list[bytes], JobError | None]:
+        """The events before the one that fails the job, and the failure."""
+        for index, event in enumerate(events):
+            failure = self._failure_in(event)
+            if failure is not None:
+                return events[:index], failure
+        return events, None
+
+    def _failure_in(self, event: bytes) -> JobError | None:
+        error = sse.failure(event)
+        if error is not None:
+            status = error.get("code")
+            return self._failed(status if isinstance(status, int) else 500, error)
+        owed = self._call.new.owed_call
+        if owed is not None and not owed.see(sse.said(event)) and sse.is_last(event):
+            return owed.missing()
+        return None
+
+    def _refusal(self, status: int, content: bytes) -> RouteError:
+        """The failure that an answer with an error status is, whatever shape vLLM gave it."""
+        try:
+            said = orjson.loads(content)
+        except orjson.JSONDecodeError:
+            said = None
+        error = said.get("error") if isinstance(said, dict) else None
+        if not isinstance(error, dict):
+            detail = said.get("detail") if isinstance(said, dict) else None
+            message = str(detail or f"vLLM answered {status}.")
+            error = {"message": message, "type": "Error", "param": None, "code": status}
+        return self._failed(status, error)
+
+    def _failed(self, status: int, error: dict[str, Any]) -> RouteError:
+        """The failure with vLLM's status and error object, in which the field is named.
+
+        Where the worker itself refused the request inside the application, its own error is the failure, and where
+        vLLM noted another cause than it reports in the end, that is.
+        """
+        watch = self._call.watch
+        if watch.refusal is not None:
+            return RouteError(watch.refusal, anthropic=self._call.rule.anthropic)
+        if watch.failure is not None:
+            error = watch.failure
+            status = error["code"]
+        message = str(error.get("message", ""))[:MAX_MESSAGE_CHARS]
+        error = error | {"message": message}
+        if status < 500:
+            body = self._call.new.body
+            field = error_fields.field_of(error.get("param"), message, body)
+            error = error | {"param": field, "message": error_fields.plain(message, field, body)}
+        code = _CODES.get(status, Code.INVALID_INPUT if status < 500 else Code.GENERATION_FAILED)
+        if status >= 500 and self._engine.dead:
+            code = Code.ENGINE_DEAD
+        cause = JobError(code, str(error.get("message", "")), field=error.get("param"))
+        return RouteError(cause, status=status, error=error, anthropic=self._call.rule.anthropic)

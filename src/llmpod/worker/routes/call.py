@@ -1,0 +1,84 @@
+"""One job's call of one of vLLM's routes: what was asked for, what vLLM gets instead, and what came of it."""
+
+from __future__ import annotations
+
+import contextvars
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from llmpod.worker.engine.app.asgi import App, Exchange
+from llmpod.worker.errors import Code, JobError
+from llmpod.worker.jobs import limits, metering
+from llmpod.worker.jobs.job_log import JobRecord
+from llmpod.worker.jobs.route_catalog import RULES, Rule
+from llmpod.worker.routes import multipart
+from llmpod.worker.routes.prompt_fields import Prompt
+from llmpod.worker.routes.rewrite import Rewritten
+from llmpod.worker.settings import Settings
+
+
+@dataclass
+class RouteCall:
+    """Everything about the call that the job's way through the worker needs."""
+
+    record: JobRecord
+    rule: Rule
+    method: str
+    path: str
+    query: str
+    given: dict[str, Any]  # the client's body
+    prompt: Prompt  # what it says to the model
+    new: Rewritten  # the body as vLLM gets it
+    wanted_model: str | None = None  # of /v1/models, the one that is asked for
+
+    @property
+    def watch(self) -> metering.Watch:
+        """What the engine does for the job."""
+        return self.record.watch
+
+    @property
+    def generates(self) -> bool:
+        """Whether the model writes an answer."""
+        return self.rule.kind == "generate"
+
+    @property
+    def max_tokens(self) -> limits.MaxTokens | None:
+        """How many tokens the answer may have, as the engine got it; a beam's requests have one token each."""
+        max_tokens = self.new.max_tokens
+        if max_tokens is None or self.given.get("use_beam_search"):
+            return max_tokens
+        return limits.granted(max_tokens, self.record.watch.granted)
+
+    @property
+    def reported_limits(self) -> dict[str, Any] | None:
+        """What the answer says about its limits: only what was changed, on routes whose answers are known."""
+        max_tokens = self.max_tokens
+        changed = {"max_tokens": max_tokens.as_dict()} if max_tokens is not None and max_tokens.reason else {}
+        return {**changed, **self.record.adapted} or None if self.rule.path in RULES else None
+
+    def exchange(self, app: App, settings: Settings) -> Exchange:
+        """The call as vLLM's application gets it, not begun yet.
+
+        Raises:
+            JobError: the body does not fit the form that the route takes, or JSON.
+        """
+        headers = {"x-request-id": self.record.id}
+        body = b""
+        if self.rule.form:
+            body, headers["content-type"] = multipart.encode(self.new.body, settings)
+        elif self.method != "GET":
+            body, headers["content-type"] = _json(self.new.body), "application/json"
+        context = contextvars.copy_context()
+        context.run(metering.current.set, self.watch)
+        exchange = Exchange(app, self.method, self.path, query=self.query, headers=headers, body=body, context=context)
+        self.watch.wanted = exchange.wanted
+        return exchange
+
+
+def _json(body: dict[str, Any]) -> bytes:
+    try:
+        return orjson.dumps(body)
+    except orjson.JSONEncodeError as error:
+        raise JobError(Code.INVALID_INPUT, f"The body holds what JSON cannot: {error}.") from None

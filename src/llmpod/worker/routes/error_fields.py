@@ -1,0 +1,69 @@
+"""Error fields: which field of a body an error message of vLLM is about, and the message in fewer words."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from llmpod.worker.jobs import limits
+from llmpod.worker.routes.prompt_fields import PROMPT_FIELDS
+
+
+def field_of(param: str | None, message: str, body: Mapping[str, Any]) -> str | None:
+    """The field of `body` that vLLM's error is about. `param`: what vLLM names, if anything.
+
+    vLLM names a path as pydantic walked it: with classes among which it looked for a fit, and from the middle of the
+    body where a part of it is read late. So the path is walked again, along what the body has.
+    """
+    if not param:
+        return blamed(message, body)
+    first, *rest = param.removeprefix("body.").split(".")
+    if first.isdigit():
+        return next((name for name in PROMPT_FIELDS if isinstance(body.get(name), list)), None)
+    path, value = [first], body.get(first)
+    for step in rest:
+        if isinstance(value, dict) and step in value:
+            value = value[step]
+        elif isinstance(value, list) and step.isdigit() and int(step) < len(value):
+            value = value[int(step)]
+        elif step[:1].isupper() or step is not rest[-1] or not isinstance(value, dict):
+            continue  # no step of the body
+        path.append(step)  # the last one may be what the body lacks
+    return ".".join(path)
+
+
+def plain(message: str, field: str | None, body: Mapping[str, Any]) -> str:
+    """vLLM's message; of pydantic's list of everything that does not fit only what is about `field`."""
+    head, _, lines = message.partition("\n")
+    if not re.fullmatch(r"\d+ validation errors?:", head):
+        return message
+    found = [error for line in lines.splitlines() if isinstance(error := _literal(line), dict)]
+    about = [str(error.get("msg")) for error in found if field_of(str(error.get("loc")), "", body) == field]
+    said = "; ".join(dict.fromkeys(about[:10]))
+    return f"{field}: {said}." if said else message
+
+
+def _literal(line: str) -> object:
+    try:
+        return ast.literal_eval(line.strip())
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return None  # it was cut
+
+
+def blamed(message: str, body: Mapping[str, Any]) -> str | None:
+    """The field that vLLM's error message is about, where vLLM does not name it."""
+    said = message.casefold().replace("_", " ")
+    if "empty" in said:
+        empty = next((name for name in PROMPT_FIELDS if body.get(name) in ("", [])), None)
+        if empty is not None:
+            return empty
+    if re.search(r"\b(grammar|regex|schema|structured|structural|guided|choice)\b", said):
+        names = (*limits.CONSTRAINTS, "tools")
+        forced = "structural tag" in said and "tools" in body  # which vLLM makes of the tools
+        found = "tools" if forced else next((name for name in names if name in body), None)
+        if found is not None:
+            return found
+    named = [name for name in body if name not in ("model", "input", "prompt") and name.replace("_", " ") in said]
+    return max(named, key=len) if named else next((name for name in PROMPT_FIELDS if name in body), None)

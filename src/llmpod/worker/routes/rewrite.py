@@ -1,0 +1,154 @@
+"""Body of a route job as vLLM gets it: its numbers within the limits, the operator's defaults, its model's served name.
+
+Pure decisions on plain data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from llmpod.worker.errors import Code, JobError
+from llmpod.worker.jobs import limits, tool_choice
+from llmpod.worker.jobs.route_catalog import RULES, Rule
+from llmpod.worker.routes.prompt_fields import PROMPT_FIELDS
+from llmpod.worker.settings import Settings
+
+
+@dataclass
+class Rewritten:
+    """A body as vLLM gets it, and what was decided on the way."""
+
+    body: dict[str, Any]
+    max_tokens: limits.MaxTokens | None = None
+    client: dict[str, str] = field(default_factory=dict)  # the client's own ids, for the log
+    owed_call: tool_choice.OwedCall | None = None
+
+
+def rewrite(
+    rule: Rule,
+    body: Mapping[str, Any],
+    settings: Settings,
+    *,
+    max_model_len: int = 0,
+    fields: Collection[str] | None = None,
+) -> Rewritten:
+    """Bring the numbers of a body within the limits. vLLM checks the parameters it makes of them, so they are final.
+
+    `max_model_len`: 0 if it is not known. `fields`: what the route's body may hold, if vLLM says.
+
+    Raises:
+        JobError: a number is none, or beyond what the operator allows.
+    """
+    if not isinstance(body.get("stream"), bool | None):  # vLLM would also read "true" and 1, RunPod's endpoint not
+        raise JobError(Code.INVALID_INPUT, "stream must be true or false.", field="stream")
+    new = Rewritten(dict(body))
+    new.client = {name: text for name in ("user", "request_id") if (text := _id(body.get(name)))}
+    if isinstance(body.get("metadata"), dict):
+        ids = {f"metadata.{key}": _id(value) for key, value in list(body["metadata"].items())[:8] if key != "user"}
+        new.client |= {name: text for name, text in ids.items() if text}
+    new.body.pop("request_id", None)  # the engine's request has the job's id, and nobody else's
+    if rule.scores:
+        _limit_inputs(body)
+    if rule.path == "/generative_scoring":
+        _refuse_text_as_ids(body)
+    if rule.kind != "generate":
+        return new
+    for name, value in body.items():
+        if name.endswith("_transfer_params") and value is not None:
+            raise JobError(Code.UNSUPPORTED, f"{name[:100]} belongs to split serving, not here.", field=name[:100])
+    if body.get("background"):
+        raise JobError(
+            Code.UNSUPPORTED,
+            "background is not offered: its answer would end with this worker. Send the job to RunPod's /run, which "
+            "works in the background, and poll /status.",
+            field="background",
+        )
+    if rule.max_tokens:
+        _limit_answers(body, settings)
+        new.max_tokens = _limit_max_tokens(rule, new.body, settings, max_model_len, fields)
+        limits.check_min_tokens(body.get("min_tokens"), max(1, new.max_tokens.effective), field="min_tokens")
+    if tool_choice.forced(body):
+        new.body["tools"] = tool_choice.strict(body["tools"])
+        new.owed_call = tool_choice.OwedCall()
+    wanted = limits.default_sampling(settings, new.max_tokens.effective if new.max_tokens else None)
+    for name in wanted if rule.sampling is None else [name for name in wanted if name in rule.sampling]:
+        if new.body.get(name) is None:
+            new.body[name] = wanted[name]
+    return new
+
+
+def _limit_answers(body: Mapping[str, Any], settings: Settings) -> None:
+    n = _whole(body, "n")
+    prompts = body.get("prompt") if "prompt" in body else body.get("messages")
+    several = isinstance(prompts, list) and len(prompts) > 1 and not isinstance(prompts[0], int | dict)
+    answers = (1 if n is None else n) * (len(prompts) if several and prompts else 1)
+    limits.check_answers(answers, settings, field="n")
+
+
+def _limit_inputs(body: Mapping[str, Any]) -> None:
+    for name in PROMPT_FIELDS:
+        inputs_of = body.get(name)
+        if isinstance(inputs_of, list) and inputs_of and not isinstance(inputs_of[0], int | float):
+            limits.check_inputs(len(inputs_of), field=name)
+
+
+def _refuse_text_as_ids(body: Mapping[str, Any]) -> None:
+    """vLLM reads "5" and 5.0 as ids where it expects ids: those of control tokens, in what looks like text."""
+    items = body.get("items")
+    given_items = items if isinstance(items, list) else ()
+    for name, given in (("query", body.get("query")), *(("items", item) for item in given_items)):
+        if isinstance(given, list) and any(type(token_id) is not int for token_id in given):
+            raise JobError(Code.INVALID_INPUT, f"{name} must be text or lists of whole numbers.", field=name)
+
+
+def _limit_max_tokens(
+    rule: Rule, body: dict[str, Any], settings: Settings, max_model_len: int, fields: Collection[str] | None
+) -> limits.MaxTokens:
+    """Writes max_tokens into the body, also where the client named none: vLLM has defaults of its own."""
+    given = {name: value for name in rule.max_tokens if (value := _whole(body, name)) is not None}
+    first = next(iter(given), rule.max_tokens[0])
+    max_tokens = limits.fit_model(limits.cap_max_tokens(given.get(first), settings, field=first), max_model_len)
+    for name, value in given.items():
+        body[name] = min(value, max_tokens.effective)
+    # A path that only ALLOWED_ROUTES opens may take neither field; metered_engine.py then refuses what exceeds the limit.
+    known = rule.max_tokens if rule.path in RULES else [name for name in rule.max_tokens if name in (fields or ())]
+    if not given and known and not rule.anthropic:  # Anthropic's API requires it, and vLLM says so
+        body[known[0]] = max_tokens.effective
+    return max_tokens
+
+
+def _whole(body: Mapping[str, Any], name: str) -> int | None:
+    """vLLM would also read "5" or 5.0; what is limited must be what is read."""
+    value = body.get(name)
+    if value is None:
+        return None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise JobError(Code.INVALID_INPUT, f"{name} must be a whole number.", field=name)
+    return value
+
+
+def _id(value: object) -> str | None:
+    return value[:128] if isinstance(value, str) and value else None
+
+
+def resolve_model(given: object, names: Mapping[str, str]) -> str | None:
+    """The served name for what a client calls the model; None where it names none. `names`: any name -> served name.
+
+    Raises:
+        JobError: not_found, with the valid names.
+    """
+    if given is None or given == "":
+        return None
+    if not isinstance(given, str):
+        raise JobError(Code.INVALID_INPUT, "model must be text.", field="model")
+    found = names.get(given) or {name.casefold(): served for name, served in names.items()}.get(given.casefold())
+    if found is None:
+        valid = ", ".join(dict.fromkeys(names.values()))
+        raise JobError(
+            Code.NOT_FOUND, f"The model {given[:200]!r} does not exist. This worker serves: {valid}.", field="model"
+        )
+    return found

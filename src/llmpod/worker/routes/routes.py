@@ -1,0 +1,245 @@
+"""A job that calls one of vLLM's routes: policy, then vLLM's own application in this process, then its answer.
+
+Nothing of vLLM's API is made again here. What is streamed comes as text, whole server-sent events; what is not comes as
+the one JSON object (or text) that vLLM answered. An answer with an error status is a failed job, with vLLM's status
+and error object in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Collection, Iterator
+from contextlib import aclosing
+from typing import Any
+
+import orjson
+
+from llmpod.worker.engine.app.asgi import Broken
+from llmpod.worker.engine.app.route_table import Route
+from llmpod.worker.engine.engine import Engine
+from llmpod.worker.engine.prompt_check import PromptCheck
+from llmpod.worker.errors import Code, JobError, RouteError
+from llmpod.worker.event_log import Emit
+from llmpod.worker.jobs import inputs, limits, native_reply, route_catalog, tool_choice
+from llmpod.worker.jobs.job_log import JobRecord
+from llmpod.worker.jobs.profile import Profile
+from llmpod.worker.jobs.route_catalog import Rule
+from llmpod.worker.routes import body_fields, error_fields, media, prompt_fields, rewrite
+from llmpod.worker.routes.answer import Reply, RouteAnswer
+from llmpod.worker.routes.call import RouteCall
+from llmpod.worker.routes.prompt_fields import Prompt
+from llmpod.worker.routes.rewrite import Rewritten
+from llmpod.worker.settings import Settings
+
+
+class Routes:
+    """Answers route jobs with one engine's application."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        engine: Engine,
+        profile: Profile | None,
+        emit: Emit,
+    ) -> None:
+        self.emit = emit
+        self.settings = settings
+        self.engine = engine
+        self.profile = profile
+
+    async def answer(self, request: inputs.OpenAIRequest, record: JobRecord) -> AsyncGenerator[Reply, None]:
+        """The replies of one route job.
+
+        Raises:
+            JobError: what policy refuses, and what vLLM answered with an error status or broke off.
+        """
+        call = await record.size.aside(self._call, request, record)
+        wanted = await record.size.aside(self._prepare, call)
+        if wanted is not None:
+            await media.fetch(wanted, self.settings)
+        exchange = call.exchange(self.engine.application.asgi, self.settings)
+        answer = RouteAnswer(call, exchange, self.engine)
+        try:
+            async with exchange:
+                await exchange.started()
+                async with aclosing(answer.replies()) as replies:
+                    async for reply in replies:
+                        yield reply
+                if call.watch.refusal is not None:  # vLLM's application went on without what was refused
+                    raise call.watch.refusal
+        except Broken as error:
+            cause = error.__cause__
+            self.emit("route_broken", level="error", request_id=record.id, cause=type(cause).__name__)
+            raise answer.broken_off() from None
+        finally:
+            record.max_tokens = call.max_tokens
+            record.finish_route()
+
+    def _call(self, request: inputs.OpenAIRequest, record: JobRecord) -> RouteCall:
+        """The open route that the request means, and its body with the numbers within the limits."""
+        record.route = request.route[:200]
+        shape = "route" if isinstance(request, inputs.RouteRequest) else "openai_route"
+        named = route_catalog.asked_model(request.route)
+        path, query = ("/v1/models", "") if named else route_catalog.clean(request.route, field=shape)
+        exists = self.engine.application.has(path)
+        rule = route_catalog.rule_for(path, self.settings.allowed_routes, exists=exists)
+        method = route_catalog.method_for(rule, request.method, has_body=request.body is not None)
+        fields = self._route(rule, method, path).fields
+        wanted = rewrite.resolve_model(named, self.engine.application.names)
+        given = self._settled(rule, fields, request, record)
+        prompt = prompt_fields.prompt_of(given)
+        new = self._rewritten(rule, given, request, prompt, fields, record)
+        record.watch.max_tokens = None if new.max_tokens is None else max(1, new.max_tokens.effective)
+        record.watch.constraint = error_fields.blamed("schema", new.body)
+        record.watch.calls = error_fields.blamed("structural tag", new.body)
+        record.watch.most = limits.most_at_once(self.settings, scores=rule.scores)
+        record.watch.parsed = self.engine.application.parses(given, fields)
+        return RouteCall(record, rule, method, path, query, given, prompt, new, wanted)
+
+    def _route(self, rule: Rule, method: str, path: str) -> Route:
+        """The route is open; whether this model has it is another question."""
+        route = self.engine.application.route(method, path)
+        if route is not None:
+            return route
+        generates, existing = self.engine.generates, self.engine.application.paths
+        raise route_catalog.absent(rule, method, path, generates=generates, existing=existing)
+
+    def _settled(
+        self, rule: Rule, fields: Collection[str] | None, request: inputs.OpenAIRequest, record: JobRecord
+    ) -> dict[str, Any]:
+        """The body without the fields that nobody reads, which the record and the answer report."""
+        given = request.body or {}
+        if fields is None:
+            return given
+        try:
+            settled = body_fields.settle(rule, given, fields, self.engine.sampling_defaults)
+        except JobError:
+            chars = prompt_fields.prompt_of(given).chars
+            record.start_route(stream=request.stream, model=_short(given.get("model")), prompt_len=chars)
+            raise
+        record.adapted = settled.as_dict()
+        return settled.body
+
+    def _rewritten(
+        self,
+        rule: Rule,
+        given: dict[str, Any],
+        request: inputs.OpenAIRequest,
+        prompt: Prompt,
+        fields: Collection[str] | None,
+        record: JobRecord,
+    ) -> Rewritten:
+        """The body within the limits, and the record's start line, which says less of a body beyond them."""
+        try:
+            new = rewrite.rewrite(rule, given, self.settings, max_model_len=self.engine.max_model_len, fields=fields)
+        except JobError:
+            record.start_route(stream=request.stream, model=_short(given.get("model")), prompt_len=prompt.chars)
+            raise
+        record.start_route(
+            stream=request.stream,
+            model=_short(given.get("model")),
+            prompt_len=prompt.chars,
+            max_tokens=new.max_tokens,
+            client=new.client,
+            texts=prompt.texts,
+        )
+        return new
+
+    def _prepare(self, call: RouteCall) -> media.Wanted | None:
+        """What the body says, checked, and made fit for vLLM; and the files that are to be fetched for it."""
+        if not call.given or call.rule.kind == "info":
+            return None
+        self._check_tools(call)
+        self._check_prompt(call)
+        self._name_model(call)
+        self._guard(call)
+        return self._check_media(call)
+
+    def _check_tools(self, call: RouteCall) -> None:
+        if call.generates and tool_choice.wanted(call.given) and not self.engine.application.calls_tools:
+            raise JobError(
+                Code.UNSUPPORTED,
+                "This worker reads no tool calls: its operator can set TOOL_CALL_PARSER to the one for its model "
+                "(ENABLE_AUTO_TOOL_CHOICE=false turns it off).",
+                field="tools",
+            )
+
+    def _check_prompt(self, call: RouteCall) -> None:
+        """Its length on every route; what it asks for where the model answers it."""
+        prompt = call.prompt
+        limits.check_chars(prompt.chars + len(prompt.token_ids), self.settings, field=prompt.field)
+        decoded = self.engine.application.decode(prompt.token_ids)
+        limits.check_chars(prompt.chars + len(decoded), self.settings, field=prompt.field)
+        if not call.generates:
+            return
+        limits.check_words(call.given)
+        limits.check_constraint(call.given, self.settings)
+        call.record.constrained = limits.constrained(call.given)
+        check = PromptCheck(
+            self.settings,
+            self.profile,
+            self.engine.application.frame,
+            prompt.field,
+            call.record,
+            tools=bool(call.given.get("tools")),
+            adds_up=bool(call.rule.max_tokens) and not call.rule.form,
+        )
+        check.intent_of(*prompt.texts, decoded)
+        self.engine.application.refuse_control_ids(prompt.token_ids, field=prompt.field)
+
+    def _name_model(self, call: RouteCall) -> None:
+        if not call.rule.form:
+            model = rewrite.resolve_model(call.given.get("model"), self.engine.application.names)
+            call.new.body["model"] = model or self.engine.model_name
+        call.record.model = call.new.body.get("model")
+
+    def _guard(self, call: RouteCall) -> None:
+        """Texts that are embedded have no turns in which a control token could speak."""
+        if call.rule.kind == "embed":
+            return
+        body = call.new.body
+        for name in prompt_fields.PROMPT_FIELDS:
+            if name in body:
+                body[name] = self.engine.application.guard(body[name], field=name)
+
+    def _check_media(self, call: RouteCall) -> media.Wanted | None:
+        """Files are checked in any case, and fetched for a model that takes them."""
+        if call.rule.form:
+            return None
+        files = media.find(call.new.body)
+        if files and self.engine.application.takes_media:
+            call.new.body = orjson.loads(orjson.dumps(call.new.body))  # the job's input stays as it came
+            return media.check_all(media.find(call.new.body), self.settings)
+        media.check_all(files, self.settings)
+        return None
+
+
+def explain(error: JobError, job_input: object) -> JobError:
+    """A failure as the job's client reads it: on a route, with the route's error object in it."""
+    if isinstance(error, RouteError) or not isinstance(job_input, dict):
+        return error
+    route = job_input.get("openai_route", job_input.get("route"))
+    if route is None:
+        return error
+    return RouteError(error, anthropic=str(route).startswith("/v1/messages"))
+
+
+def farewell(error: JobError, record: JobRecord, *, model: str) -> Iterator[Reply]:
+    """The last replies of a job that failed: its stream's last chunk, if it has begun one, and the error.
+
+    A native job that the profile's policy does not answer has not failed: it is COMPLETED with a reply that says so.
+    """
+    if error.code is Code.BLOCKED and not isinstance(error, RouteError):
+        yield native_reply.blocked(error, model=model, request_id=record.id)
+        return
+    if isinstance(error, RouteError):
+        if record.streaming:
+            yield error.as_event(record.id)
+    elif record.stream:
+        if error.last_reply is not None:
+            yield error.last_reply
+        yield native_reply.stream_error(error.as_dict(record.id))
+    yield {"error": error.as_json(record.id)}
+
+
+def _short(model: object) -> str | None:
+    return model[:200] if isinstance(model, str) else None

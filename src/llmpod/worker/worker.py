@@ -1,0 +1,132 @@
+"""The life of a job, from RunPod's job dict to the last chunk.
+
+`Worker.handle` is the generator that the SDK iterates: inputs -> limits -> policy -> engine -> answers, with one
+`start` and one `end` event around it. It holds no rules of its own; each line names the room that has them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import traceback
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from functools import cached_property
+from typing import Any
+
+from llmpod.worker.engine.engine import Engine
+from llmpod.worker.engine.prompt_check import PromptCheck
+from llmpod.worker.errors import Code, JobError
+from llmpod.worker.event_log import Emit
+from llmpod.worker.jobs import bounds, inputs, limits, metering, native_reply, profile, slots
+from llmpod.worker.jobs.job_log import JobRecord
+from llmpod.worker.routes import routes
+from llmpod.worker.routes.answer import Reply
+from llmpod.worker.settings import Settings
+
+
+class Worker:
+    """Answers jobs with one engine."""
+
+    def __init__(self, settings: Settings, engine: Engine, emit: Emit) -> None:
+        self.settings = settings
+        self.engine = engine
+        self.emit = emit
+        self.profile = profile.load(settings.profile) if settings.profile else None
+        self.routes = routes.Routes(settings, engine, self.profile, emit)
+        self.on_engine_death: Callable[[], None] = lambda: None
+
+    @property
+    def engine_capacity(self) -> int:
+        """Requests to keep in the engine: what it decodes together, with head-room so that it never waits for one."""
+        needed = slots.tokens_per_job(
+            self.engine.max_model_len, self.settings.max_prompt_chars, self.settings.max_tokens_max
+        )
+        seats = slots.seats(self.engine.max_num_seqs, self.engine.kv_cache_tokens, needed)
+        return slots.with_headroom(seats)
+
+    @property
+    def concurrency(self) -> int:
+        """Jobs to hold at once, constant once the engine has started."""
+        return self.settings.max_concurrency or self.engine_capacity
+
+    @cached_property
+    def slots(self) -> slots.Slots:
+        """The places in the engine. To be asked for once it has started."""
+        return slots.Slots(self.engine_capacity, self.settings.max_queue_wait)
+
+    def record(self, job: dict[str, Any]) -> JobRecord:
+        """A new record for `handle`, for a caller that wants to see it, or to interrupt the job."""
+        return JobRecord(str(job.get("id")), self.emit, log_prompts=self.settings.log_prompts)
+
+    async def handle(self, job: dict[str, Any], record: JobRecord | None = None) -> AsyncGenerator[Reply, None]:
+        """Yield the replies of one job: one, or one per chunk when it is streamed (as text on OpenAI's routes).
+
+        A failure is a last reply whose `error` is a JSON string; the SDK makes the job FAILED with it. Cancellation
+        reaches this generator as CancelledError while it awaits, or as GeneratorExit while the SDK sends a chunk.
+        """
+        record = record or self.record(job)
+        metering.current.set(record.watch.begin(self.settings, record.id, self.slots.take))
+        try:
+            async with aclosing(self._answer(job.get("input"), record)) as replies:
+                async for reply in replies:
+                    yield reply
+            record.end("ok")
+            return
+        except JobError as error:
+            failed = error
+        except (asyncio.CancelledError, GeneratorExit):
+            record.cut_short()
+            raise
+        except Exception as error:  # noqa: BLE001 - the edge of a job: the client gets a code, the log the traceback
+            self.emit("bug", level="error", request_id=record.id, traceback=traceback.format_exc())
+            failed = JobError(Code.INTERNAL_ERROR, f"The worker failed at this job ({type(error).__name__}).")
+        failed = routes.explain(failed, job.get("input"))
+        record.fail(failed)
+        if failed.code is Code.ENGINE_DEAD:
+            self.on_engine_death()
+        for reply in routes.farewell(failed, record, model=self.engine.model_name):
+            yield reply
+
+    async def _answer(self, job_input: object, record: JobRecord) -> AsyncGenerator[Reply, None]:
+        record.size = await bounds.check(job_input, self.settings.max_job_values)
+        request = await record.size.aside(inputs.parse, job_input, self.engine.sampling_names)
+        if isinstance(request, inputs.OpenAIRequest):
+            async with aclosing(self.routes.answer(request, record)) as replies:
+                async for part in replies:
+                    yield part
+            return
+        max_tokens = limits.clamp_max_tokens(request.max_tokens, self.settings)
+        record.start(request, max_tokens, validation_enabled=self._validates(request))
+        check = PromptCheck(self.settings, self.profile, self.engine.frame, request.prompt_field, record)
+        limits.check(request, self.settings)
+        intent = check.intent_of(*request.texts)
+        prompt_ids = await self.engine.render(request)
+        max_tokens = record.max_tokens = limits.fit_context(max_tokens, len(prompt_ids), self.engine.max_model_len)
+        params = self.engine.sampling(request.sampling, max_tokens.effective, stream=request.stream)
+        await self.engine.constrain(params)
+        answer = native_reply.Answer()
+        slot = record.watch.slot(int(request.sampling.get("n") or 1))
+        async with slot, aclosing(self.engine.generate(prompt_ids, params, record.id)) as steps:
+            async for step in steps:
+                reply = answer.add(step.deltas)
+                if not step.finished and native_reply.says_something(reply):
+                    yield reply
+        validation = self._validation(request, intent, answer)
+        record.finish(step, answer, validation)
+        limits.check_whole(request, answer.finish_reasons, max_tokens, reply, tokens=step.usage.completion_tokens)
+        ending = native_reply.ending(request, answer, step.usage, max_tokens, self.engine.model_name, record.id)
+        if not self.settings.show_cached_tokens:
+            ending["usage"].pop("cached", None)
+        yield reply | ending | ({"validation": validation} if validation else {})
+
+    def _validates(self, request: inputs.NativeRequest) -> bool:
+        return self.profile is not None and request.enable_validation is not False
+
+    def _validation(
+        self, request: inputs.NativeRequest, intent: profile.Intent | None, answer: native_reply.Answer
+    ) -> native_reply.Reply | None:
+        if intent is not None and self._validates(request):
+            return profile.verdict(intent, answer.texts, answer.finish_reasons)
+        if request.enable_validation:
+            return {"valid": None, "issues": ["not checked: this worker has no PROFILE"]}
+        return None

@@ -1,0 +1,147 @@
+"""How jobs are asked for: at once, never too many, and side by side only where that helps."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from llmpod.worker.queue.polling import MOST_ABREAST, Takes
+from tests.worker.scripted import ScriptedEngine, serving, until
+
+Answer = Callable[[int], Awaitable[list[Any] | None]]
+
+
+class Seats:
+    """A worker with so many seats, which notes what is asked for on its behalf."""
+
+    def __init__(self, seats: int, answer: Answer) -> None:
+        self.seats = seats
+        self.answer = answer
+        self.jobs: list[Any] = []
+        self.asking: list[int] = []
+        self.most_calls = 0
+        self.told: list[str] = []
+        self.shutdown = asyncio.Event()
+
+    async def fetch(self, session: object, wanted: int) -> list[Any] | None:
+        assert wanted > 0
+        self.asking.append(wanted)
+        self.most_calls = max(self.most_calls, len(self.asking))
+        assert sum(self.asking) + len(self.jobs) <= self.seats, "more were asked for than there are seats"
+        try:
+            return await self.answer(wanted)
+        finally:
+            self.asking.remove(wanted)
+
+    @asynccontextmanager
+    async def taking(self) -> AsyncIterator[Takes]:
+        takes = Takes(
+            lambda: self.seats - len(self.jobs),
+            self.fetch,
+            self.jobs.append,
+            lambda event, **fields: self.told.append(event),
+            self.shutdown,
+            timeout_s=60,
+        )
+        running = asyncio.create_task(takes.run())
+        try:
+            yield takes
+        finally:
+            self.shutdown.set()
+            takes.hang_up()
+            await asyncio.wait((running,), timeout=1)
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+
+
+def queue_of(count: int, *, most: int, rtt_s: float = 0.01) -> Answer:
+    """A queue that hands out at most `most` jobs a call; when it is empty, the call is held."""
+    left = count
+
+    async def answer(wanted: int) -> list[Any]:
+        nonlocal left
+        await asyncio.sleep(rtt_s)
+        if not left:
+            await asyncio.sleep(60)
+        given = min(left, wanted, most)
+        left -= given
+        return list(range(given))
+
+    return answer
+
+
+async def test_one_call_takes_what_a_generous_queue_has() -> None:
+    seats = Seats(100, queue_of(100, most=1000))
+    async with seats.taking():
+        await until(lambda: len(seats.jobs) == 100)
+    assert seats.most_calls == 1
+
+
+async def test_a_queue_that_gives_one_job_a_call_is_asked_side_by_side() -> None:
+    seats = Seats(200, queue_of(150, most=1))
+    async with seats.taking():
+        await until(lambda: len(seats.jobs) == 150)
+        assert seats.most_calls == MOST_ABREAST
+        await until(lambda: len(seats.asking) == MOST_ABREAST)
+
+
+async def test_an_idle_worker_has_one_call_open() -> None:
+    held = asyncio.Event()
+    answers = [1, 1, 1, 1, 1, 1]
+
+    async def answer(wanted: int) -> list[Any] | None:
+        if answers:
+            return [answers.pop()]
+        await asyncio.wait_for(held.wait(), 0.3)
+        return None
+
+    seats = Seats(50, answer)
+    async with seats.taking():
+        await until(lambda: seats.most_calls == MOST_ABREAST)
+        held.set()  # every call comes back empty
+        held.clear()
+        await until(lambda: len(seats.asking) == 1)
+        assert sum(seats.asking) == 50 - len(seats.jobs)
+
+
+async def test_a_full_worker_asks_when_a_seat_becomes_free() -> None:
+    seats = Seats(2, queue_of(5, most=10, rtt_s=0))
+    async with seats.taking() as takes:
+        await until(lambda: len(seats.jobs) == 2)
+        await asyncio.sleep(0.02)
+        assert not seats.asking
+        seats.jobs.pop()
+        takes.wake()
+        await until(lambda: len(seats.jobs) == 2)
+
+
+async def test_failures_are_told_and_repeated_with_pauses() -> None:
+    calls: list[float] = []
+
+    async def answer(wanted: int) -> None:
+        calls.append(time.monotonic())
+        raise OSError("no network")
+
+    seats = Seats(5, answer)
+    async with seats.taking():
+        await until(lambda: len(calls) == 4)
+    assert calls[3] - calls[0] > 0.1
+    assert set(seats.told) == {"take_failed"}
+    assert seats.most_calls == 1
+
+
+@pytest.mark.parametrize("policy", ["fill", "one", "random"])
+async def test_every_queued_job_runs_whatever_a_call_hands_out(monkeypatch: pytest.MonkeyPatch, policy: str) -> None:
+    engine = ScriptedEngine(tokens_per_s=200, max_num_seqs=16)
+    async with serving(monkeypatch, engine, options={"rate_limits": False}) as served:
+        served.endpoint.set_faults(take_policy=policy, network_latency_ms=20)
+        ids = [await served.submit(sampling_params={"max_tokens": 5}) for _ in range(80)]
+        for job_id in ids:
+            await served.ended(job_id)
+        assert engine.most_requests <= served.worker.engine_capacity
+        assert len({event["request_id"] for event in served.events.named("end")}) == 80

@@ -1,0 +1,119 @@
+"""Event streams: whatever pieces the bytes come in, the same whole events go out."""
+
+from __future__ import annotations
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmpod.worker.routes import sse
+
+TEXT = st.text(st.characters(codec="utf-8"), max_size=40)
+EVENT = st.builds(
+    lambda name, text: (
+        (f"event: {name}\n".encode() if name else b"")
+        + b"data: "
+        + orjson.dumps({"choices": [{"delta": {"content": text}}]})
+        + b"\n\n"
+    ),
+    st.sampled_from(["", "message_delta", "response.output_text.delta"]),
+    TEXT,
+)
+STREAM = st.lists(EVENT, max_size=12)
+
+
+@given(STREAM, st.data())
+def test_a_stream_split_anywhere_gives_the_same_events(events: list[bytes], data: st.DataObject) -> None:
+    stream = b"".join(events)
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=20)))
+    splitter = sse.Splitter()
+    found = []
+    for start, end in zip([0, *cuts], [*cuts, len(stream)], strict=True):
+        found += splitter.feed(stream[start:end])
+    assert found == events
+    assert splitter.rest() == b""
+
+
+@given(STREAM)
+def test_a_stream_that_comes_byte_by_byte_gives_the_same_events(events: list[bytes]) -> None:
+    splitter = sse.Splitter()
+    found = [event for byte in b"".join(events) for event in splitter.feed(bytes([byte]))]
+    assert found == events
+
+
+@given(STREAM, st.integers(1, 2000))
+def test_merged_chunks_are_whole_events_in_order_and_within_the_limit(events: list[bytes], limit: int) -> None:
+    chunks = list(sse.merge(events, limit))
+    assert b"".join(chunks) == b"".join(events)
+    for chunk in chunks:
+        chunk.decode()  # no character is cut in two
+        whole = sse.Splitter()
+        inside = whole.feed(chunk)
+        assert whole.rest() == b""
+        assert len(chunk) <= limit or len(inside) == 1
+
+
+def test_windows_line_ends_and_comments_are_events_too() -> None:
+    splitter = sse.Splitter()
+    assert splitter.feed(b": keep-alive\n\ndata: 1\r\n\r\ndata: [DO") == [b": keep-alive\n\n", b"data: 1\r\n\r\n"]
+    assert splitter.rest() == b"data: [DO"
+    (done,) = splitter.feed(b"NE]\n\n")
+    assert sse.is_done(done)
+
+
+@pytest.mark.parametrize(
+    ("event", "message"),
+    [
+        (b'data: {"error":{"message":"x","code":500}}\n\n', "x"),
+        (b'data: {"error": {"message": "x"}}\n\n', "x"),
+        (b'event: error\ndata: {"type":"error","error":{"type":"api_error","message":"x"}}\n\n', "x"),
+        (b'event: response.failed\ndata: {"response":{"error":{"message":"x"}},"type":"response.failed"}\n\n', "x"),
+        (b'data: {"object":"error","message":"x"}\n\n', "x"),
+        (b"event: error\ndata: what\n\n", "The stream failed."),
+    ],
+)
+def test_an_event_that_ends_a_failed_stream_is_recognised(event: bytes, message: str) -> None:
+    error = sse.failure(event)
+    assert error is not None
+    assert error["message"] == message
+
+
+@given(TEXT)
+def test_an_answer_that_speaks_of_errors_is_no_failure(text: str) -> None:
+    for said in (text, '{"error": {"message": "no"}}', 'event: error\ndata: {"error": 1}'):
+        event = b"data: " + orjson.dumps({"choices": [{"delta": {"content": said}}]}) + b"\n\n"
+        assert sse.failure(event) is None
+    assert sse.failure(b"data: [DONE]\n\n") is None
+
+
+@given(EVENT)
+def test_a_field_is_added_to_an_event_without_changing_the_rest(event: bytes) -> None:
+    limits = {"max_tokens": {"requested": 9, "effective": 5}}
+    changed = sse.with_field(event, "limits", limits)
+    before = orjson.loads(event.partition(b"data: ")[2])
+    after = orjson.loads(changed.partition(b"data: ")[2])
+    assert after == {"limits": limits} | before
+    assert sse.with_field(b"data: {}\n\n", "limits", 1) == b'data: {"limits":1}\n\n'
+    assert sse.with_field(b"data: [DONE]\n\n", "limits", 1) == b"data: [DONE]\n\n"
+
+
+@pytest.mark.parametrize(
+    ("event", "last"),
+    [
+        (b"data: [DONE]\n\n", True),
+        (b'event: message_stop\ndata: {"type":"message_stop"}\n\n', True),
+        (b'event: response.completed\ndata: {"response":{}}\n\n', True),
+        (b'event: response.incomplete\ndata: {"response":{}}\n\n', True),
+        (b'event: message_delta\ndata: {"type":"message_delta"}\n\n', False),
+        (b'data: {"choices":[{"delta":{"content":"data: [DONE]"}}]}\n\n', False),
+    ],
+)
+def test_the_end_of_a_stream_is_known_on_every_route(event: bytes, last: bool) -> None:
+    assert sse.is_last(event) is last
+
+
+def test_an_event_says_its_json_or_nothing() -> None:
+    assert sse.said(b'event: x\ndata: {"a":1}\n\n') == {"a": 1}
+    assert sse.said(b"data: [DONE]\n\n") is None
+    assert sse.said(b": keep-alive\n\n") is None
