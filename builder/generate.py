@@ -24,9 +24,10 @@ from pydantic.fields import FieldInfo
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
+from llmpod.worker.environ import names  # noqa: E402
 from llmpod.worker.errors import Code  # noqa: E402
 from llmpod.worker.other_workers import REFUSED, RENAMED, RETIRED  # noqa: E402
-from llmpod.worker.settings import Group, Settings, names  # noqa: E402
+from llmpod.worker.settings import Group, Settings  # noqa: E402
 
 GROUPS = get_args(Group)
 VLLM = next(line for line in (ROOT / "requirements.txt").read_text().splitlines() if line.startswith("vllm=="))

@@ -352,8 +352,8 @@ def test_it_needs_only_aiohttp_and_rich_beyond_the_standard_library() -> None:
         "import sys, pkgutil, importlib\n"
         f"for name in {blocked!r}: sys.modules[name] = None\n"
         "import llmpod.loadtest\n"
-        "for one in pkgutil.iter_modules(llmpod.loadtest.__path__):\n"
-        "    if one.name != '__main__': importlib.import_module('llmpod.loadtest.' + one.name)\n"
+        "for one in pkgutil.walk_packages(llmpod.loadtest.__path__, 'llmpod.loadtest.'):\n"
+        "    if not one.name.endswith('__main__'): importlib.import_module(one.name)\n"
         "assert not [name for name in sys.modules if name.startswith(('llmpod.worker', 'llmpod.endpoint'))]\n"
         "own = {'llmpod', 'aiohttp', 'rich'}\n"
         "print(sorted({name.split('.')[0] for name in sys.modules} & set(sys.argv[1:])))\n"
@@ -362,7 +362,7 @@ def test_it_needs_only_aiohttp_and_rich_beyond_the_standard_library() -> None:
     done = subprocess.run([sys.executable, "-c", code, *blocked], env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     imports = set()
-    for path in (ROOT / "src/llmpod/loadtest").glob("*.py"):
+    for path in (ROOT / "src/llmpod/loadtest").rglob("*.py"):
         imports |= set(re.findall(r"^\s*(?:from|import) (\w+)", path.read_text(), re.MULTILINE))
     foreign = imports - set(sys.stdlib_module_names) - {"llmpod"}
     assert foreign == {"aiohttp", "rich"}
@@ -371,7 +371,7 @@ def test_it_needs_only_aiohttp_and_rich_beyond_the_standard_library() -> None:
 def test_only_one_module_reads_the_environment() -> None:
     readers = [
         path.name
-        for path in (ROOT / "src/llmpod/loadtest").glob("*.py")
+        for path in (ROOT / "src/llmpod/loadtest").rglob("*.py")
         if re.search(r"os\.environ|getenv", path.read_text())
     ]
-    assert readers == ["settings.py"]
+    assert readers == ["environ.py"]

@@ -308,7 +308,7 @@ async def test_shares_of_outcomes_and_objectives_on_them(load_test: LoadTest) ->
     values = [(verdict["value"], verdict["passed"]) for verdict in result.phase["verdicts"]]
     assert values == [(0.2, True), (0.5, True), (0.5, False), (0.2, True), (None, False), (0.0, True)]
     rows = (result.directory / "requests.csv").read_text().splitlines()
-    assert rows[0].endswith("outcome,code,valid,intent,retry_wait_ms")
+    assert "outcome,code,valid,intent,retry_wait_ms" in rows[0]
     assert sum("invalid,,False,resume," in row for row in rows) == 8
     page = (result.directory / "report.html").read_text()
     assert "answered 16, cut 8, invalid 8, blocked 8; valid: all 8 of 16, resume 8 of 16" in page

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -9,11 +10,15 @@ from typing import Any
 
 import pytest
 
+from llmpod.worker.engine import first_error
 from llmpod.worker.engine.engine import Engine
 from llmpod.worker.settings import Settings
 from llmpod.worker.worker import Worker
 
 Json = dict[str, Any]
+
+# As when an engine starts: vLLM's models, which some test may import before one does, are made as they are in a worker.
+contextlib.ExitStack().enter_context(first_error.only())
 
 
 class Events:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from vllm.engine.arg_utils import AsyncEngineArgs
 
-from llmpod.worker import settings
+from llmpod.worker import environ
 from llmpod.worker.engine.sampling import Sampling
 from llmpod.worker.engine.start.engine_options import NOT_FROM_ENVIRONMENT
 from llmpod.worker.errors import JobError, StartError
@@ -86,13 +86,13 @@ def test_a_setting_of_the_other_worker_does_what_the_page_says(
     there: str, here: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name, _, value = there.partition("=")
-    environ = {name: value}
-    monkeypatch.setattr(settings.os, "environ", environ)
+    variables = {name: value}
+    monkeypatch.setattr(environ.os, "environ", variables)
     if here == "stops the start":
         with pytest.raises(StartError, match=name):
-            environ.load(environ)
+            environ.load(variables)
         return
-    corrections = environ.load(environ).corrections
+    corrections = environ.load(variables).corrections
     ours = environ.names().get(name)
     if here == "the same":
         assert corrections == ()

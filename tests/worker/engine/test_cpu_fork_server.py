@@ -20,7 +20,7 @@ from tests.worker.processes import REPOSITORY, environment
 
 PROGRAM = """
 import gc, json, multiprocessing, os, sys
-from llmpod.worker import fork_server
+from llmpod.worker.engine.start import cpu_fork_server
 
 def worker(answers):
     import torch
@@ -41,7 +41,7 @@ def engine(answers):
 
 if __name__ == "__main__":
     os.environ["EARLY"] = "1"
-    fork_server.start(["torch", "wave"])
+    cpu_fork_server.start(["torch", "wave"])
     assert "torch" not in sys.modules
     os.environ["LATE"] = "set after the server was started"
     del os.environ["EARLY"]
@@ -120,14 +120,14 @@ def test_a_gpu_s_vllm_forks_by_itself(clean_environment: pytest.MonkeyPatch) -> 
 
 ORPHAN = """
 import multiprocessing, os, signal, time
-from llmpod.worker import fork_server
+from llmpod.worker.engine.start import cpu_fork_server
 
 def engine(answers):
     answers.put(os.getpid())
     time.sleep(600)
 
 if __name__ == "__main__":
-    fork_server.start([])
+    cpu_fork_server.start([])
     context = multiprocessing.get_context("spawn")
     answers = context.Queue()
     context.Process(target=engine, args=(answers,)).start()

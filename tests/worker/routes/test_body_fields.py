@@ -311,7 +311,7 @@ def test_fields_of_other_services_are_ignored_and_reported(path: str, body: dict
     assert found.as_dict() == {"ignored": list(body)}
 
 
-BODIES = json.loads((Path(__file__).parent / "data" / "client_bodies.json").read_text(encoding="utf-8"))
+BODIES = json.loads((Path(__file__).parents[1] / "data" / "client_bodies.json").read_text(encoding="utf-8"))
 """What real clients sent to a real worker, recorded; texts, schemas and ids are shortened, fields are not."""
 RECORDED = [pytest.param(entry, id=f"{entry['client']} {entry['route']} {n}") for n, entry in enumerate(BODIES)]
 

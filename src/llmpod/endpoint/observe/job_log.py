@@ -35,6 +35,9 @@ def record(job: Job, was: JobState | None, reason: str) -> dict[str, object]:
     return {key: value for key, value in line.items() if value is not None}
 
 
+STDOUT = 1  # the descriptor: sys.stdout may be a stand-in that has none
+
+
 class Journal:
     """Follows a store. Raises StartError where the file cannot be opened."""
 
@@ -45,7 +48,7 @@ class Journal:
         self._torn = False  # the file ends inside a line
         self._writing: asyncio.Future[None] | None = None
         if options.journal == "-":
-            self._file = io.FileIO(sys.stdout.fileno(), "wb", closefd=False)
+            self._file = io.FileIO(STDOUT, "wb", closefd=False)
         elif options.journal:
             try:
                 self._file = io.FileIO(options.journal, "ab")

@@ -112,7 +112,7 @@ def _limit_max_tokens(
     max_tokens = limits.fit_model(limits.cap_max_tokens(given.get(first), settings, field=first), max_model_len)
     for name, value in given.items():
         body[name] = min(value, max_tokens.effective)
-    # A path that only ALLOWED_ROUTES opens may take neither field; metered_engine.py then refuses what exceeds the limit.
+    # A path that only ALLOWED_ROUTES opens may take neither field: metered_engine.py refuses what exceeds the limit.
     known = rule.max_tokens if rule.path in RULES else [name for name in rule.max_tokens if name in (fields or ())]
     if not given and known and not rule.anthropic:  # Anthropic's API requires it, and vLLM says so
         body[known[0]] = max_tokens.effective
