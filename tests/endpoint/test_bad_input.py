@@ -7,6 +7,7 @@ import zlib
 import pytest
 
 from llmpod.endpoint.api.rate_limit import parse_request
+from llmpod.protocol import RUN_LIMIT_BYTES, RUNSYNC_LIMIT_BYTES
 
 RUN_ERRORS = [
     (b"", "not valid JSON"),
@@ -59,7 +60,7 @@ async def test_a_policy_outside_runpod_s_bounds_is_refused(policy, told):
     assert parse_request(body, any_input=False, bounds=False)
 
 
-@pytest.mark.parametrize(("operation", "limit"), [("/run", 10 * 2**20), ("/runsync", 20 * 2**20)])
+@pytest.mark.parametrize(("operation", "limit"), [("/run", RUN_LIMIT_BYTES), ("/runsync", RUNSYNC_LIMIT_BYTES)])
 async def test_an_oversized_body_is_400_declared_or_not(bare, operation, limit):
     async def chunks():
         for _ in range(limit // 2**20 + 1):
@@ -74,8 +75,8 @@ async def test_an_oversized_body_is_400_declared_or_not(bare, operation, limit):
 
 async def test_a_body_at_the_limit_is_taken(bare):
     empty = len(json.dumps({"input": {"x": ""}}))
-    body = json.dumps({"input": {"x": "y" * (10 * 2**20 - empty)}}).encode()
-    assert len(body) == 10 * 2**20
+    body = json.dumps({"input": {"x": "y" * (RUN_LIMIT_BYTES - empty)}}).encode()
+    assert len(body) == RUN_LIMIT_BYTES == 10_000_000
     assert (await bare.call("POST", "/run", data=body))[0] == 200
 
 

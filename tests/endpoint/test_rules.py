@@ -7,11 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmpod.endpoint.api.rate_limit import Rate, RateWindow, parse_wait_ms, split_chunk
+from llmpod.endpoint.api.rate_limit import RateWindow, parse_wait_ms, split_chunk
 from llmpod.endpoint.errors import ApiError
 from llmpod.endpoint.faults import DROP, Fault, Faults, batch_size, delay_s, draw
 from llmpod.endpoint.fleet.autoscaler import backoff_s, queue_delay_target, request_count_target, surplus
 from llmpod.endpoint.options import is_loopback
+from llmpod.protocol import Rate
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from llmpod.loadtest.model.arrivals import Arrivals, Segment, stages, steady
 from llmpod.loadtest.run.correct import correct_total
 from llmpod.loadtest.run.polling import PollPace
-from llmpod.loadtest.run.rate_limit import RUNPOD_LIMITS, WINDOW_S, TokenBucket
+from llmpod.loadtest.run.rate_limit import RUNPOD_LIMITS, TokenBucket
 from llmpod.loadtest.run.sse import SseParser
 from llmpod.loadtest.stats import (
     correlation_time,
@@ -26,6 +26,7 @@ from llmpod.loadtest.stats import (
     quantiles,
 )
 from llmpod.loadtest.units import parse_duration_s, show_duration, show_ms
+from llmpod.protocol import RATE_WINDOW_S
 
 # -- server-sent events --
 
@@ -215,7 +216,7 @@ def test_no_ten_seconds_hold_more_requests_than_the_limit(per_10s: int, gaps: li
         sent.append(now + bucket.take(now))
     sent.sort()
     for first, start in enumerate(sent):
-        assert sum(1 for at in sent[first:] if at < start + WINDOW_S) <= per_10s
+        assert sum(1 for at in sent[first:] if at < start + RATE_WINDOW_S) <= per_10s
 
 
 @pytest.mark.parametrize("name", list(RUNPOD_LIMITS))
@@ -223,8 +224,8 @@ def test_a_steady_flood_gets_nearly_all_of_the_limit_and_never_more(name: str) -
     per_10s = RUNPOD_LIMITS[name].per_10s
     bucket = TokenBucket(per_10s)
     sent = [bucket.take(5.0) for _ in range(3 * per_10s)]
-    assert sum(1 for at in sent if at < WINDOW_S) <= per_10s
-    assert sum(1 for at in sent if WINDOW_S <= at < 2 * WINDOW_S) >= max(0.85 * per_10s - 1, 0)
+    assert sum(1 for at in sent if at < RATE_WINDOW_S) <= per_10s
+    assert sum(1 for at in sent if RATE_WINDOW_S <= at < 2 * RATE_WINDOW_S) >= max(0.85 * per_10s - 1, 0)
 
 
 # -- schedules --

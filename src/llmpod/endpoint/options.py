@@ -18,6 +18,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from llmpod import protocol
 from llmpod.endpoint.errors import StartError
 from llmpod.endpoint.faults import Faults
 
@@ -184,9 +185,11 @@ class Options(BaseModel):
     )
 
     # Limits
-    run_limit_bytes: Bytes = Field(10 * 2**20, description="largest /run request or result")
-    runsync_limit_bytes: Bytes = Field(20 * 2**20, description="largest /runsync or /openai request or result")
-    chunk_limit_bytes: Bytes = Field(2**20, description="largest stream chunk")
+    run_limit_bytes: Bytes = Field(protocol.RUN_LIMIT_BYTES, description="largest /run request or result")
+    runsync_limit_bytes: Bytes = Field(
+        protocol.RUNSYNC_LIMIT_BYTES, description="largest /runsync or /openai request or result"
+    )
+    chunk_limit_bytes: Bytes = Field(protocol.CHUNK_LIMIT_BYTES, description="largest stream chunk")
     chunk_overflow: Literal["split", "reject", "accept"] = Field(
         "split",
         description="a larger stream chunk: text is split and anything else refused; or all are refused; or accepted"

@@ -11,9 +11,10 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote
 
-# RunPod, "send requests": 20 MB per /runsync request or result, 10 MB per /run; 1 MB per streamed chunk.
-REPLY_LIMIT_BYTES = 20 * 2**20
-EVENT_LIMIT_BYTES = 2**20
+from llmpod.protocol import CHUNK_LIMIT_BYTES, RUNSYNC_LIMIT_BYTES
+
+REPLY_LIMIT_BYTES = RUNSYNC_LIMIT_BYTES + 2**20  # and what is around the result
+EVENT_LIMIT_BYTES = CHUNK_LIMIT_BYTES + 2**16
 DEEPEST = 64
 # A duration above 115 days or a billion tokens is no measurement.
 LONGEST_MS, MOST = 1e10, 10**9

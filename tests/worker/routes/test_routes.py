@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from llmpod.protocol import CHUNK_LIMIT_BYTES
 from llmpod.worker.engine.engine import Engine
 from llmpod.worker.jobs import route_catalog, tool_choice
 from llmpod.worker.jobs.inputs import GUARD
@@ -182,7 +183,7 @@ async def test_a_stream_is_text_of_whole_events(make_worker: Callable[..., Worke
         splitter = sse.Splitter()
         found += splitter.feed(reply.encode())
         assert splitter.rest() == b"", "an event was cut"
-        assert len(reply.encode()) <= sse.MAX_YIELD_BYTES
+        assert len(reply.encode()) <= CHUNK_LIMIT_BYTES
     if route in (CHAT, "/v1/completions"):
         assert found[-1] == b"data: [DONE]\n\n"
         assert sum(map(sse.is_done, found)) == 1

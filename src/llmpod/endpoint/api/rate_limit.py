@@ -14,35 +14,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from llmpod.endpoint.errors import ApiError
 from llmpod.endpoint.state.job import JobRequest
+from llmpod.protocol import RATE_WINDOW_S, Rate
 
-WINDOW_S = 10.0
 MIN_EXECUTION_TIMEOUT_MS = 5_000
 MIN_TTL_MS = 10_000
 MAX_POLICY_MS = 7 * 86_400_000
 MIN_WAIT_MS = 1_000
 MAX_WAIT_MS = 300_000
-
-
-@dataclass(frozen=True)
-class Rate:
-    """Requests per `WINDOW_S` seconds, and how many may be open at once (None: no limit is documented)."""
-
-    per_window: int
-    concurrent: int | None
-
-
-# RunPod documentation, "Send API requests", section on rate limits.
-RATES: dict[str, Rate] = {
-    "run": Rate(1000, 200),
-    "runsync": Rate(2000, 400),
-    "status": Rate(2000, 400),
-    "status-sync": Rate(2000, 400),
-    "stream": Rate(2000, 400),
-    "cancel": Rate(100, 20),
-    "purge-queue": Rate(2, None),
-    "openai": Rate(2000, 400),
-    "requests": Rate(10, 2),
-}
 
 
 @dataclass(slots=True)
@@ -56,7 +34,7 @@ class RateWindow:
     def admit(self, now: float, running_workers: int, requests_per_worker: int) -> bool:
         """Whether a request may pass at `now`: effective limit = max(base, running workers x requests per worker)."""
         grown = running_workers * requests_per_worker
-        while self.admitted_s and now - self.admitted_s[0] >= WINDOW_S:
+        while self.admitted_s and now - self.admitted_s[0] >= RATE_WINDOW_S:
             self.admitted_s.popleft()
         if len(self.admitted_s) >= max(self.rate.per_window, grown):
             return False

@@ -15,13 +15,14 @@ from aiohttp.typedefs import Middleware
 from llmpod.endpoint.api.client import ClientApi
 from llmpod.endpoint.api.http import hang_up, json_response
 from llmpod.endpoint.api.openai import OpenAiApi
-from llmpod.endpoint.api.rate_limit import RATES, RateWindow
+from llmpod.endpoint.api.rate_limit import RateWindow
 from llmpod.endpoint.api.worker import WorkerApi
 from llmpod.endpoint.errors import ApiError
 from llmpod.endpoint.faults import DROP, DROP_AFTER, delay_s, draw
 from llmpod.endpoint.options import Options, is_loopback
 from llmpod.endpoint.state.broker import Broker
 from llmpod.endpoint.state.store import JobStore
+from llmpod.protocol import RATES
 
 Handler = Callable[..., Awaitable[web.StreamResponse]]
 

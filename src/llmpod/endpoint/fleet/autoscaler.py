@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from itertools import takewhile
 
+from llmpod.protocol import request_count_workers
+
 
 def request_count_target(queued: int, running: int, scaler_value: float, least: int, most: int) -> int:
-    """REQUEST_COUNT: ceil((jobs in queue + jobs in progress) / scalerValue), kept between workersMin and workersMax."""
-    return min(max(math.ceil((queued + running) / scaler_value), least), most)
+    """REQUEST_COUNT, kept between workersMin and workersMax."""
+    return min(max(request_count_workers(queued, running, scaler_value), least), most)
 
 
 def queue_delay_target(

@@ -1,7 +1,6 @@
 """The endpoint's own timeline, from /health samples: how many workers there were, and how many the load wanted."""
 
 import itertools
-import math
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -10,6 +9,7 @@ from typing import Any
 from llmpod.loadtest.model.health import live_workers
 from llmpod.loadtest.model.job_record import Job
 from llmpod.loadtest.stats import nearest_rank
+from llmpod.protocol import request_count_workers
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Scaler:
     assumed: bool = True
 
     def wanted(self, jobs: int) -> int:
-        wanted = max(self.workers_min, math.ceil(jobs / self.value))
+        wanted = max(self.workers_min, request_count_workers(0, jobs, self.value))
         return wanted if self.workers_max is None else min(wanted, self.workers_max)
 
 

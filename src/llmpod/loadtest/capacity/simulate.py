@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from llmpod.protocol import request_count_workers
+
 
 @dataclass(frozen=True, slots=True)
 class Service:
@@ -292,7 +294,7 @@ class Simulation:
             return
         busy = sum(one.picked for one in self._workers)
         if fleet.kind == "REQUEST_COUNT":
-            wanted = math.ceil((len(self._queue) + busy) / fleet.value)
+            wanted = request_count_workers(len(self._queue), busy, fleet.value)
         else:
             # A queue with nobody there to serve it always gets its first worker.
             wanted = 1 if self._queue and self._alive() == 0 else 0

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from time import perf_counter
 
-WINDOW_S = 10.0
+from llmpod.protocol import RATE_WINDOW_S, RATES
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,17 +22,9 @@ class Limit:
     at_once: int
 
 
-# RunPod documentation, "send requests", rate limits: per endpoint and operation. /health is not listed: kept modest.
 RUNPOD_LIMITS: dict[str, Limit] = {
-    "runsync": Limit(2000, 400),
-    "run": Limit(1000, 200),
-    "status": Limit(2000, 400),
-    "stream": Limit(2000, 400),
-    "cancel": Limit(100, 20),
-    "purge": Limit(2, 1),
-    "openai": Limit(2000, 400),
-    "health": Limit(100, 5),
-}
+    name: Limit(rate.per_window, rate.concurrent or 1) for name, rate in RATES.items()
+} | {"health": Limit(100, 5)}  # not documented: kept modest
 
 
 @dataclass(slots=True)
@@ -58,7 +50,7 @@ class TokenBucket:
     @property
     def refill_per_s(self) -> float:
         # 2 % below the allowance: a sleep that ends late pushes a request towards the next one.
-        return max(self.per_10s - self.burst, 1.0) / WINDOW_S * 0.98
+        return max(self.per_10s - self.burst, 1.0) / RATE_WINDOW_S * 0.98
 
     def take(self, now: float) -> float:
         if now > self._at:

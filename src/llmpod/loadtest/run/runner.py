@@ -123,7 +123,7 @@ class Runner:
             async with asyncio.timeout(self._options.clean_up_s):
                 results = await asyncio.gather(*(self._rig.cancel(job_id) for job_id in ids))
                 if self._options.purge and self.stopped:
-                    await self._rig.client.call("purge", "POST", "/purge-queue", timeout_s=10)
+                    await self._rig.client.call("purge-queue", "POST", "/purge-queue", timeout_s=10)
         except Exception as error:  # noqa: BLE001 - nothing that goes wrong here may cost the report
             self.tally.notes.append(f"the clean-up did not end: {type(error).__name__}")
         cancelled = sum(1 for done in results if done)

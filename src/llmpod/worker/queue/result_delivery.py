@@ -20,14 +20,10 @@ from urllib.parse import quote
 import aiohttp
 from yarl import URL
 
+from llmpod.protocol import RUN_LIMIT_BYTES, RUNSYNC_LIMIT_BYTES
 from llmpod.worker.errors import Code, JobError
 from llmpod.worker.event_log import Emit, describe
 from llmpod.worker.plain_json import dumps
-
-RUN_LIMIT_BYTES = 10_000_000
-RUNSYNC_LIMIT_BYTES = 20_000_000
-"""Largest results (docs.runpod.io, handler functions). RunPod answers 400 to a larger one, having set the job to
-COMPLETED without an output; so it must not be sent. The ids of /runsync jobs begin with `sync-`."""
 
 CHUNK_PATIENCE_S = 5.0
 """How long a chunk is retried before the next one carries its text."""

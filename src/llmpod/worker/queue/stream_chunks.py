@@ -13,10 +13,10 @@ from typing import Any, TypeGuard
 
 import orjson
 
+from llmpod.protocol import CHUNK_LIMIT_BYTES
+
 Item = dict[str, Any] | str
 
-MAX_POST_BYTES = 1_000_000
-"""RunPod takes 1 MB per stream chunk and splits what is larger (docs.runpod.io, operation reference)."""
 COMPANY_S = 0.05
 _ENVELOPE_BYTES = 1_000  # what surrounds a text in the body
 _BYTES_PER_CHAR = 6  # the most that JSON needs for one: an escaped control character
@@ -52,7 +52,7 @@ def _is_native(item: Item) -> TypeGuard[dict[str, Any]]:
     return all(isinstance(choice.get("text"), str) and "index" in choice for choice in item["choices"])
 
 
-def split(item: Item, limit_bytes: int = MAX_POST_BYTES) -> Iterator[Item]:
+def split(item: Item, limit_bytes: int = CHUNK_LIMIT_BYTES) -> Iterator[Item]:
     """The item in parts of at most `limit_bytes` in JSON, where that is possible between characters.
 
     Strings stay whole: they are events, and RunPod splits what is too large.
@@ -92,7 +92,7 @@ class Deltas:
     `replies`, whatever they are doing.
     """
 
-    def __init__(self, replies: AsyncGenerator[Item, None], limit_bytes: int = MAX_POST_BYTES) -> None:
+    def __init__(self, replies: AsyncGenerator[Item, None], limit_bytes: int = CHUNK_LIMIT_BYTES) -> None:
         self._replies = replies
         self._limit_bytes = limit_bytes - _ENVELOPE_BYTES
         self._ready: deque[Item] = deque()

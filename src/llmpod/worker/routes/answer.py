@@ -9,6 +9,7 @@ from typing import Any
 
 import orjson
 
+from llmpod.protocol import CHUNK_LIMIT_BYTES
 from llmpod.worker.engine.app.asgi import Exchange
 from llmpod.worker.engine.engine import Engine
 from llmpod.worker.errors import Code, JobError, RouteError
@@ -94,10 +95,10 @@ class RouteAnswer:
                     events[0] = sse.with_field(events[0], "limits", limits)
                     limits = None
                 for chunk in sse.merge(events):
-                    if len(chunk) > sse.MAX_YIELD_BYTES:
+                    if len(chunk) > CHUNK_LIMIT_BYTES:
                         raise JobError(
                             Code.RESULT_TOO_LARGE,
-                            f"One event has {len(chunk)} bytes; RunPod carries {sse.MAX_YIELD_BYTES} at a time.",
+                            f"One event has {len(chunk)} bytes; RunPod carries {CHUNK_LIMIT_BYTES} at a time.",
                         )
                     yield chunk
                 if failure is not None:

@@ -11,8 +11,7 @@ from collections.abc import Iterable, Iterator
 
 import orjson
 
-MAX_YIELD_BYTES = 1_000_000
-"""RunPod's limit for one streamed chunk (docs: 1 MB)."""
+from llmpod.protocol import CHUNK_LIMIT_BYTES
 
 _END = re.compile(rb"\r\n\r\n|\n\n")
 _DONE = b"data: [DONE]"
@@ -40,7 +39,7 @@ class Splitter:
         return self._rest
 
 
-def merge(events: Iterable[bytes], limit: int = MAX_YIELD_BYTES) -> Iterator[bytes]:
+def merge(events: Iterable[bytes], limit: int = CHUNK_LIMIT_BYTES) -> Iterator[bytes]:
     """Join events into as few chunks as `limit` bytes allow. An event longer than that is a chunk of its own."""
     chunk: list[bytes] = []
     size = 0
