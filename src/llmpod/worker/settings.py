@@ -180,7 +180,10 @@ class Settings(BaseSettings):
         ge=0,
     )
     job_loop: Annotated[Literal["event", "stock"], BeforeValidator(str.lower)] = setting(
-        "event", "Worker", "event: jobs start and results leave at once. stock: the RunPod SDK's own polling loop."
+        "event",
+        "Worker",
+        "event: jobs start and results leave at once. stock: the RunPod SDK's own polling loop, also used (with a "
+        "`job_loop` event that names what is missing) where the installed SDK lacks something that event uses.",
     )
     return_aggregate_stream: bool = setting(
         True, "Worker", "Give /run and /runsync the whole output of a streamed job, too."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import types
 from typing import Any
 
 import aiohttp
@@ -33,8 +34,60 @@ def parameters(function: Any) -> list[str]:
     return list(inspect.signature(function).parameters)
 
 
-def test_the_installed_sdk_is_one_that_these_tests_hold() -> None:
-    assert sdk.VERSION in sdk.KNOWN_VERSIONS
+def test_the_installed_sdk_has_every_name_that_is_used() -> None:
+    assert sdk.missing() == []
+
+
+OTHER_FORMS = {"not callable": object(), "with other parameters": lambda one, two, three, four, five, six: None}
+
+
+def change(monkeypatch: pytest.MonkeyPatch, name: str, how: str) -> None:
+    """Remove a name from the SDK, or put something of another form in its place."""
+    root, *path, last = name.split(".")
+    if root == "scaler":
+        stock = rp_scale.JobScaler.__init__
+
+        def changed(self: Any, config: dict[str, Any]) -> None:
+            stock(self, config)
+            holder = self
+            for step in path:  # the progress is shared by all scalers: change a stand-in
+                setattr(holder, step, types.SimpleNamespace(add=lambda job: None, remove=lambda job: None))
+                holder = getattr(holder, step)
+            delattr(holder, last) if how == "removed" else setattr(holder, last, OTHER_FORMS[how])
+
+        monkeypatch.setattr(rp_scale.JobScaler, "__init__", changed)
+        return
+    holder = getattr(sdk, root)
+    for step in path:
+        holder = getattr(holder, step)
+    if how == "removed":
+        monkeypatch.delattr(holder, last)
+    else:
+        monkeypatch.setattr(holder, last, OTHER_FORMS[how])
+
+
+@pytest.mark.parametrize("how", ["removed", *OTHER_FORMS])
+@pytest.mark.parametrize("name", sdk.USED)
+def test_a_name_that_is_missing_or_changed_is_found(monkeypatch: pytest.MonkeyPatch, name: str, how: str) -> None:
+    change(monkeypatch, name, how)
+    found = sdk.missing()
+    assert name in found
+    below = {"rp_scale.JobScaler": "scaler."}.get(name, name + ".")
+    assert all(other == name or other.startswith((below, name + ".")) for other in found)
+
+
+def test_optional_parameters_more_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def get_job(session: Any, num_jobs: int = 1, *, hold_s: float = 90, **others: Any) -> None: ...
+
+    monkeypatch.setattr(rp_scale, "get_job", get_job)
+    monkeypatch.setattr(http_client, "get_auth_header", lambda key=None: {})
+    assert sdk.missing() == []
+
+
+def test_a_release_without_one_of_the_modules_still_imports(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert vars(sdk._module("serverless.modules.rp_gone")).keys() >= {"__name__"}
+    monkeypatch.setattr(sdk, "rp_fitness", sdk._module("serverless.modules.rp_gone"))
+    assert {name.split(".")[0] for name in sdk.missing()} == {"rp_fitness"}
 
 
 def test_the_scaler_is_looked_up_in_its_module_when_the_worker_starts() -> None:
@@ -102,12 +155,6 @@ def test_running_jobs_are_known_to_the_heartbeat_by_id() -> None:
     assert progress.get_job_list() is None
 
 
-def test_batch_ids_are_set_for_the_logs_of_one_job() -> None:
-    with sdk.batch_of({"batchId": "b-1"}):
-        assert rp_logger._batch_id.get() == "b-1"
-    assert rp_logger._batch_id.get() is None
-
-
 def test_no_fitness_check_starts_cuda_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rp_system_fitness, "gpu_available", lambda: True)
     monkeypatch.delenv("RUNPOD_SKIP_AUTO_SYSTEM_CHECKS", raising=False)
@@ -126,24 +173,38 @@ def test_no_fitness_check_starts_cuda_in_this_process(monkeypatch: pytest.Monkey
     assert not left & sdk.TORCH_CHECKS
 
 
-@pytest.mark.parametrize(
-    ("version", "setting", "expected"),
-    [
-        ("1.12.0", "event", "EventJobScaler"),
-        ("1.12.0", "stock", "EngineJobScaler"),
-        ("9.9", "event", "EngineJobScaler"),
-    ],
-)
-def test_an_unknown_sdk_gets_the_stock_loop_and_an_event(
-    monkeypatch: pytest.MonkeyPatch, events: Events, version: str, setting: str, expected: str
-) -> None:
+def served(monkeypatch: pytest.MonkeyPatch, events: Events, setting: str = "event") -> str:
+    """The name of the loop that `serve` starts."""
     started: list[dict[str, Any]] = []
-    monkeypatch.setattr(sdk, "VERSION", version)
     monkeypatch.setattr(runpod.serverless, "start", started.append)
     monkeypatch.setattr(loop.signal, "signal", lambda *arguments: None)
     worker = Worker(Settings(job_loop=setting), ScriptedEngine(), events.emit)  # type: ignore[arg-type]
     assert loop.serve(worker) == 0
-    assert rp_scale.JobScaler.__mro__[1].__name__ == expected
     assert rp_scale.JobScaler.worker is worker
     assert inspect.isasyncgenfunction(started[0]["handler"])
-    assert bool(events.named("job_loop")) == (version == "9.9")
+    return str(rp_scale.JobScaler.__mro__[1].__name__)
+
+
+@pytest.mark.parametrize("version", ["1.12.0", "1.12.1", "9.9"])
+@pytest.mark.parametrize(("setting", "expected"), [("event", "EventJobScaler"), ("stock", "EngineJobScaler")])
+def test_the_loop_is_the_chosen_one_whatever_the_sdks_version(
+    monkeypatch: pytest.MonkeyPatch, events: Events, version: str, setting: str, expected: str
+) -> None:
+    monkeypatch.setattr(sdk, "VERSION", version)
+    assert served(monkeypatch, events, setting) == expected
+    assert not events.named("job_loop")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["rp_job._job_stop_url", "http_client.TooManyRequests", "rp_fitness._fitness_checks", "rp_logger.RunPodLogger"],
+)
+def test_an_sdk_without_a_name_gets_the_stock_loop_and_an_event_that_has_the_name(
+    monkeypatch: pytest.MonkeyPatch, events: Events, name: str
+) -> None:
+    change(monkeypatch, name, "removed")
+    assert served(monkeypatch, events) == "EngineJobScaler"
+    (event,) = events.named("job_loop")
+    assert event["used"] == "stock"
+    assert event["missing"][0].startswith(name)
+    assert name in event["reason"]

@@ -183,13 +183,12 @@ class EventJobScaler(EngineJobScaler):
             run.interrupt(self.failure)
         self._runs[job_id] = run
         self.job_progress.add(job_id)  # what the heartbeat reports
-        task = asyncio.create_task(self._run(job, run))
+        task = asyncio.create_task(self._run(run))
         self.jobs_tasks[job_id] = task
         task.add_done_callback(functools.partial(self._ended, job_id))
 
-    async def _run(self, job: dict[str, Any], run: JobRun) -> None:
-        with sdk.batch_of(job):
-            await run.run()
+    async def _run(self, run: JobRun) -> None:
+        await run.run()
         if self.config.get("refresh_worker"):
             self.kill_worker()
 
@@ -281,16 +280,20 @@ def serve(worker: Worker) -> int:
     Raises:
         StartError: the engine could not be started.
     """
+    missing = sdk.missing()
     base: type[EngineJobScaler] = EventJobScaler
     if worker.settings.job_loop == "stock":
         base = EngineJobScaler
-    elif sdk.VERSION not in sdk.KNOWN_VERSIONS:
-        worker.emit("job_loop", level="warning", used="stock", reason=f"runpod {sdk.VERSION} is not known here")
+    elif missing:
+        reason = f"runpod {sdk.VERSION} does not have, in the form used here: {', '.join(missing)}"
+        worker.emit("job_loop", level="warning", used="stock", reason=reason, missing=missing)
         base = EngineJobScaler
     signal.signal(signal.SIGTERM, _leave_before_start)
     rp_scale.JobScaler = type("Scaler", (base,), {"worker": worker})
-    sdk.quiet(worker.emit, worker.settings.log_level)
-    if sdk.VERSION in sdk.KNOWN_VERSIONS:
+    incomplete = {name.split(".")[0] for name in missing}
+    if "rp_logger" not in incomplete:
+        sdk.quiet(worker.emit, worker.settings.log_level)
+    if "rp_fitness" not in incomplete:
         sdk.forgo_torch_checks()
     runpod.serverless.start(
         {
