@@ -82,7 +82,7 @@ class Bench:
         return done, time.monotonic() - began
 
     async def idle_share(self) -> float:
-        """Share of engine seats that stood empty while jobs were queued."""
+        """Share of engine slots that stood empty while jobs were queued."""
         began = last = time.monotonic()
         empty = seconds = 0.0
         burst = asyncio.create_task(self.load(5 * SEATS, 5 * SEATS, stream=False))
@@ -122,7 +122,7 @@ class Bench:
             jobs, seconds = await self.load(128, 512, stream=False)
             figures[f"jobs/s, 128 clients, not streamed, {at}"] = len(jobs) / seconds
         self.endpoint.set_faults(network_latency_ms=0)
-        figures["idle seats while jobs wait, %"] = 100 * await self.idle_share()
+        figures["idle slots while jobs wait, %"] = 100 * await self.idle_share()
         return figures
 
 

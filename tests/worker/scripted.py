@@ -106,8 +106,8 @@ class ScriptedEngine:
                 self.last_step = time.monotonic()
                 done = made == total
                 delta = Delta(0, text, "length" if done else None)
-                if (watch := metering.current.get()) is not None:
-                    watch.generated[request_id] = {0: made}
+                if (meter := metering.current_meter.get()) is not None:
+                    meter.generated[request_id] = {0: made}
                 yield Step([delta], Usage(len(prompt_ids), made, None), done, Timings(0, 0, 0) if done else None)
         finally:
             self.requests.discard(request_id)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from llmpod.worker.engine.engine import Engine
-from llmpod.worker.jobs.metering import Watch
+from llmpod.worker.jobs.metering import JobMeter
 from llmpod.worker.worker import Worker
 from tests.worker.conftest import Events, Json
 
@@ -103,11 +103,11 @@ async def test_a_whole_answer_that_is_cut_off_has_counted_every_token(
 
 
 def test_what_each_answer_of_a_cut_request_had_is_counted_once() -> None:
-    watch = Watch()
+    meter = JobMeter()
     seen = SimpleNamespace(
         prompt_token_ids=[1, 2], num_cached_tokens=1, outputs=[SimpleNamespace(index=0, token_ids=[5, 6])]
     )
-    assert watch.count("r", seen) == 2
+    assert meter.count("r", seen) == 2
     ended: list[Any] = [None, SimpleNamespace(index=1, token_ids=[7] * 5), None, None]
     parent = SimpleNamespace(external_req_id="r", child_requests={"0_r", "2_r", "3_r"}, output_aggregator=ended)
 
@@ -119,10 +119,10 @@ def test_what_each_answer_of_a_cut_request_had_is_counted_once() -> None:
     states = {"0_r": state(0, 9), "2_r": state(2, 3), "3_r": state(3, 0, is_prefilling=True)}
     processor = SimpleNamespace(parent_requests={"internal": parent}, request_states=states)
     for _ in range(2):
-        watch.count_cut(processor, "internal")
-        assert (watch.prompt_tokens, watch.cached_tokens, watch.completion_tokens) == (2, 1, 9 + 5 + 3)
-    watch.count_cut(processor, "nobody's")
-    assert watch.completion_tokens == 17
+        meter.count_cut(processor, "internal")
+        assert (meter.prompt_tokens, meter.cached_tokens, meter.completion_tokens) == (2, 1, 9 + 5 + 3)
+    meter.count_cut(processor, "nobody's")
+    assert meter.completion_tokens == 17
 
 
 async def test_a_job_that_never_reached_the_engine_has_no_counts(

@@ -175,13 +175,13 @@ def test_other_libraries_records_take_our_form() -> None:
 def test_errors_of_the_engines_processes_are_kept_for_the_diagnosis(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    last_words = tmp_path / "last-words.log"
+    error_log = tmp_path / "errors.log"
     before = logging.root.handlers[:], logging.root.level
     try:
-        logging.config.dictConfig(logging_config("ERROR", last_words))
+        logging.config.dictConfig(logging_config("ERROR", error_log))
         logging.getLogger("vllm.v1.engine.core").error("EngineCore failed to start: no memory")
         logging.getLogger("vllm.v1.engine.core").warning("never mind")
-        assert last_words.read_text().splitlines() == ["EngineCore failed to start: no memory"]
+        assert error_log.read_text().splitlines() == ["EngineCore failed to start: no memory"]
         assert json.loads(capsys.readouterr().err)["message"] == "EngineCore failed to start: no memory"
     finally:
         logging.root.handlers[:], logging.root.level = before

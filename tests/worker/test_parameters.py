@@ -42,7 +42,7 @@ def said_limits(replies: list[Any]) -> Json | None:
     """The `limits` of an answer, streamed or not, on whichever route."""
     found: list[Json] = []
     for reply in replies:
-        parts = [reply] if isinstance(reply, dict) else [sse.said(e) for e in sse.Splitter().feed(reply.encode())]
+        parts = [reply] if isinstance(reply, dict) else [sse.parse_data(e) for e in sse.Splitter().feed(reply.encode())]
         found += [part["limits"]["max_tokens"] for part in parts if isinstance(part, dict) and "limits" in part]
     return found[0] if found else None
 

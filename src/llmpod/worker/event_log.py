@@ -98,10 +98,10 @@ class StandardErrorHandler(JsonLogHandler):
         super().__init__(EventLog(sys.stderr))
 
 
-def logging_config(level: str, last_words: Path) -> dict[str, Any]:
+def logging_config(level: str, error_log: Path) -> dict[str, Any]:
     """A `logging.config` dictionary for vLLM and everything below it, in this process's children too.
 
-    Errors also go, with their tracebacks, into the file `last_words`: the reason why an engine did not start is known
+    Errors also go, with their tracebacks, into the file `error_log`: the reason why an engine did not start is known
     to the child process that failed, not to the worker that has to explain it.
     """
     name = f"{StandardErrorHandler.__module__}.{StandardErrorHandler.__qualname__}"
@@ -110,16 +110,16 @@ def logging_config(level: str, last_words: Path) -> dict[str, Any]:
         "disable_existing_loggers": False,
         "handlers": {
             "json": {"class": name},
-            "last_words": {
+            "error_log": {
                 "class": "logging.FileHandler",
-                "filename": str(last_words),
+                "filename": str(error_log),
                 "level": "ERROR",
                 "delay": True,
                 "encoding": "utf-8",
             },
         },
         "loggers": {
-            "vllm": {"handlers": ["json", "last_words"], "level": level, "propagate": False},
+            "vllm": {"handlers": ["json", "error_log"], "level": level, "propagate": False},
             "torch": {"handlers": ["json"], "level": level, "propagate": False},  # it brings a form of its own
         },
         "root": {"handlers": ["json"], "level": level},

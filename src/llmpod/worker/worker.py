@@ -41,8 +41,8 @@ class Worker:
         needed = slots.tokens_per_job(
             self.engine.max_model_len, self.settings.max_prompt_chars, self.settings.max_tokens_max
         )
-        seats = slots.seats(self.engine.max_num_seqs, self.engine.kv_cache_tokens, needed)
-        return slots.with_headroom(seats)
+        capacity = slots.engine_slots(self.engine.max_num_seqs, self.engine.kv_cache_tokens, needed)
+        return slots.with_headroom(capacity)
 
     @property
     def concurrency(self) -> int:
@@ -65,7 +65,7 @@ class Worker:
         reaches this generator as CancelledError while it awaits, or as GeneratorExit while the SDK sends a chunk.
         """
         record = record or self.record(job)
-        metering.current.set(record.watch.begin(self.settings, record.id, self.slots.take))
+        metering.current_meter.set(record.meter.begin(self.settings, record.id, self.slots.take))
         try:
             async with aclosing(self._answer(job.get("input"), record)) as replies:
                 async for reply in replies:
@@ -84,7 +84,7 @@ class Worker:
         record.fail(failed)
         if failed.code is Code.ENGINE_DEAD:
             self.on_engine_death()
-        for reply in routes.farewell(failed, record, model=self.engine.model_name):
+        for reply in routes.final_replies(failed, record, model=self.engine.model_name):
             yield reply
 
     async def _answer(self, job_input: object, record: JobRecord) -> AsyncGenerator[Reply, None]:
@@ -105,7 +105,7 @@ class Worker:
         params = self.engine.sampling(request.sampling, max_tokens.effective, stream=request.stream)
         await self.engine.constrain(params)
         answer = native_reply.Answer()
-        slot = record.watch.slot(int(request.sampling.get("n") or 1))
+        slot = record.meter.slot(int(request.sampling.get("n") or 1))
         async with slot, aclosing(self.engine.generate(prompt_ids, params, record.id)) as steps:
             async for step in steps:
                 reply = answer.add(step.deltas)

@@ -17,11 +17,11 @@ import pytest
 
 from llmpod.worker import environ, settings
 from llmpod.worker.engine import constraint_process
-from llmpod.worker.engine.app.metered_engine import WatchedEngine
+from llmpod.worker.engine.app.metered_engine import MeteredEngine
 from llmpod.worker.engine.constraints import ConstraintCompiler, begun_within
 from llmpod.worker.engine.engine import Engine
 from llmpod.worker.errors import Code, JobError
-from llmpod.worker.jobs.metering import Watch, current
+from llmpod.worker.jobs.metering import JobMeter, current_meter
 from llmpod.worker.worker import Worker
 from tests.worker.conftest import Json, replies_of
 
@@ -131,16 +131,16 @@ class StuckEngine:
 
 
 async def test_a_job_fails_whose_constraint_the_engine_never_gets_ready() -> None:
-    engine, watch = StuckEngine(), Watch()
-    current.set(watch)
+    engine, meter = StuckEngine(), JobMeter()
+    current_meter.set(meter)
     params = SimpleNamespace(max_tokens=1, output_kind=None, structured_outputs=SimpleNamespace(structural_tag=None))
-    watched = WatchedEngine(engine, lambda params, prompt: None, patience_s=0.1)  # type: ignore[arg-type,return-value]
+    watched = MeteredEngine(engine, lambda params, prompt: None, patience_s=0.1)  # type: ignore[arg-type,return-value]
     with pytest.raises(ValueError, match="not ready"):
         async for _ in watched.generate("", params):
             pass
     assert engine.left
-    assert watch.refusal is not None
-    assert watch.refusal.code is Code.GENERATION_FAILED
+    assert meter.refusal is not None
+    assert meter.refusal.code is Code.GENERATION_FAILED
 
 
 async def test_outputs_that_began_in_time_may_take_any_time() -> None:

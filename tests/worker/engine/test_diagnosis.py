@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from llmpod.worker.engine.start.diagnosis import SYMPTOMS, diagnose, examine, read_last_words
+from llmpod.worker.engine.start.diagnosis import STARTUP_ERROR_RULES, diagnose, examine, read_error_log
 from llmpod.worker.errors import StartError
 from llmpod.worker.settings import DEMO_MODEL, Settings
 
@@ -54,7 +54,7 @@ def test_a_known_failure_names_its_cause_and_its_cure(said: str, told: str) -> N
 
 
 def test_every_symptom_has_an_example() -> None:
-    for symptom in SYMPTOMS:
+    for symptom in STARTUP_ERROR_RULES:
         assert any(re.search(symptom.pattern, said) for said, _ in [*SAID, *MORE]), symptom.pattern
 
 
@@ -73,7 +73,7 @@ MORE = [
 @pytest.mark.parametrize(("said", "told"), MORE)
 def test_the_cause_is_found_in_what_a_child_process_logged(said: str, told: str) -> None:
     above = RuntimeError("Engine core initialization failed. See root cause above. Failed core proc(s): {}")
-    explained = diagnose(above, SETTINGS, last_words=f"EngineCore failed to start.\nTraceback …\nValueError: {said}")
+    explained = diagnose(above, SETTINGS, error_log=f"EngineCore failed to start.\nTraceback …\nValueError: {said}")
     assert told in f"{explained.cause} {explained.cure}"
 
 
@@ -91,7 +91,7 @@ def test_an_unknown_failure_gives_the_deepest_error_not_the_wrapper() -> None:
     explained = diagnose(
         RuntimeError("Engine core initialization failed. See root cause above."),
         SETTINGS,
-        last_words="Traceback (most recent call last):\n  File x\nZeroDivisionError: one over zero\n",
+        error_log="Traceback (most recent call last):\n  File x\nZeroDivisionError: one over zero\n",
     )
     assert "ZeroDivisionError: one over zero" in explained.cause
 
@@ -102,7 +102,7 @@ def test_a_start_error_is_passed_on() -> None:
 
 
 def test_missing_last_words_are_no_words(tmp_path: Path) -> None:
-    assert read_last_words(tmp_path / "none") == ""
+    assert read_error_log(tmp_path / "none") == ""
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,12 @@ import gc
 import pytest
 
 from llmpod.worker.engine.engine import Engine
-from llmpod.worker.engine.start.heap import built_to_last
+from llmpod.worker.engine.start.heap import frozen_afterwards
 
 
 def test_what_is_built_is_frozen_and_collection_goes_on_after_it() -> None:
     before = gc.get_freeze_count()
-    with built_to_last():
+    with frozen_afterwards():
         assert not gc.isenabled()
         built = [[] for _ in range(1000)]
     assert gc.get_freeze_count() >= before + len(built)
@@ -20,7 +20,7 @@ def test_what_is_built_is_frozen_and_collection_goes_on_after_it() -> None:
 
 
 def test_collection_goes_on_after_a_failure() -> None:
-    with pytest.raises(RuntimeError), built_to_last():
+    with pytest.raises(RuntimeError), frozen_afterwards():
         raise RuntimeError
     assert gc.isenabled()
 

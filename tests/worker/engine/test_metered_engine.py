@@ -14,7 +14,7 @@ from starlette.responses import StreamingResponse
 from starlette.routing import Route
 
 from llmpod.worker.engine.app.asgi import Exchange
-from llmpod.worker.engine.app.metered_engine import Bounded, WatchedEngine
+from llmpod.worker.engine.app.metered_engine import Bounded, MeteredEngine
 from llmpod.worker.errors import Code
 from llmpod.worker.jobs.metering import RequestRefusedError, Watch, current
 from llmpod.worker.jobs.slots import Slots
@@ -58,7 +58,7 @@ def no_detokenizer(params: object, prompt_ids: object) -> Any:
 
 async def read(count: int, pause_s: float) -> tuple[Watch, list[bytes], int]:
     """The watch, the pieces and the number of events of one streamed request, read by somebody who takes his time."""
-    engine = WatchedEngine(MergingEngine(count), no_detokenizer)
+    engine = MeteredEngine(MergingEngine(count), no_detokenizer)
     events = 0
 
     async def answer(request: Request) -> StreamingResponse:
@@ -107,7 +107,7 @@ async def test_a_request_beyond_the_limit_is_refused_and_its_parameters_stay_as_
     current.set(watch)
     params = SimpleNamespace(max_tokens=asked, output_kind=None, structured_outputs=None)
     with pytest.raises(ValueError, match="7 tokens"):
-        async for _ in WatchedEngine(MergingEngine(100), no_detokenizer).generate("", params):
+        async for _ in MeteredEngine(MergingEngine(100), no_detokenizer).generate("", params):
             pass
     assert params.max_tokens == asked
     assert watch.refusal is not None
@@ -145,7 +145,7 @@ class CountingEngine:
 async def embed(engine: CountingEngine, watch: Watch, inputs: int) -> None:
     """A job's requests, all at once, as vLLM's application makes them."""
     current.set(watch)
-    watched = WatchedEngine(engine, no_detokenizer)
+    watched = MeteredEngine(engine, no_detokenizer)
 
     async def one(number: int) -> None:
         async for _ in watched.encode(number):

@@ -24,8 +24,8 @@ from vllm.reasoning import ReasoningParserManager
 from vllm.sampling_params import RequestOutputKind
 from vllm.tool_parsers import ToolParserManager
 
-from llmpod.worker.engine.app.metered_engine import WatchedEngine
-from llmpod.worker.jobs.metering import Watch, current
+from llmpod.worker.engine.app.metered_engine import MeteredEngine
+from llmpod.worker.jobs.metering import JobMeter, current_meter
 from llmpod.worker.settings import DEMO_MODEL
 from tests.worker.replay import Replay, one_by_one, splits
 
@@ -195,10 +195,10 @@ async def read(kind: str, name: str, ids: list[int], outputs: Sequence[Any], *, 
     request = ChatCompletionRequest(**body, **({"tools": [TOOL], "tool_choice": "auto"} if kind == "tool" else {}))
     parser = parser_class(kind, name)(tokenizer(), request.tools)
     replay = Replay(tokenizer(), outputs)
-    current.set(Watch(parsed=split))
+    current_meter.set(JobMeter(parsed=split))
     params = SamplingParams(max_tokens=len(ids), skip_special_tokens=False, output_kind=RequestOutputKind.DELTA)
     content, reasoning, calls = "", "", dict[int, list[Any]]()
-    async for output in WatchedEngine(replay, replay.detokenizer).generate(tokenizer().encode("Hi"), params):
+    async for output in MeteredEngine(replay, replay.detokenizer).generate(tokenizer().encode("Hi"), params):
         for choice in output.outputs:
             delta = parser.parse_delta(
                 choice.text,

@@ -13,9 +13,9 @@ from vllm import SamplingParams
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind
 
-from llmpod.worker.engine.app.metered_engine import WatchedEngine
+from llmpod.worker.engine.app.metered_engine import MeteredEngine
 from llmpod.worker.engine.token_outputs import TokenOutputs
-from llmpod.worker.jobs.metering import Watch, current
+from llmpod.worker.jobs.metering import JobMeter, current_meter
 from llmpod.worker.settings import DEMO_MODEL
 from tests.worker.replay import Replay, one_by_one, splits
 
@@ -29,9 +29,9 @@ def tokenizer() -> Any:
 
 async def outputs_of(outputs: Any, *, finish_reason: str, **sampling: Any) -> list[Any]:
     replay = Replay(tokenizer(), outputs, finish_reason=finish_reason)
-    current.set(Watch(parsed=True))
+    current_meter.set(JobMeter(parsed=True))
     params = SamplingParams(output_kind=RequestOutputKind.DELTA, **sampling)
-    found = WatchedEngine(replay, replay.detokenizer).generate(tokenizer().encode("Hi"), params)
+    found = MeteredEngine(replay, replay.detokenizer).generate(tokenizer().encode("Hi"), params)
     return [
         (choice.text, list(choice.token_ids), choice.finish_reason, choice.stop_reason, output.finished)
         async for output in found
@@ -105,7 +105,7 @@ async def test_what_no_streaming_parser_reads_stays_merged(parsed: bool, kind: s
         async def generate(self, *_: Any) -> AsyncGenerator[Any, None]:
             yield merged(abc=[7, 8, 9])
 
-    current.set(Watch(parsed=parsed))
+    current_meter.set(JobMeter(parsed=parsed))
     params = SamplingParams(output_kind=RequestOutputKind[kind])
-    (output,) = [output async for output in WatchedEngine(Engine(), lambda *_: Spells()).generate("", params)]
+    (output,) = [output async for output in MeteredEngine(Engine(), lambda *_: Spells()).generate("", params)]
     assert output.outputs[0].token_ids == [7, 8, 9]

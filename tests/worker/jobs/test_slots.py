@@ -8,7 +8,7 @@ import random
 import pytest
 
 from llmpod.worker.errors import Code, JobError
-from llmpod.worker.jobs.slots import Slots, seats, tokens_per_job, with_headroom
+from llmpod.worker.jobs.slots import Slots, engine_slots, tokens_per_job, with_headroom
 
 
 async def test_slots_are_granted_in_order_and_never_beyond_capacity() -> None:
@@ -91,10 +91,10 @@ async def test_storms_of_cancellations_leave_everything_free() -> None:
 
 
 def test_concurrency_follows_the_scarcer_of_sequences_and_kv_cache() -> None:
-    assert seats(128, None, 500) == 128
-    assert seats(128, 1_000_000, 500) == 128
-    assert seats(128, 10_000, 500) == 20
-    assert seats(128, 100, 500) == 1
+    assert engine_slots(128, None, 500) == 128
+    assert engine_slots(128, 1_000_000, 500) == 128
+    assert engine_slots(128, 10_000, 500) == 20
+    assert engine_slots(128, 100, 500) == 1
     assert [with_headroom(number) for number in (1, 4, 128)] == [2, 5, 160]
 
 

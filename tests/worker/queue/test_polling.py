@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from llmpod.worker.queue.polling import MOST_ABREAST, Takes
+from llmpod.worker.queue.polling import MOST_ABREAST, Poller
 from tests.worker.scripted import ScriptedEngine, serving, until
 
 Answer = Callable[[int], Awaitable[list[Any] | None]]
@@ -39,8 +39,8 @@ class Seats:
             self.asking.remove(wanted)
 
     @asynccontextmanager
-    async def taking(self) -> AsyncIterator[Takes]:
-        takes = Takes(
+    async def taking(self) -> AsyncIterator[Poller]:
+        poller = Poller(
             lambda: self.seats - len(self.jobs),
             self.fetch,
             self.jobs.append,
@@ -48,12 +48,12 @@ class Seats:
             self.shutdown,
             timeout_s=60,
         )
-        running = asyncio.create_task(takes.run())
+        running = asyncio.create_task(poller.run())
         try:
-            yield takes
+            yield poller
         finally:
             self.shutdown.set()
-            takes.hang_up()
+            poller.half_close()
             await asyncio.wait((running,), timeout=1)
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
@@ -111,12 +111,12 @@ async def test_an_idle_worker_has_one_call_open() -> None:
 
 async def test_a_full_worker_asks_when_a_seat_becomes_free() -> None:
     seats = Seats(2, queue_of(5, most=10, rtt_s=0))
-    async with seats.taking() as takes:
+    async with seats.taking() as poller:
         await until(lambda: len(seats.jobs) == 2)
         await asyncio.sleep(0.02)
         assert not seats.asking
         seats.jobs.pop()
-        takes.wake()
+        poller.wake()
         await until(lambda: len(seats.jobs) == 2)
 
 

@@ -41,7 +41,7 @@ async def replies_to(worker: Worker, route: str, body: Json) -> list[Any]:
 
 def events_in(replies: list[str]) -> list[Any]:
     found = sse.Splitter().feed("".join(replies).encode())
-    return [said for said in map(sse.said, found) if isinstance(said, dict)]
+    return [said for said in map(sse.parse_data, found) if isinstance(said, dict)]
 
 
 def ending(route: str, replies: list[Any], *, stream: bool) -> tuple[list[str], str | None]:

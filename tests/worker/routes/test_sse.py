@@ -59,7 +59,7 @@ def test_windows_line_ends_and_comments_are_events_too() -> None:
     assert splitter.feed(b": keep-alive\n\ndata: 1\r\n\r\ndata: [DO") == [b": keep-alive\n\n", b"data: 1\r\n\r\n"]
     assert splitter.rest() == b"data: [DO"
     (done,) = splitter.feed(b"NE]\n\n")
-    assert sse.is_done(done)
+    assert done == b"data: [DONE]\n\n"
 
 
 @pytest.mark.parametrize(
@@ -114,6 +114,6 @@ def test_the_end_of_a_stream_is_known_on_every_route(event: bytes, last: bool) -
 
 
 def test_an_event_says_its_json_or_nothing() -> None:
-    assert sse.said(b'event: x\ndata: {"a":1}\n\n') == {"a": 1}
-    assert sse.said(b"data: [DONE]\n\n") is None
-    assert sse.said(b": keep-alive\n\n") is None
+    assert sse.parse_data(b'event: x\ndata: {"a":1}\n\n') == {"a": 1}
+    assert sse.parse_data(b"data: [DONE]\n\n") is None
+    assert sse.parse_data(b": keep-alive\n\n") is None

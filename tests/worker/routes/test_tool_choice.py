@@ -80,9 +80,9 @@ def test_blanks_are_bounded_in_every_schema_of_a_constraint_and_nothing_else_cha
     ],
 )
 def test_a_call_is_seen_in_every_shape_and_remembered(said: Any) -> None:
-    owed = tool_choice.OwedCall()
-    assert owed.see(said)
-    assert owed.see({"choices": []})
+    required = tool_choice.RequiredToolCall()
+    assert required.observe(said)
+    assert required.observe({"choices": []})
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_a_call_is_seen_in_every_shape_and_remembered(said: Any) -> None:
     ],
 )
 def test_prose_is_no_call(said: Any) -> None:
-    assert not tool_choice.OwedCall().see(said)
+    assert not tool_choice.RequiredToolCall().observe(said)
 
 
 @pytest.mark.parametrize(
@@ -117,15 +117,15 @@ def test_prose_is_no_call(said: Any) -> None:
     ],
 )
 def test_an_answer_that_its_limit_cuts_owes_no_call(said: Any) -> None:
-    assert tool_choice.OwedCall().see(said)
+    assert tool_choice.RequiredToolCall().observe(said)
 
 
 def test_each_choice_owes_a_call() -> None:
-    owed = tool_choice.OwedCall()
+    required = tool_choice.RequiredToolCall()
     first, second = ({"choices": [{"index": index, "delta": {"tool_calls": [{"index": 0}]}}]} for index in (0, 1))
-    assert owed.see(first)
-    assert not owed.see({"choices": [{"index": 1, "delta": {"role": "assistant"}}]})
-    assert owed.see(second)
+    assert required.observe(first)
+    assert not required.observe({"choices": [{"index": 1, "delta": {"role": "assistant"}}]})
+    assert required.observe(second)
 
 
 @pytest.mark.parametrize("schema", [None, {}, {"type": "object"}, {"type": "object", "properties": {}}, "missing"])
@@ -166,4 +166,4 @@ def test_a_schema_that_says_anything_stays_as_it_is(schema: Any) -> None:
 
 
 def test_the_failure_names_what_to_change() -> None:
-    assert tool_choice.OwedCall().missing().field == "tool_choice"
+    assert tool_choice.RequiredToolCall().error().field == "tool_choice"

@@ -60,7 +60,7 @@ class Child:
     asked: Json
     lane: Lane
     end: float
-    said: bytearray = field(default_factory=bytearray)
+    received: bytearray = field(default_factory=bytearray)
 
 
 def serve(connection: socket.socket, config: Any, seconds: float, memory_bytes: int) -> None:
@@ -176,7 +176,7 @@ class Server:
                     if number == self._connection.fileno():
                         if not self._read():
                             return
-                    elif not self._hear(number):
+                    elif not self._receive(number):
                         poll.unregister(number)
                         os.close(number)
                 self._end_the_late()
@@ -232,18 +232,18 @@ class Server:
         finally:
             os._exit(0)
 
-    def _hear(self, number: int) -> bool:
+    def _receive(self, number: int) -> bool:
         """Read from a child. Whether it goes on; if not, its verdict has been sent."""
         child = self._children[number]
         data = os.read(number, 1 << 20)
-        child.said += data
+        child.received += data
         if data:
             return True
         del self._children[number]
         _, status = os.waitpid(child.pid, 0)
         ended_by = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
-        if child.said and ended_by is None:
-            self._answer(child.asked, json.loads(child.said))
+        if child.received and ended_by is None:
+            self._answer(child.asked, json.loads(child.received))
         elif ended_by in (signal.SIGPROF, signal.SIGKILL) and child.lane is self._quick:
             self._put(self._slow, child.asked)
         elif ended_by == signal.SIGPROF:

@@ -84,7 +84,7 @@ class Engine:
             return
         diagnosis.examine(self._settings)
         self._prepared = True
-        process.last_words().unlink(missing_ok=True)
+        process.error_log().unlink(missing_ok=True)
         process.prepare(self._settings)
         cpu_fork_server.start(ENGINE_MODULES)
 
@@ -96,13 +96,13 @@ class Engine:
         """
         self.prepare()
         try:
-            with heap.built_to_last(), first_error.only():
+            with heap.frozen_afterwards(), first_error.only():
                 await self._start()
         except BaseException as error:
             self.shutdown()
             if isinstance(error, Exception):
                 raise diagnosis.diagnose(
-                    error, self._settings, diagnosis.read_last_words(process.last_words())
+                    error, self._settings, diagnosis.read_error_log(process.error_log())
                 ) from error
             raise
 
@@ -131,7 +131,7 @@ class Engine:
         request_check.check(self._llm)
         await self._constraints.start(self._llm.vllm_config)
         loaded = time.monotonic()
-        await self._learn(arguments.application.chat_template)
+        await self._load_model_info(arguments.application.chat_template)
         if self.generates:
             await self._warm_up()
         # From now on vLLM's check of structured outputs is made beside the event loop: here it would block it.
@@ -151,7 +151,7 @@ class Engine:
             routes_ms=_ms(time.monotonic() - warm),
         )
 
-    async def _learn(self, chat_template: str | None) -> None:
+    async def _load_model_info(self, chat_template: str | None) -> None:
         """What jobs need to know of the loaded model; `chat_template`: the operator's."""
         config = self._llm.model_config
         self.generates = config.runner_type == "generate"
@@ -274,9 +274,9 @@ class Engine:
             ids, text = await asyncio.to_thread(self._prompts.rendered, request)
         else:
             ids, text = self._prompts.rendered(request)
-        watch = metering.current.get()
-        if watch is not None and watch.judge is not None:
-            watch.judge(text)
+        meter = metering.current_meter.get()
+        if meter is not None and meter.judge is not None:
+            meter.judge(text)
         return ids
 
     def sampling(self, given: Mapping[str, Any], max_tokens: int, *, stream: bool) -> Any:
@@ -318,8 +318,8 @@ class Engine:
         """
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
-        watch = metering.current.get() or metering.Watch()
-        prompt = metered_engine.salted({"type": "token", "prompt_token_ids": prompt_ids}, watch)
+        meter = metering.current_meter.get() or metering.JobMeter()
+        prompt = metered_engine.salted({"type": "token", "prompt_token_ids": prompt_ids}, meter)
         stream = self._llm.generate(prompt, params, request_id)
         if params.structured_outputs is not None:
             stream = begun_within(self._settings.engine_stall_seconds, stream)
@@ -327,10 +327,10 @@ class Engine:
             async with contextlib.aclosing(stream):
                 async for output in stream:
                     self.last_step = time.monotonic()
-                    completion_tokens = watch.count(request_id, output)
+                    completion_tokens = meter.count(request_id, output)
                     if any(choice.finish_reason == "error" for choice in output.outputs):
                         raise _failed_choice(params)
-                    if not watch.show_cached_tokens:
+                    if not meter.show_cached_tokens:
                         output.num_cached_tokens = None
                     yield engine_output.step(output, completion_tokens)
         except EngineDeadError:

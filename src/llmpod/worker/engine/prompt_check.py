@@ -37,7 +37,7 @@ class PromptCheck:
         self._adds_up = adds_up
         self._chars = 0  # of all prompts so far, beyond the allowance
         if settings.max_prompt_chars or profile is not None:
-            record.watch.judge = self
+            record.meter.judge = self
 
     def __call__(self, text: str) -> None:
         """Judge one prompt.

@@ -12,7 +12,7 @@ from llmpod.worker.jobs.bounds import Size
 from llmpod.worker.jobs.engine_output import Step, Timings
 from llmpod.worker.jobs.inputs import NativeRequest
 from llmpod.worker.jobs.limits import MaxTokens, constrained
-from llmpod.worker.jobs.metering import Watch
+from llmpod.worker.jobs.metering import JobMeter
 from llmpod.worker.jobs.native_reply import Answer, Reply
 
 Outcome = Literal["ok", "blocked", "rejected", "error", "cancelled", "timeout"]
@@ -34,7 +34,7 @@ class JobRecord:
         self.adapted: Mapping[str, Any] = {}  # fields taken under another name, and ignored ones
         self.interruption: JobError | None = None  # why the job is being cut short, if it was not cancelled
         self.size = Size()  # of its input
-        self.watch = Watch()  # what the engine does for it
+        self.meter = JobMeter()  # what the engine does for it
         self._emit = emit
         self._log_prompts = log_prompts
         self._received = time.monotonic()
@@ -88,14 +88,14 @@ class JobRecord:
         """
         self._finished = time.monotonic()
         self._result = {"model": self.model}
-        if self.watch.requests:
+        if self.meter.requests:
             self._result |= self._counts() | {
-                "finish_reason": self.watch.finish_reason,
-                "complete": self._complete(cut=self.watch.cut),
-                "engine_requests": self.watch.requests if self.watch.requests > 1 else None,
+                "finish_reason": self.meter.finish_reason,
+                "complete": self._complete(cut=self.meter.cut),
+                "engine_requests": self.meter.requests if self.meter.requests > 1 else None,
             }
-        if self.watch.timings is not None:
-            self._result |= self._times(self.watch.timings)
+        if self.meter.timings is not None:
+            self._result |= self._times(self.meter.timings)
 
     def finish(self, step: Step, answer: Answer, validation: Reply | None) -> None:
         """The engine is done: `step` is its last one. With several answers, `finish_reason` is the first one's.
@@ -106,7 +106,7 @@ class JobRecord:
         self.generated = True
         self._result = {
             "prompt_tokens": step.usage.prompt_tokens,
-            "cached_tokens": self.watch.cached_tokens,
+            "cached_tokens": self.meter.cached_tokens,
             "tokens_generated": step.usage.completion_tokens,
             "finish_reason": answer.finish_reasons.get(0),
             "complete": self._complete(cut="length" in answer.finish_reasons.values()),
@@ -121,13 +121,13 @@ class JobRecord:
 
     def _counts(self) -> dict[str, int]:
         return {
-            "prompt_tokens": self.watch.prompt_tokens,
-            "cached_tokens": self.watch.cached_tokens,
-            "tokens_generated": self.watch.completion_tokens,
+            "prompt_tokens": self.meter.prompt_tokens,
+            "cached_tokens": self.meter.cached_tokens,
+            "tokens_generated": self.meter.completion_tokens,
         }
 
     def _times(self, timings: Timings) -> dict[str, float]:
-        before = ((self.watch.submitted or self._received) - self._received) * 1000
+        before = ((self.meter.submitted or self._received) - self._received) * 1000
         return {
             "ttft_ms": round(before + timings.queue_ms + timings.prefill_ms, 1),
             "queue_ms": timings.queue_ms,
@@ -175,7 +175,7 @@ class JobRecord:
             intent=self.intent,
             max_tokens=self.max_tokens.as_dict() if self.max_tokens else None,
             **self.adapted,
-            **(self._counts() if self.watch.generated else {}) | self._result,
+            **(self._counts() if self.meter.generated else {}) | self._result,
             **fields,
         )
 

@@ -1,6 +1,6 @@
 """Metering of a job: its limits, its slots, and what the engine has done for it, shared by all of its requests.
 
-The engine and vLLM's application work in the context of a job (`current`), so whatever they call finds its meter.
+The engine and vLLM's application work in the context of a job (`current_meter`), so whatever they call finds its meter.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Value = TypeVar("Value")
 
 
 @dataclass
-class Watch:
+class JobMeter:
     """What one job may use, and what the engine has done so far for all the requests that are made of the job."""
 
     max_tokens: int | None = None
@@ -44,7 +44,7 @@ class Watch:
     timings: Timings | None = None  # of the first request that finished
     refusal: JobError | None = None  # why the worker refused it while vLLM's application was at work
     failure: dict[str, Any] | None = None  # vLLM's error object, as it was made when a stream failed
-    take: Callable[[int], Awaitable[Slot]] | None = None  # waits for that many seats
+    take: Callable[[int], Awaitable[Slot]] | None = None  # waits for that many slots
     most: int | None = None  # answers and inputs that it may have in the engine, and before it, at once
     submitted: float | None = None  # monotonic seconds, when its first request got a slot
     _at_once: int = 0
@@ -58,7 +58,7 @@ class Watch:
         return self
 
     @asynccontextmanager
-    async def slot(self, seats: int) -> AsyncGenerator[None, None]:
+    async def slot(self, weight: int) -> AsyncGenerator[None, None]:
         """The slot of one engine request with so many answers.
 
         The requests of a job queue for their slots one after the other: of a job with a thousand inputs, one stands in
@@ -67,7 +67,7 @@ class Watch:
         Raises:
             JobError: the job makes more requests than it may, or the worker stayed full for MAX_QUEUE_WAIT.
         """
-        self._at_once += seats
+        self._at_once += weight
         try:
             if self.most is not None and self._at_once > self.most:
                 raise JobError(Code.INVALID_INPUT, f"The job asks for more than {self.most} answers or inputs at once.")
@@ -76,11 +76,11 @@ class Watch:
                     async with self._turn:
                         if self.refusal is not None:
                             raise self.refusal
-                        stack.enter_context(await self.take(seats))
+                        stack.enter_context(await self.take(weight))
                 self.submitted = self.submitted or time.monotonic()
                 yield
         finally:
-            self._at_once -= seats
+            self._at_once -= weight
 
     def ended(self) -> bool:
         """Whether the engine has nothing more to say, as far as it has been asked."""
@@ -119,8 +119,8 @@ class Watch:
         return self.generated[request_id]
 
 
-current: ContextVar[Watch | None] = ContextVar("current", default=None)
-"""The watch of the job in whose context the engine or the application works; its tasks inherit it."""
+current_meter: ContextVar[JobMeter | None] = ContextVar("current_meter", default=None)
+"""The meter of the job in whose context the engine or the application works; its tasks inherit it."""
 
 
 class RequestRefusedError(ValueError):
@@ -129,18 +129,18 @@ class RequestRefusedError(ValueError):
 
 def refuse(error: JobError) -> RequestRefusedError:
     """The exception to raise inside vLLM's application so that the job at work fails with `error`."""
-    watch = current.get()
-    if watch is not None:
-        watch.refusal = watch.refusal or error
+    meter = current_meter.get()
+    if meter is not None:
+        meter.refusal = meter.refusal or error
     return RequestRefusedError(error.message)
 
 
 @asynccontextmanager
-async def engine_slot(watch: Watch, seats: int) -> AsyncGenerator[None, None]:
-    """As the watch's, inside vLLM's application."""
+async def engine_slot(meter: JobMeter, weight: int) -> AsyncGenerator[None, None]:
+    """As the meter's, inside vLLM's application."""
     async with AsyncExitStack() as stack:
         try:
-            await stack.enter_async_context(watch.slot(seats))
+            await stack.enter_async_context(meter.slot(weight))
         except JobError as error:
             raise refuse(error) from None
         yield
@@ -148,8 +148,8 @@ async def engine_slot(watch: Watch, seats: int) -> AsyncGenerator[None, None]:
 
 def judges() -> bool:
     """Whether the job at work has guardrails to judge its prompts."""
-    watch = current.get()
-    return watch is not None and watch.judge is not None
+    meter = current_meter.get()
+    return meter is not None and meter.judge is not None
 
 
 def judge(visible: Callable[[Value], str], prompt: Value) -> None:
@@ -158,10 +158,10 @@ def judge(visible: Callable[[Value], str], prompt: Value) -> None:
     Raises:
         RequestRefusedError: they refuse it.
     """
-    watch = current.get()
-    if watch is None or watch.judge is None:
+    meter = current_meter.get()
+    if meter is None or meter.judge is None:
         return
     try:
-        watch.judge(visible(prompt))
+        meter.judge(visible(prompt))
     except JobError as error:
         raise refuse(error) from None

@@ -17,7 +17,7 @@ TYPICAL_TOKENS = 2048
 """Tokens that a job is taken to need when neither the guardrails nor MAX_MODEL_LEN say less."""
 
 
-def seats(max_num_seqs: int, kv_cache_tokens: int | None, tokens_per_job: int) -> int:
+def engine_slots(max_num_seqs: int, kv_cache_tokens: int | None, tokens_per_job: int) -> int:
     """Requests that can decode together: MAX_NUM_SEQS, or fewer if the KV cache cannot hold so many jobs."""
     if kv_cache_tokens is None:
         return max_num_seqs
@@ -34,9 +34,9 @@ def tokens_per_job(max_model_len: int, max_prompt_chars: int, max_tokens: int) -
     return min(max_model_len, max_prompt_chars // 3 + max_tokens)
 
 
-def with_headroom(seats: int) -> int:
+def with_headroom(slots: int) -> int:
     """Requests to keep in the engine: its seats and a quarter more, so that a seat that frees is filled at once."""
-    return seats + max(1, seats // 4)
+    return slots + max(1, slots // 4)
 
 
 class Slot:

@@ -78,22 +78,22 @@ def _names_nothing(schema: object) -> bool:
     )
 
 
-class OwedCall:
+class RequiredToolCall:
     """The call that each of an answer's choices owes when the client forces a tool, unless its limit cuts it."""
 
     def __init__(self) -> None:
         self._seen: set[int] = set()
         self._settled: set[int] = set()
 
-    def see(self, said: object) -> bool:
+    def observe(self, answer: object) -> bool:
         """Look at an answer, or at an event of a streamed one. Whether nothing is owed, by it and those before."""
-        for index, settled in _choices(said) if isinstance(said, dict) else ():
+        for index, settled in _choices(answer) if isinstance(answer, dict) else ():
             self._seen.add(index)
             if settled:
                 self._settled.add(index)
         return bool(self._seen) and self._seen == self._settled
 
-    def missing(self) -> JobError:
+    def error(self) -> JobError:
         """The failure of an answer that came to its end without it."""
         return JobError(
             Code.UNSUPPORTED,
@@ -102,20 +102,20 @@ class OwedCall:
         )
 
 
-def _choices(said: dict[str, Any]) -> Iterator[tuple[int, bool]]:
+def _choices(answer: dict[str, Any]) -> Iterator[tuple[int, bool]]:
     """Each choice in it, and whether it holds a call or its end by the limit.
 
     In the shape of OpenAI's chat, OpenAI's responses or Anthropic's messages; the latter two have one choice.
     """
-    if isinstance(choices := said.get("choices"), list):
+    if isinstance(choices := answer.get("choices"), list):
         for position, choice in enumerate(choices):
             turn = choice.get("message") or choice.get("delta") or {}
             settled = bool(turn.get("tool_calls")) or choice.get("finish_reason") == "length"
             yield choice.get("index", position), settled
         return
-    parts = said.get("output") or said.get("content") or [said.get("item"), said.get("content_block")]
+    parts = answer.get("output") or answer.get("content") or [answer.get("item"), answer.get("content_block")]
     called = isinstance(parts, list) and any(isinstance(part, dict) and part.get("type") in _CALLS for part in parts)
-    ends = [part for part in (said, said.get("delta"), said.get("response")) if isinstance(part, dict)]
+    ends = [part for part in (answer, answer.get("delta"), answer.get("response")) if isinstance(part, dict)]
     cut = any(end.get("stop_reason") == "max_tokens" or end.get("status") == "incomplete" for end in ends)
     yield 0, called or cut
 

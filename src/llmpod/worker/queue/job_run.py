@@ -43,9 +43,9 @@ class JobRun:
         self._scope = asyncio.timeout(None)
         self._working = False
         self._hurried = False
-        self._spoke_events = False  # whether the stream consists of strings
+        self._sent_events = False  # whether the stream consists of strings
         self._whole: list[Item] = []
-        self._unheard_since: float | None = None  # since when no chunk has arrived
+        self._failing_since: float | None = None  # since when no chunk has arrived
 
     def interrupt(self, error: JobError) -> None:
         """End the job's work with `error`, and report it. Without effect once the result is on its way."""
@@ -88,7 +88,7 @@ class JobRun:
                 raise
         self.record.cut_short()
         if self.record.stream:
-            await self._delivery.chunk(self.id, self._farewell(error), patience_s=LAST_CHUNK_PATIENCE_S)
+            await self._delivery.chunk(self.id, self._final_chunk(error), patience_s=LAST_CHUNK_PATIENCE_S)
         return {"error": error.as_json(self.id)}
 
     async def _work(self) -> dict[str, Any]:
@@ -112,11 +112,11 @@ class JobRun:
 
     async def _send(self, item: Item) -> Item | None:
         """Post an item; returns what of it did not arrive. After RESULT_DELIVERY_TIMEOUT only the result has it."""
-        self._spoke_events = isinstance(item, str)
+        self._sent_events = isinstance(item, str)
         parts = list(split(item))
         for index, part in enumerate(parts):
             if await self._delivery.chunk(self.id, part):
-                self._unheard_since = None
+                self._failing_since = None
             elif not self._given_up():
                 unsent = part
                 for rest in parts[index + 1 :]:
@@ -129,8 +129,8 @@ class JobRun:
     def _given_up(self) -> bool:
         """Whether no chunk has arrived for so long that the stream is taken for broken."""
         now = time.monotonic()
-        self._unheard_since = self._unheard_since or now
-        return now - self._unheard_since >= self._worker.settings.result_delivery_timeout
+        self._failing_since = self._failing_since or now
+        return now - self._failing_since >= self._worker.settings.result_delivery_timeout
 
     def _keep(self, item: Item) -> None:
         """Note what belongs to the result."""
@@ -140,8 +140,8 @@ class JobRun:
         else:
             self._whole.append(item)
 
-    def _farewell(self, error: JobError) -> Item:
+    def _final_chunk(self, error: JobError) -> Item:
         failure = error.as_dict(self.id)
-        if self._spoke_events:
+        if self._sent_events:
             return f"data: {orjson.dumps({'error': failure}, default=str).decode()}\n\n"
         return native_reply.stream_error(failure)

@@ -24,7 +24,7 @@ from llmpod.worker.engine.watchdog import Watchdog
 from llmpod.worker.errors import Code, JobError
 from llmpod.worker.queue import sdk
 from llmpod.worker.queue.job_run import HURRIED_PATIENCE_S, JobRun
-from llmpod.worker.queue.polling import HANG_UP_S, QUICK_S, Pause, Takes
+from llmpod.worker.queue.polling import HALF_CLOSE_S, QUICK_S, Backoff, Poller
 from llmpod.worker.queue.result_delivery import Delivery
 from llmpod.worker.queue.stops import EarlyStops
 from llmpod.worker.queue.stream_rate import Pace
@@ -118,7 +118,7 @@ class EngineJobScaler(rp_scale.JobScaler):  # type: ignore[misc] # the SDK is un
 class EventJobScaler(EngineJobScaler):
     """The event-driven loop: no polling inside the worker, and every call to RunPod made when it has a reason."""
 
-    _takes: Takes
+    _poller: Poller
     _delivery: Delivery
 
     def __init__(self, config: dict[str, Any]) -> None:
@@ -133,7 +133,7 @@ class EventJobScaler(EngineJobScaler):
         settings = self.worker.settings
         self.current_concurrency = self.worker.concurrency
         stream_url, done_url = sdk.urls()
-        self._takes = Takes(
+        self._poller = Poller(
             lambda: self.current_concurrency - len(self._runs),
             self.jobs_fetcher,
             self._begin,
@@ -149,7 +149,7 @@ class EventJobScaler(EngineJobScaler):
                 done_url=done_url,
                 timeout_s=settings.result_delivery_timeout,
             )
-            taking = asyncio.create_task(self._takes.run())
+            taking = asyncio.create_task(self._poller.run())
             stopping = asyncio.create_task(self._watch_stops(session))
             ending = asyncio.create_task(self._shutdown_event.wait())
             try:
@@ -197,7 +197,7 @@ class EventJobScaler(EngineJobScaler):
         del self.jobs_tasks[job_id]
         self.job_progress.remove(job_id)
         self._stops.has_ended(job_id, time.monotonic())
-        self._takes.wake()
+        self._poller.wake()
         if not task.cancelled() and (bug := task.exception()) is not None:
             self.worker.emit("bug", level="error", request_id=job_id, traceback=repr(bug))
 
@@ -207,22 +207,22 @@ class EventJobScaler(EngineJobScaler):
         if sdk.stop_url() is None:
             self.worker.emit("no_stop_channel", level="warning", note="RunPod's take address is of an unknown form.")
             return
-        pause = Pause()
+        backoff = Backoff()
         while True:
             asked = time.monotonic()
             try:
                 async with asyncio.timeout(self.stop_signals_fetcher_timeout):
                     job_ids = await self.stop_signals_fetcher(session)
             except Exception as error:  # noqa: BLE001 - as for job-take
-                pause.lengthen(at_least_s=1.0 if isinstance(error, sdk.TooManyRequests) else 0.0)
+                backoff.lengthen(at_least_s=1.0 if isinstance(error, sdk.TooManyRequests) else 0.0)
             else:
                 for job_id in job_ids:
                     self._stop(job_id)
                 if job_ids or time.monotonic() - asked > QUICK_S:
-                    pause.reset()
+                    backoff.reset()
                 else:
-                    pause.lengthen()
-            await pause.wait(self._shutdown_event)
+                    backoff.lengthen()
+            await backoff.wait(self._shutdown_event)
 
     def _stop(self, job_id: str) -> None:
         """End a job. A stop can overtake the job it is for: then it is remembered for a while."""
@@ -236,7 +236,7 @@ class EventJobScaler(EngineJobScaler):
     def kill_worker(self) -> None:
         """Stop taking jobs. Also what the SDK calls."""
         super().kill_worker()
-        self._takes.hang_up()
+        self._poller.half_close()
 
     async def _drain(self, taking: asyncio.Task[None]) -> None:
         """Let running jobs finish for DRAIN_SECONDS, fail the rest as retryable, and see every result off.
@@ -249,7 +249,7 @@ class EventJobScaler(EngineJobScaler):
         if self._runs:
             self.worker.emit("draining", jobs=len(self._runs), seconds=drain_s)
         deadline = time.monotonic() + drain_s
-        await asyncio.wait((taking,), timeout=max(HANG_UP_S, drain_s))
+        await asyncio.wait((taking,), timeout=max(HALF_CLOSE_S, drain_s))
         while self._runs and (left := deadline - time.monotonic()) > 0 and self.failure is None:
             await asyncio.wait(self.jobs_tasks.values(), timeout=left, return_when=asyncio.FIRST_COMPLETED)
         stopping = JobError(Code.WORKER_STOPPING, "RunPod stopped this worker before the job was finished.")

@@ -18,7 +18,7 @@ from llmpod.worker.event_log import Emit, describe
 from llmpod.worker.queue import sdk
 
 MOST_ABREAST = 4
-HANG_UP_S = 3.0
+HALF_CLOSE_S = 3.0
 """How long a call that was hung up may still bring a job before it is cancelled."""
 QUICK_S = 0.05
 """An empty answer to a long poll that comes sooner is a refusal in disguise: back off instead of asking again."""
@@ -28,7 +28,7 @@ QUEUED_S = 0.25
 Fetch = Callable[[Any, int], Awaitable[list[dict[str, Any]] | None]]
 
 
-class Takes:
+class Poller:
     """The job-take calls of one worker. `run` is a task's body, in whose event loop it is made."""
 
     def __init__(
@@ -51,8 +51,8 @@ class Takes:
         self._emit = emit
         self._shutdown = shutdown
         self._timeout_s = timeout_s
-        self._polls = [sdk.Polls() for _ in range(MOST_ABREAST)]
-        self._room = asyncio.Event()
+        self._sessions = [sdk.PollSession() for _ in range(MOST_ABREAST)]
+        self._wakeup = asyncio.Event()
         self._abreast = 1  # calls that may be under way together
         self._calls = 0
         self._asked = 0  # jobs they may bring
@@ -61,52 +61,52 @@ class Takes:
     async def run(self) -> None:
         """Take jobs until shutdown."""
         async with contextlib.AsyncExitStack() as stack, asyncio.TaskGroup() as takers:
-            for number, polls in enumerate(self._polls):
-                await stack.enter_async_context(polls.session)
-                takers.create_task(self._take(number, polls))
+            for number, session in enumerate(self._sessions):
+                await stack.enter_async_context(session.client)
+                takers.create_task(self._take(number, session))
 
     def wake(self) -> None:
         """A seat has become free."""
-        self._room.set()
+        self._wakeup.set()
 
-    def hang_up(self) -> None:
+    def half_close(self) -> None:
         """Tell RunPod that no answer is expected any more; what it has sent still arrives."""
-        for polls in self._polls:
-            polls.hang_up()
-        self._room.set()
+        for session in self._sessions:
+            session.half_close()
+        self._wakeup.set()
 
-    async def _take(self, number: int, polls: sdk.Polls) -> None:
-        pause = Pause()
+    async def _take(self, number: int, session: sdk.PollSession) -> None:
+        backoff = Backoff()
         while not self._shutdown.is_set():
             wanted = self._share(number)
             if wanted <= 0:
-                self._room.clear()
-                await self._room.wait()
+                self._wakeup.clear()
+                await self._wakeup.wait()
                 continue
             asked = time.monotonic()
             self._calls += 1
             self._asked += wanted
             try:
-                jobs = await self._poll(polls, wanted)
+                jobs = await self._poll(session, wanted)
                 for job in jobs:
                     self._begin(job)
             except sdk.TooManyRequests:
-                pause.lengthen(at_least_s=1.0)
+                backoff.lengthen(at_least_s=1.0)
             except Exception as error:  # noqa: BLE001 - whatever a poll meets, the worker goes on asking
                 if not self._shutdown.is_set():
                     self._emit("take_failed", level="warning", cause=describe(error))
-                pause.lengthen()
+                backoff.lengthen()
             else:
                 took_s = time.monotonic() - asked
-                self._learn(wanted, len(jobs), took_s)
+                self._adapt(wanted, len(jobs), took_s)
                 if jobs or took_s > QUICK_S:
-                    pause.reset()
+                    backoff.reset()
                 else:
-                    pause.lengthen()
+                    backoff.lengthen()
             finally:
                 self._calls -= 1
                 self._asked -= wanted
-            await pause.wait(self._shutdown)
+            await backoff.wait(self._shutdown)
 
     def _share(self, number: int) -> int:
         """How many jobs this taker is to ask for: its part of the seats that are free and not asked for yet."""
@@ -115,30 +115,30 @@ class Takes:
         unasked = self._free() - self._asked
         return -(-unasked // max(1, self._abreast - self._calls))
 
-    def _learn(self, wanted: int, got: int, took_s: float) -> None:
+    def _adapt(self, wanted: int, got: int, took_s: float) -> None:
         if not got or took_s > QUEUED_S:
             self._abreast, self._short = 1, 0
             return
         self._short = self._short + 1 if got < wanted else 0
         if self._short > 1 and self._abreast == 1:
             self._abreast = MOST_ABREAST
-            self._room.set()
+            self._wakeup.set()
 
-    async def _poll(self, polls: sdk.Polls, wanted: int) -> list[dict[str, Any]]:
-        """One long poll. It is never cancelled before it has been hung up: see `sdk.Polls`."""
-        poll = asyncio.ensure_future(self._fetch(polls.session, wanted))
+    async def _poll(self, session: sdk.PollSession, wanted: int) -> list[dict[str, Any]]:
+        """One long poll. It is never cancelled before it has been hung up: see `sdk.PollSession`."""
+        poll = asyncio.ensure_future(self._fetch(session.client, wanted))
         try:
             if not (await asyncio.wait((poll,), timeout=self._timeout_s))[0]:
-                polls.hang_up()
-                await asyncio.wait((poll,), timeout=HANG_UP_S)
+                session.half_close()
+                await asyncio.wait((poll,), timeout=HALF_CLOSE_S)
                 if not self._shutdown.is_set():
-                    polls.resume()
+                    session.resume()
             return (await poll if poll.done() else None) or []
         finally:
             poll.cancel()
 
 
-class Pause:
+class Backoff:
     """How long to wait before the next try: nothing after a success, and longer after every failure."""
 
     SHORTEST_S, LONGEST_S = 0.05, 5.0

@@ -136,7 +136,7 @@ def stop_url() -> str | None:
     return None if url is None else str(url)
 
 
-class Polls:
+class PollSession:
     """Client session for job-take calls whose connections can be half-closed, so that no job is lost.
 
     A job is handed out by answering a held call, and nobody acknowledges it. To cancel such a call could drop an answer
@@ -146,23 +146,23 @@ class Polls:
 
     def __init__(self) -> None:
         self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
-        self._hung_up = False
+        self._half_closed = False
         connector = aiohttp.TCPConnector(limit=0, socket_factory=self._make_socket)
-        self.session = open_session(connector)
+        self.client = open_session(connector)
 
-    def hang_up(self) -> None:
+    def half_close(self) -> None:
         """Tell RunPod that no answer is expected any more."""
-        self._hung_up = True  # aiohttp repeats a GET whose connection closes, and must not
+        self._half_closed = True  # aiohttp repeats a GET whose connection closes, and must not
         for open_socket in list(self._sockets):
             with contextlib.suppress(OSError):
                 open_socket.shutdown(socket.SHUT_WR)
 
     def resume(self) -> None:
         """Allow calls again."""
-        self._hung_up = False
+        self._half_closed = False
 
     def _make_socket(self, address: Any) -> socket.socket:
-        if self._hung_up:
+        if self._half_closed:
             raise ConnectionAbortedError("hung up")
         made = socket.socket(address[0], address[1], address[2])
         made.setblocking(False)

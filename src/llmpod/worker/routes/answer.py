@@ -47,7 +47,7 @@ class RouteAnswer:
             async with aclosing(self._chunks()) as chunks:
                 async for chunk in chunks:
                     call.record.streaming = True
-                    call.record.generated = call.watch.ended()
+                    call.record.generated = call.meter.ended()
                     yield unguard(chunk).decode()
             return
         content = unguard(await exchange.whole())
@@ -79,16 +79,16 @@ class RouteAnswer:
         # A key `error` at the top is how the SDK tells a failure; null says there was none (responses have it).
         if answer.get("error"):
             raise self._refusal(500, content)
-        owed = self._call.new.owed_call
-        if owed is not None and not owed.see(answer):
-            raise owed.missing()
+        required = self._call.new.required_call
+        if required is not None and not required.observe(answer):
+            raise required.error()
         return answer
 
     async def _chunks(self) -> AsyncGenerator[bytes, None]:
         """The stream in chunks of whole events; the first at once, then whatever waits."""
         splitter = sse.Splitter()
         limits = self._call.reported_limits
-        async with aclosing(self._exchange.pieces(self._call.watch.ended)) as pieces:
+        async with aclosing(self._exchange.pieces(self._call.meter.ended)) as pieces:
             async for piece in pieces:
                 events, failure = self._until_failure(splitter.feed(piece))
                 if events and limits is not None:
@@ -119,9 +119,9 @@ class RouteAnswer:
         if error is not None:
             status = error.get("code")
             return self._failed(status if isinstance(status, int) else 500, error)
-        owed = self._call.new.owed_call
-        if owed is not None and not owed.see(sse.said(event)) and sse.is_last(event):
-            return owed.missing()
+        required = self._call.new.required_call
+        if required is not None and not required.observe(sse.parse_data(event)) and sse.is_last(event):
+            return required.error()
         return None
 
     def _refusal(self, status: int, content: bytes) -> RouteError:
@@ -143,11 +143,11 @@ class RouteAnswer:
         Where the worker itself refused the request inside the application, its own error is the failure, and where
         vLLM noted another cause than it reports in the end, that is.
         """
-        watch = self._call.watch
-        if watch.refusal is not None:
-            return RouteError(watch.refusal, anthropic=self._call.rule.anthropic)
-        if watch.failure is not None:
-            error = watch.failure
+        meter = self._call.meter
+        if meter.refusal is not None:
+            return RouteError(meter.refusal, anthropic=self._call.rule.anthropic)
+        if meter.failure is not None:
+            error = meter.failure
             status = error["code"]
         message = str(error.get("message", ""))[:MAX_MESSAGE_CHARS]
         error = error | {"message": message}

@@ -34,9 +34,9 @@ class RouteCall:
     wanted_model: str | None = None  # of /v1/models, the one that is asked for
 
     @property
-    def watch(self) -> metering.Watch:
+    def meter(self) -> metering.JobMeter:
         """What the engine does for the job."""
-        return self.record.watch
+        return self.record.meter
 
     @property
     def generates(self) -> bool:
@@ -49,7 +49,7 @@ class RouteCall:
         max_tokens = self.new.max_tokens
         if max_tokens is None or self.given.get("use_beam_search"):
             return max_tokens
-        return limits.granted(max_tokens, self.record.watch.granted)
+        return limits.granted(max_tokens, self.record.meter.granted)
 
     @property
     def reported_limits(self) -> dict[str, Any] | None:
@@ -71,9 +71,9 @@ class RouteCall:
         elif self.method != "GET":
             body, headers["content-type"] = _json(self.new.body), "application/json"
         context = contextvars.copy_context()
-        context.run(metering.current.set, self.watch)
+        context.run(metering.current_meter.set, self.meter)
         exchange = Exchange(app, self.method, self.path, query=self.query, headers=headers, body=body, context=context)
-        self.watch.wanted = exchange.wanted
+        self.meter.wanted = exchange.wanted
         return exchange
 
 

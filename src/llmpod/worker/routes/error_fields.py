@@ -18,7 +18,7 @@ def field_of(param: str | None, message: str, body: Mapping[str, Any]) -> str | 
     body where a part of it is read late. So the path is walked again, along what the body has.
     """
     if not param:
-        return blamed(message, body)
+        return field_from_message(message, body)
     first, *rest = param.removeprefix("body.").split(".")
     if first.isdigit():
         return next((name for name in PROMPT_FIELDS if isinstance(body.get(name), list)), None)
@@ -52,7 +52,7 @@ def _literal(line: str) -> object:
         return None  # it was cut
 
 
-def blamed(message: str, body: Mapping[str, Any]) -> str | None:
+def field_from_message(message: str, body: Mapping[str, Any]) -> str | None:
     """The field that vLLM's error message is about, where vLLM does not name it."""
     said = message.casefold().replace("_", " ")
     if "empty" in said:

@@ -23,7 +23,7 @@ class Rewritten:
     body: dict[str, Any]
     max_tokens: limits.MaxTokens | None = None
     client: dict[str, str] = field(default_factory=dict)  # the client's own ids, for the log
-    owed_call: tool_choice.OwedCall | None = None
+    required_call: tool_choice.RequiredToolCall | None = None
 
 
 def rewrite(
@@ -71,7 +71,7 @@ def rewrite(
         limits.check_min_tokens(body.get("min_tokens"), max(1, new.max_tokens.effective), field="min_tokens")
     if tool_choice.forced(body):
         new.body["tools"] = tool_choice.strict(body["tools"])
-        new.owed_call = tool_choice.OwedCall()
+        new.required_call = tool_choice.RequiredToolCall()
     wanted = limits.default_sampling(settings, new.max_tokens.effective if new.max_tokens else None)
     for name in wanted if rule.sampling is None else [name for name in wanted if name in rule.sampling]:
         if new.body.get(name) is None:

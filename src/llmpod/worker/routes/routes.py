@@ -64,8 +64,8 @@ class Routes:
                 async with aclosing(answer.replies()) as replies:
                     async for reply in replies:
                         yield reply
-                if call.watch.refusal is not None:  # vLLM's application went on without what was refused
-                    raise call.watch.refusal
+                if call.meter.refusal is not None:  # vLLM's application went on without what was refused
+                    raise call.meter.refusal
         except Broken as error:
             cause = error.__cause__
             self.emit("route_broken", level="error", request_id=record.id, cause=type(cause).__name__)
@@ -88,11 +88,11 @@ class Routes:
         given = self._settled(rule, fields, request, record)
         prompt = prompt_fields.prompt_of(given)
         new = self._rewritten(rule, given, request, prompt, fields, record)
-        record.watch.max_tokens = None if new.max_tokens is None else max(1, new.max_tokens.effective)
-        record.watch.constraint = error_fields.blamed("schema", new.body)
-        record.watch.calls = error_fields.blamed("structural tag", new.body)
-        record.watch.most = limits.most_at_once(self.settings, scores=rule.scores)
-        record.watch.parsed = self.engine.application.parses(given, fields)
+        record.meter.max_tokens = None if new.max_tokens is None else max(1, new.max_tokens.effective)
+        record.meter.constraint = error_fields.field_from_message("schema", new.body)
+        record.meter.calls = error_fields.field_from_message("structural tag", new.body)
+        record.meter.most = limits.most_at_once(self.settings, scores=rule.scores)
+        record.meter.parsed = self.engine.application.parses(given, fields)
         return RouteCall(record, rule, method, path, query, given, prompt, new, wanted)
 
     def _route(self, rule: Rule, method: str, path: str) -> Route:
@@ -223,7 +223,7 @@ def explain(error: JobError, job_input: object) -> JobError:
     return RouteError(error, anthropic=str(route).startswith("/v1/messages"))
 
 
-def farewell(error: JobError, record: JobRecord, *, model: str) -> Iterator[Reply]:
+def final_replies(error: JobError, record: JobRecord, *, model: str) -> Iterator[Reply]:
     """The last replies of a job that failed: its stream's last chunk, if it has begun one, and the error.
 
     A native job that the profile's policy does not answer has not failed: it is COMPLETED with a reply that says so.

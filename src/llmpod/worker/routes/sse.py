@@ -53,11 +53,6 @@ def merge(events: Iterable[bytes], limit: int = CHUNK_LIMIT_BYTES) -> Iterator[b
         yield b"".join(chunk)
 
 
-def is_done(event: bytes) -> bool:
-    """Whether this is OpenAI's end mark."""
-    return event.startswith(_DONE)
-
-
 def is_last(event: bytes) -> bool:
     """Whether this ends a stream that went well, on any route."""
     return event.startswith(
@@ -65,7 +60,7 @@ def is_last(event: bytes) -> bool:
     )
 
 
-def said(event: bytes) -> object:
+def parse_data(event: bytes) -> object:
     """The JSON value that an event carries; None if it carries none."""
     try:
         return orjson.loads(event[event.find(b"data: ") + 6 :])

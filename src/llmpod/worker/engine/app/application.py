@@ -58,7 +58,7 @@ class Application:
         app = build_app(arguments, tasks, self._llm.model_config)
         self._state = app.state
         try:
-            await init_app_state(self._watched_engine(), app.state, arguments, tasks)
+            await init_app_state(self._metered_engine(), app.state, arguments, tasks)
         except ValueError as error:
             name = self._missing_adapter()
             if name is None:
@@ -149,10 +149,10 @@ class Application:
         """An answer without the marks of `guard`, should one have come through (in a tool's name, say)."""
         return answer.replace(_GUARD_BYTES, b"") if _GUARD_BYTES in answer else answer
 
-    def _watched_engine(self) -> metered_engine.WatchedEngine:
+    def _metered_engine(self) -> metered_engine.MeteredEngine:
         """The engine as the application gets it. Logits processors are named in LOGITS_PROCESSORS, or are plug-ins."""
         plugins = importlib.metadata.entry_points(group="vllm.logits_processors")
-        return metered_engine.WatchedEngine(
+        return metered_engine.MeteredEngine(
             self._llm,
             partial(detokenizer, self._llm.renderer.tokenizer),
             visible=lambda ids: self._prompts.visible(self._prompts.decode(ids)),
@@ -196,7 +196,7 @@ class Application:
             raise JobError(Code.UNSUPPORTED, "This was to be measured only.")
 
         context = contextvars.copy_context()
-        context.run(metering.current.set, metering.Watch(judge=judge))
+        context.run(metering.current_meter.set, metering.JobMeter(judge=judge))
         messages = [{"role": message.role, "content": message.content} for message in conversation(length)]
         body = orjson.dumps({"model": self._settings.served_name, "messages": messages, "max_tokens": 1} | fields)
         headers = {"content-type": "application/json"}

@@ -19,20 +19,20 @@ from llmpod.worker.engine.token_outputs import Detokenizer, TokenOutputs
 from llmpod.worker.errors import Code, JobError
 from llmpod.worker.jobs import tool_choice
 from llmpod.worker.jobs.engine_output import ConstraintError, timings_of
-from llmpod.worker.jobs.metering import Watch, current, engine_slot, judge, refuse
+from llmpod.worker.jobs.metering import JobMeter, current_meter, engine_slot, judge, refuse
 
 Value = TypeVar("Value")
 
 
 def count_cut_requests(engine: Any) -> None:
-    """Have the watches of `engine`'s jobs count what was produced when it aborts a request: it is forgotten then."""
+    """Have the meters of `engine`'s jobs count what was produced when it aborts a request: it is forgotten then."""
     abort = engine.abort
 
     async def counting(request_id: str | Iterable[str], *args: Any, **named: Any) -> None:
-        watch = current.get()
-        if watch is not None:
+        meter = current_meter.get()
+        if meter is not None:
             for one in (request_id,) if isinstance(request_id, str) else request_id:
-                watch.count_cut(engine.output_processor, one)
+                meter.count_cut(engine.output_processor, one)
         await abort(request_id, *args, **named)
 
     engine.abort = counting
@@ -50,9 +50,9 @@ def keep_failures(serving: Any) -> None:
 
     def noting(*args: Any, **named: Any) -> str:
         event: str = event_of(*args, **named)
-        watch = current.get()
-        if watch is not None:
-            watch.failure = watch.failure or orjson.loads(event)["error"]
+        meter = current_meter.get()
+        if meter is not None:
+            meter.failure = meter.failure or orjson.loads(event)["error"]
         return event
 
     serving.create_streaming_error_response = noting
@@ -94,7 +94,7 @@ CLIENTS_FAULTS = frozenset({"VLLMClientError", "ValueError"})
 """Classes of exceptions that vLLM answers with 400 (vllm/entrypoints/serve/exception_handling/error_response.py)."""
 
 
-class WatchedEngine:
+class MeteredEngine:
     """An engine client whose requests take slots, and which checks and counts `generate`; else the engine itself."""
 
     def __init__(
@@ -125,21 +125,21 @@ class WatchedEngine:
         return getattr(self._engine, name)
 
     async def generate(self, prompt: Any, params: Any, *args: Any, **named: Any) -> AsyncGenerator[Any, None]:
-        """As the engine's, but a request beyond the watch's limit is refused, whatever a body's field was called.
+        """As the engine's, but a request beyond the meter's limit is refused, whatever a body's field was called.
 
         The next output is fetched when the answer's reader wants more. Until then the engine merges what it produces
         into one output, which the application makes one event of: events per token cost more than the tokens. Where the
         answer is parsed, the application gets the tokens of a merged output one by one all the same.
         """
-        watch = current.get()
-        if watch is None:
-            watch = Watch()
+        meter = current_meter.get()
+        if meter is None:
+            meter = JobMeter()
         if getattr(params, "extra_args", None):
             _check_extra_arguments(params.extra_args, custom=self._custom_processors)
         # A prompt with a text has been judged when it was rendered (renderer.py); some routes make the ids themselves.
         if self._visible is not None and "prompt_token_ids" in prompt and "prompt" not in prompt:
             judge(self._visible, prompt["prompt_token_ids"])
-        limit = watch.max_tokens
+        limit = meter.max_tokens
         if limit is not None and (params.max_tokens is None or params.max_tokens > limit):
             asked = "no limit" if params.max_tokens is None else f"{params.max_tokens} tokens"
             raise refuse(
@@ -149,70 +149,70 @@ class WatchedEngine:
                     field="max_tokens",
                 )
             )
-        watch.granted = max(watch.granted or 0, params.max_tokens or 0)
+        meter.granted = max(meter.granted or 0, params.max_tokens or 0)
         constraint = getattr(params.structured_outputs, "structural_tag", None)
         if constraint is not None:
             params.structured_outputs.structural_tag = tool_choice.bounded(constraint)
         if params.structured_outputs is not None and self._constrain is not None:
-            field = watch.constraint if constraint is None else watch.calls
+            field = meter.constraint if constraint is None else meter.calls
             try:
                 await self._constrain(params.structured_outputs, field or "structured_outputs")
             except JobError as error:
                 raise refuse(error) from None
-        watch.requests += 1
-        request_id = str(args[0] if args else named.get("request_id", watch.requests))
+        meter.requests += 1
+        request_id = str(args[0] if args else named.get("request_id", meter.requests))
         output_kind = getattr(params.output_kind, "name", "")
-        by_token = watch.parsed and output_kind == "DELTA"
+        by_token = meter.parsed and output_kind == "DELTA"
         parsed = TokenOutputs(partial(self._detokenizer, params)) if by_token else None
-        outputs = self._engine.generate(salted(prompt, watch), params, *args, **named)
+        outputs = self._engine.generate(salted(prompt, meter), params, *args, **named)
         if params.structured_outputs is not None:
             outputs = _refusing(begun_within(self._patience_s, outputs))
         try:
-            async with engine_slot(watch, getattr(params, "n", None) or 1), aclosing(outputs):
+            async with engine_slot(meter, getattr(params, "n", None) or 1), aclosing(outputs):
                 async for output in outputs:
                     for choice in output.outputs:
                         if choice.finish_reason == "error" and params.structured_outputs is not None:
                             raise ConstraintError
-                        watch.finish_reason = watch.finish_reason or choice.finish_reason
-                        watch.cut = watch.cut or choice.finish_reason == "length"
-                    watch.count(request_id, output, cumulative=output_kind == "CUMULATIVE")
+                        meter.finish_reason = meter.finish_reason or choice.finish_reason
+                        meter.cut = meter.cut or choice.finish_reason == "length"
+                    meter.count(request_id, output, cumulative=output_kind == "CUMULATIVE")
                     if output.finished:
-                        watch.finished += 1
-                        if watch.timings is None and output.metrics is not None:
-                            watch.timings = timings_of(output.metrics)
-                    if not watch.show_cached_tokens:
+                        meter.finished += 1
+                        if meter.timings is None and output.metrics is not None:
+                            meter.timings = timings_of(output.metrics)
+                    if not meter.show_cached_tokens:
                         output.num_cached_tokens = output.num_cache_creation_tokens = None
                     for count, one in enumerate((output,) if parsed is None else parsed.split(output)):
                         if count:  # a parser takes its time, and hundreds of tokens may have been merged
                             await asyncio.sleep(0)
                         yield one
-                    if not output.finished and watch.wanted is not None:
-                        await watch.wanted.wait()
+                    if not output.finished and meter.wanted is not None:
+                        await meter.wanted.wait()
         except Exception as error:
             # vLLM answers these with 400, but not on every route once its answer has begun.
-            if watch.failure is None and not CLIENTS_FAULTS.isdisjoint(kind.__name__ for kind in type(error).__mro__):
+            if meter.failure is None and not CLIENTS_FAULTS.isdisjoint(kind.__name__ for kind in type(error).__mro__):
                 parameter = getattr(error, "parameter", None)
-                watch.failure = {"message": str(error), "type": "BadRequestError", "param": parameter, "code": 400}
+                meter.failure = {"message": str(error), "type": "BadRequestError", "param": parameter, "code": 400}
             raise
 
     async def encode(self, prompt: Any, *args: Any, **named: Any) -> AsyncGenerator[Any, None]:
         """As the engine's: one input that is embedded, scored or classified."""
-        watch = current.get() or Watch()
+        meter = current_meter.get() or JobMeter()
         async with (
-            engine_slot(watch, 1),
-            aclosing(self._engine.encode(salted(prompt, watch), *args, **named)) as outputs,
+            engine_slot(meter, 1),
+            aclosing(self._engine.encode(salted(prompt, meter), *args, **named)) as outputs,
         ):
             async for output in outputs:
                 yield output
 
 
-def salted(prompt: Any, watch: Watch | None) -> Any:
+def salted(prompt: Any, meter: JobMeter | None) -> Any:
     """vLLM's engine input with the job's salt in place of a client's; the decoder's is the one that counts."""
-    if watch is None or watch.cache_salt is None:
+    if meter is None or meter.cache_salt is None:
         return prompt
     if "decoder_prompt" in prompt:
-        return prompt | {"decoder_prompt": salted(prompt["decoder_prompt"], watch)}
-    return prompt | {"cache_salt": watch.cache_salt}
+        return prompt | {"decoder_prompt": salted(prompt["decoder_prompt"], meter)}
+    return prompt | {"cache_salt": meter.cache_salt}
 
 
 class Bounded(dict[str, Value]):

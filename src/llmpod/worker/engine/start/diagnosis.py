@@ -17,7 +17,7 @@ from llmpod.worker.settings import Settings
 
 
 @dataclass(frozen=True)
-class Symptom:
+class StartupErrorRule:
     """A text that betrays a cause. In `cause` and `cure`, {1} is the pattern's first group and {model} the model."""
 
     pattern: str
@@ -27,26 +27,26 @@ class Symptom:
 
 
 # First match wins: the specific before the general.
-SYMPTOMS = (
-    Symptom(
+STARTUP_ERROR_RULES = (
+    StartupErrorRule(
         r"gated repo|GatedRepoError|access to model .* is restricted|awaiting a review",
         "{model} is a gated model and this worker may not download it.",
         "Accept its licence on Hugging Face and set HF_TOKEN to a token of that account.",
         "HF_TOKEN",
     ),
-    Symptom(
+    StartupErrorRule(
         r"401 Client Error|Invalid user token|Invalid username or password|token .*expired",
         "Hugging Face refused the token.",
         "Set HF_TOKEN to a valid token with read access to {model}, or unset it for a public model.",
         "HF_TOKEN",
     ),
-    Symptom(
+    StartupErrorRule(
         r"is not a valid git identifier|RevisionNotFoundError|Revision Not Found",
         "{model} has no such revision.",
         "Set MODEL_REVISION to a branch, tag or commit of the model, or unset it.",
         "MODEL_REVISION",
     ),
-    Symptom(
+    StartupErrorRule(
         r"We couldn't connect|LocalEntryNotFoundError|OfflineModeIsEnabled|outgoing traffic has been disabled"
         r"|Max retries exceeded|Name or service not known|Temporary failure in name resolution|ConnectError"
         r"|Failed to resolve|Network is unreachable|Connection refused",
@@ -54,7 +54,7 @@ SYMPTOMS = (
         "Bake the model into the image, mount a volume that has it (HF_HOME), or set MODEL_NAME to a folder.",
         "MODEL_NAME",
     ),
-    Symptom(
+    StartupErrorRule(
         r"RepositoryNotFoundError|404 Client Error|is not a local folder and is not a valid model identifier"
         r"|Repo id must|Incorrect path_or_model_id|does not appear to have a file named config\.json"
         r"|Invalid repository ID",
@@ -62,103 +62,105 @@ SYMPTOMS = (
         "Set MODEL_NAME to a Hugging Face id (owner/name) or a folder with config.json; a private one needs HF_TOKEN.",
         "MODEL_NAME",
     ),
-    Symptom(
+    StartupErrorRule(
         r"estimated maximum model length is (\d+)",
         "The KV cache has no room for one request of MAX_MODEL_LEN tokens.",
         "Set MAX_MODEL_LEN={1} or less, raise GPU_MEMORY_UTILIZATION, or use more GPUs (TENSOR_PARALLEL_SIZE).",
         "MAX_MODEL_LEN",
     ),
-    Symptom(
+    StartupErrorRule(
         r"No available memory for the cache blocks|less than desired GPU memory utilization",
         "The model leaves no memory for the KV cache.",
         "Lower MAX_MODEL_LEN or MAX_NUM_SEQS, raise GPU_MEMORY_UTILIZATION, or use a larger GPU.",
         "MAX_MODEL_LEN",
     ),
-    Symptom(
+    StartupErrorRule(
         r"OutOfMemoryError|CUDA out of memory|DefaultCPUAllocator: can't allocate|exit code: -9",
         "The model does not fit into memory.",
         "Use a larger GPU, several of them (TENSOR_PARALLEL_SIZE), a quantised model, or a smaller MAX_MODEL_LEN.",
         "TENSOR_PARALLEL_SIZE",
     ),
-    Symptom(
+    StartupErrorRule(
         r"greater than the derived max_model_len \(.*?=\s*(\d+)",
         "MAX_MODEL_LEN is longer than what the model was made for.",
         "Set MAX_MODEL_LEN={1} or less, or unset it.",
         "MAX_MODEL_LEN",
     ),
-    Symptom(
+    StartupErrorRule(
         r"(?i)bitsandbytes",
         "This vLLM has no bitsandbytes of its own: it left the core in 0.28.",
         "Install vllm-bnb-plugin into the image, use an AWQ or GPTQ model, or set QUANTIZATION=fp8_per_tensor.",
         "QUANTIZATION",
     ),
-    Symptom(
+    StartupErrorRule(
         r"(?i)\bgguf\b",
         "This vLLM has no GGUF of its own: it left the core in 0.28.",
         "Use the model's safetensors version, or install vLLM's GGUF plugin into the image.",
         "QUANTIZATION",
     ),
-    Symptom(
+    StartupErrorRule(
         r"Unknown quantization method: (\S+?)[.\s]|quantization.*does not match",
         "The model or this GPU does not support the quantisation that was asked for.",
         "Unset QUANTIZATION to use what the model's config says, or choose a model quantised the way you want.",
         "QUANTIZATION",
     ),
-    Symptom(
+    StartupErrorRule(
         r"driver version is insufficient|CUDA driver initialization failed|Error 803|unsupported display driver"
         r"|forward compatibility was attempted|no kernel image is available|provided PTX was compiled",
         "The host's NVIDIA driver or GPU does not suit this image's CUDA.",
         "Restrict the endpoint to newer CUDA versions (allowedCudaVersions), or choose another GPU type.",
     ),
-    Symptom(
+    StartupErrorRule(
         r"Failed to infer device type|no CUDA-capable device|No CUDA GPUs are available|Found no NVIDIA driver",
         "No GPU is visible to this worker.",
         "Run it on a GPU, or install the CPU build (make setup does).",
     ),
-    Symptom(
+    StartupErrorRule(
         r"trust_remote_code=True|--trust-remote-code",  # an engine that crashes prints trust_remote_code=False
         "{model} needs Python code of its own to run.",
         "If you trust its authors, set TRUST_REMOTE_CODE=true.",
         "TRUST_REMOTE_CODE",
     ),
-    Symptom(
+    StartupErrorRule(
         r"Model architectures? .* (?:are|is) not supported|has no vLLM implementation"
         r"|does not recognize this architecture",
         "This vLLM release does not know the model's architecture.",
         "Use a model it supports, or a newer image.",
         "MODEL_NAME",
     ),
-    Symptom(
+    StartupErrorRule(
         r"Total number of attention heads \((\d+)\)",
         "The model's {1} attention heads cannot be shared evenly by TENSOR_PARALLEL_SIZE GPUs.",
         "Set TENSOR_PARALLEL_SIZE to a divisor of {1}, or unset it.",
         "TENSOR_PARALLEL_SIZE",
     ),
-    Symptom(
+    StartupErrorRule(
         r"max_num_batched_tokens",
         "vLLM refuses MAX_NUM_BATCHED_TOKENS.",
         "Unset it, or set it to at least MAX_MODEL_LEN and MAX_NUM_SEQS.",
         "MAX_NUM_BATCHED_TOKENS",
     ),
-    Symptom(
+    StartupErrorRule(
         r"exit code: -4\b",
         "The engine's process was ended by an illegal instruction (bfloat16 attention on a CPU with AMX).",
         "Set DTYPE=float32.",
         "DTYPE",
     ),
-    Symptom(
+    StartupErrorRule(
         r"SafetensorError|safetensors_rust",
         "The weights of {model} are damaged or incomplete.",
         "Download or copy the model again.",
         "MODEL_NAME",
     ),
-    Symptom(
+    StartupErrorRule(
         r"PermissionError|Permission denied: '([^']+)'",
         "The worker may not write where models are cached.",
         "Make the folder (HF_HOME) writable for the worker's user, or build the image with --build-arg RUN_AS=root.",
         "HF_HOME",
     ),
-    Symptom(r"No space left on device", "The disk is full.", "Give the container more disk, or a volume for HF_HOME."),
+    StartupErrorRule(
+        r"No space left on device", "The disk is full.", "Give the container more disk, or a volume for HF_HOME."
+    ),
 )
 
 
@@ -180,8 +182,8 @@ def examine(settings: Settings) -> None:
     lora.rank_for(settings.lora_modules, settings.model_names)
 
 
-def diagnose(error: BaseException, settings: Settings, last_words: str = "") -> StartError:
-    """Explain a failed start. `last_words` is what the engine's processes logged as errors."""
+def diagnose(error: BaseException, settings: Settings, error_log: str = "") -> StartError:
+    """Explain a failed start. `error_log` is what the engine's processes logged as errors."""
     if isinstance(error, StartError):
         return error
     chain = []
@@ -189,8 +191,8 @@ def diagnose(error: BaseException, settings: Settings, last_words: str = "") -> 
     while link is not None:
         chain.append(f"{type(link).__name__}: {link}")
         link = link.__cause__ or link.__context__
-    text = "\n".join([*chain, last_words])
-    for symptom in SYMPTOMS:
+    text = "\n".join([*chain, error_log])
+    for symptom in STARTUP_ERROR_RULES:
         match = re.search(symptom.pattern, text)
         if match:
             # str.format counts from 0: the whole match is {0}, its first group {1}.
@@ -203,7 +205,7 @@ def diagnose(error: BaseException, settings: Settings, last_words: str = "") -> 
     return StartError(f"The engine did not start: {_root(text)}", "The log above has the details.")
 
 
-def read_last_words(path: Path, limit_bytes: int = 20_000) -> str:
+def read_error_log(path: Path, limit_bytes: int = 20_000) -> str:
     """The end of the file that the engine's processes wrote their errors to; empty if there is none."""
     try:
         return path.read_bytes()[-limit_bytes:].decode(errors="replace")

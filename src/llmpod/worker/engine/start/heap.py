@@ -1,7 +1,7 @@
-"""Keeps Python's garbage collector from what a start leaves behind: 600,000 objects of vLLM's and torch's.
+"""Garbage collection during the start: excludes the 600,000 objects of vLLM and torch from later collections.
 
-They live as long as the process, and a full collection looks through all of them: while it does, a third of a second on
-a small machine, the event loop serves nobody. Python makes another one when the process ends.
+They live as long as the process, and a full collection visits all of them: on a small machine that blocks the event
+loop for a third of a second. Python makes another one when the process ends.
 """
 
 from __future__ import annotations
@@ -12,8 +12,11 @@ from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def built_to_last() -> Iterator[None]:
-    """What is made inside is not collected, then or ever, nor looked through again. vLLM's own server does the same."""
+def frozen_afterwards() -> Iterator[None]:
+    """Disable garbage collection inside the block, then freeze: later collections skip the objects made in it.
+
+    vLLM's own API server does the same.
+    """
     gc.disable()
     try:
         yield
@@ -23,6 +26,6 @@ def built_to_last() -> Iterator[None]:
 
 
 def settle() -> None:
-    """The end of `built_to_last`, in a process whose beginning was elsewhere: in the one that it was forked from."""
+    """End `frozen_afterwards` in a process that was forked inside the block."""
     gc.freeze()
     gc.enable()

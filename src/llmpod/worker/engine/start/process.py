@@ -25,14 +25,14 @@ def scratch() -> Path:
     return folder
 
 
-def last_words() -> Path:
+def error_log() -> Path:
     """The file in which vLLM's processes leave why they failed."""
-    return scratch() / "last-words.log"
+    return scratch() / "errors.log"
 
 
 def prepare(settings: Settings) -> None:
     """What vLLM and its child processes read from the environment when they are imported."""
-    log = logging_config(settings.log_level.upper(), last_words())
+    log = logging_config(settings.log_level.upper(), error_log())
     logging.config.dictConfig(log)  # for what is logged before vLLM reads the file, and over what the SDK set up
     config = scratch() / "logging.json"
     config.write_text(json.dumps(log))
