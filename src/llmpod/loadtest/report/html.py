@@ -1,4 +1,4 @@
-"""report.html: one file that opens anywhere, without a network, a script or a font of its own."""
+"""Report page (report.html): one file without scripts, fonts or addresses of other places."""
 
 import math
 from collections import defaultdict
@@ -14,11 +14,19 @@ from llmpod.loadtest.model.job_record import Job
 from llmpod.loadtest.report import view
 from llmpod.loadtest.report.report import METHODS, Report
 from llmpod.loadtest.report.svg import Series, legend, plot, stack
-from llmpod.loadtest.stats import nearest_rank
+from llmpod.loadtest.stats import CONFIDENCE, nearest_rank
 from llmpod.loadtest.units import show_duration, show_ms, show_rate
 
 MOST_DOTS = 3000
-CURVE = (50.0, 60.0, 70.0, 75.0, 80.0, 85.0, 90.0, 92.5, 95.0, 98.0, 99.0, 99.5, 99.9, 99.95, 99.99)
+CURVE = (50.0, *(100 - 100 * 10 ** -(number / 50) for number in range(16, 201)))
+"""Percentiles from 50 to 99.99, equally far apart on the logarithmic axis."""
+PARTS = {
+    "wait": "client wait",
+    "bad": "refused and sent again",
+    "delay": "queue",
+    "exec": "execution",
+    "overhead": "overhead",
+}
 BANNER = {"good": "pass", "warn": "warn", "bad": "fail", "": "fail"}
 
 
@@ -48,7 +56,7 @@ def page(report: Report, jobs: Sequence[Job]) -> str:
 def _banner(report: Report) -> str:
     words, tone = view.headline(report)
     out = [f'<section class="card banner {BANNER[tone]}"><strong id="verdict">{escape(words)}</strong>']
-    out.append(f' <span class="dim">exit code {int(report.exit_code)}</span>')
+    out.append(f' <span class="dim code">exit code {int(report.exit_code)}</span>')
     if report.answer is not None:
         out.append(f'<p class="why">{escape(report.answer.text)}</p>')
     if report.stopped:
@@ -110,7 +118,16 @@ def _phase(phase: PhaseReport, jobs: Sequence[Job]) -> str:
 
 
 def _numbers(phase: PhaseReport) -> str:
-    pairs = [("jobs", f"{phase.counted}"), ("failed", f"{phase.failed}"), ("done", show_rate(phase.throughput_per_s))]
+    pairs = [
+        ("jobs counted", f"{phase.counted}"),
+        ("jobs failed", f"{phase.failed}"),
+        ("throughput (jobs per second or minute)", show_rate(phase.throughput_per_s)),
+    ]
+    total = phase.rows.get("total")
+    if total is not None and (p50 := total.at(50.0)) is not None:
+        pairs.append(("total, p50 (time)", show_ms(p50.value)))
+    if phase.tokens_per_s:
+        pairs.append(("output tokens per second", f"{phase.tokens_per_s:.1f}"))
     tiles = "".join(f'<div class="dim">{escape(k)}<b>{escape(v)}</b></div>' for k, v in pairs)
     facts = "".join(f"<li><b>{escape(label)}</b>: {escape(words)}</li>" for label, words in view.facts(phase))
     return f'<div class="numbers">{tiles}</div>' + (f"<ul>{facts}</ul>" if facts else "")
@@ -138,10 +155,9 @@ def _where(phase: PhaseReport) -> str:
         for share in phase.shares
     ]
     drawn = stack(rows, show_ms)
-    retries = [("refused and sent again", "bad")] if any(share.retry_ms for share in phase.shares) else []
-    names = legend(
-        [("client wait", "wait"), *retries, ("queue", "delay"), ("execution", "exec"), ("overhead", "overhead")]
-    )
+    top = max((sum(max(0.0, value) for _, value in parts) for _, parts in rows), default=0.0)
+    seen = {css for _, parts in rows for css, value in parts if value > top / 1000}  # wide enough to be seen
+    names = legend([(PARTS[css], css) for css in PARTS if css in seen])
     return f"<h3>Where the time went</h3>{drawn}{names}" if drawn else ""
 
 
@@ -179,21 +195,38 @@ def _dots(phase: PhaseReport, jobs: Sequence[Job]) -> str:
 
 
 def _curve(phase: PhaseReport, jobs: Sequence[Job]) -> str:
+    """Empirical quantile function from p50 to the highest percentile whose 95 % interval is known."""
     ok = [job for job in jobs if job.counts and job.ok]
-    series = []
+    series, short = [], []
     for label, css in (("total", "total"), ("delay", "delay"), ("exec", "exec"), ("scheduled", "wait")):
-        read = METRICS[label]
+        read, row = METRICS[label], phase.rows.get(label)
         values = sorted(value for job in ok if (value := read(job)) is not None)
-        if len(values) < 2:
+        if row is None or not values:
             continue
-        reach = [p for p in CURVE if p <= 100 * (1 - 1 / len(values)) or p == 50.0]
-        points: list[tuple[float, float | None]] = [(_nines(p), nearest_rank(values, p)) for p in reach]
-        series.append(Series(label, css, "line", points))
-    ticks = {_nines(p): f"p{p:g}" for p in (50.0, 90.0, 95.0, 99.0, 99.9, 99.99)}
+        unknown = min((found.p for found in row.quantiles if found.p >= 50 and found.low is None), default=100.0)
+        reach = [p for p in CURVE if p < unknown and 1 - (p / 100) ** int(row.n_eff) >= CONFIDENCE]
+        points: list[tuple[float, float | None]] = []
+        for p in reach:
+            point = (_nines(p), nearest_rank(values, p))
+            if len(points) > 1 and points[-2][1] == points[-1][1] == point[1]:
+                points.pop()  # the same step goes on
+            points.append(point)
+        if len(points) > 1:
+            series.append(Series(label, css, "steps", points))
+            short.append(f"{label} p{math.floor(10 * reach[-1]) / 10:g}")
+    ticks = {_nines(p): f"p{p:g}" for p in (50.0, 75.0, 90.0, 95.0, 99.0, 99.9, 99.99)}
     drawn = plot(
-        series, title="latency by percentile", x_text=lambda x: ticks.get(x, ""), y_text=axis_ms, x_ticks=list(ticks)
+        series,
+        title="latency by percentile",
+        x_text=lambda x: ticks.get(x, ""),
+        y_text=axis_ms,
+        x_ticks=list(ticks),
+        x_name="percentile of the jobs (logarithmic: p90, p99 and p99.9 are equally far apart)",
     )
-    return f"<h3>Latency by percentile</h3>{drawn}" if drawn else ""
+    note = f"Drawn as far as a 95 % interval is known: {', '.join(short)}."
+    if not drawn:
+        note = "Not drawn: no percentile of these jobs has a 95 % interval."
+    return f'<h3>Latency by percentile</h3>{drawn}<p class="dim">{note}</p>' if ok else ""
 
 
 def _nines(p: float) -> float:
@@ -207,37 +240,30 @@ def _workers(phase: PhaseReport) -> str:
         seconds = [(point.t_ms - phase.window_start_ms) / 1000 for point in points]
         # The last count holds to the end of the window.
         points, seconds = (*points, points[-1]), [*seconds, max(seconds[-1], phase.window_s)]
-        series = [
-            Series(
-                "queued jobs",
-                "delay",
-                "steps",
-                [(x, float(point.queued)) for x, point in zip(seconds, points, strict=True)],
-            ),
-            Series(
-                "workers wanted",
-                "wait",
-                "steps",
-                [(x, float(point.wanted)) for x, point in zip(seconds, points, strict=True)],
-            ),
-            Series(
-                "workers live",
-                "exec",
-                "steps",
-                [(x, float(point.live)) for x, point in zip(seconds, points, strict=True)],
-            ),
+
+        def steps(label: str, css: str, values: list[int]) -> Series:
+            return Series(label, css, "steps", list(zip(seconds, map(float, values), strict=True)))
+
+        workers = [
+            steps("workers live", "exec", [point.live for point in points]),
+            steps("workers wanted", "wait", [point.wanted for point in points]),
         ]
+        queue = [steps("queued jobs", "delay", [point.queued for point in points])]
         pairs = zip(seconds, [*seconds[1:], phase.window_s], points, strict=True)
         shaded = [(x, after) for x, after, point in pairs if point.throttled]
-        drawn = plot(series, title="workers", x_text=show_seconds, y_text=axis_count, shaded=shaded)
         note = "<p class='dim'>shaded: with a throttled worker</p>" if shaded else ""
-        out += f"<h3>Workers and queue, from /health</h3>{drawn}{note}"
+        out += "<h3>Workers, from /health</h3>"
+        out += plot(workers, title="workers", x_text=show_seconds, y_text=axis_count, shaded=shaded, whole=True) + note
+        out += "<h3>Queued jobs, from /health</h3>"
+        out += plot(queue, title="queued jobs", x_text=show_seconds, y_text=axis_count, whole=True)
     return out + _table(view.workers(phase))
 
 
 def _over_time(phase: PhaseReport) -> str:
     """Throughput and failures per second, and jobs in flight, each on axes of its own."""
     bins = phase.over_time
+    # A rate over a short rest of the window would be mostly chance.
+    bins = bins[:-1] if bins and bins[-1].width_s < bins[0].width_s / 2 else bins
     if len(bins) < 3:
         return ""
 
@@ -278,10 +304,8 @@ def _methods(report: Report) -> str:
     meta = "".join(
         f"<tr><td>{escape(str(name))}</td><td>{escape(str(value))}</td></tr>" for name, value in report.meta.items()
     )
-    return (
-        f'<section class="card"><h2>How this was '
-        f"measured</h2><table>{rows}</table><details><summary>Run</summary><table>{meta}</table></details></section>"
-    )
+    details = f'<details><summary>Run</summary><table class="text">{meta}</table></details>'
+    return f'<section class="card"><h2>How this was measured</h2><table class="text">{rows}</table>{details}</section>'
 
 
 def show_seconds(seconds: float) -> str:
@@ -289,7 +313,7 @@ def show_seconds(seconds: float) -> str:
 
 
 def axis_count(number: float) -> str:
-    return f"{number:g}" if number == int(number) else ""  # there is no half a worker
+    return f"{number:g}"
 
 
 def axis_ms(ms: float) -> str:

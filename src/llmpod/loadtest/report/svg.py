@@ -1,5 +1,4 @@
-"""Plots as inline SVG: a few marks on two axes, styled by the page's own CSS, so that they follow its light and dark
-colours."""
+"""Plots as inline SVG, styled by the CSS of the page, so that they follow its light and dark colours."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -7,13 +6,15 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 860, 280
-LEFT, RIGHT, TOP, BOTTOM = 64, 30, 14, 36
+LEFT, RIGHT, TOP, BOTTOM = 64, 30, 14, 54
+DASHES = 4
+"""How many dash patterns report_template.html has (dash0 is solid)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """`kind`: dots, line or steps. `css` names the colour class; `points` are (x, y) or, for a gap in a line, (x,
-    None)."""
+    """Data of one colour. `kind`: dots, line or steps. `css` names the colour class; `points` are (x, y) or, for a gap
+    in a line, (x, None)."""
 
     label: str
     css: str
@@ -30,9 +31,12 @@ def plot(
     x_ticks: Sequence[float] | None = None,
     shaded: Sequence[tuple[float, float]] = (),
     marks: Sequence[tuple[float, str]] = (),
+    x_name: str = "time since the start of the measured window",
+    whole: bool = False,
 ) -> str:
     """One figure; x is a time in seconds unless `x_ticks` says otherwise. `shaded` are x ranges behind the data,
-    `marks` horizontal limits with their names. "" without data."""
+    `marks` horizontal limits with their names; `whole` keeps the grid lines on whole numbers. Each line has a dash
+    pattern of its own, and is drawn over the ones before it, which stay visible in its gaps. "" without data."""
     points = [(x, y) for one in series for x, y in one.points if y is not None and math.isfinite(y)]
     if not points:
         return ""
@@ -55,7 +59,7 @@ def plot(
                 f'<rect class="shade" x="{left:.1f}" y="{TOP}" width="{right - left:.1f}" '
                 f'height="{HEIGHT - TOP - BOTTOM}"/>'
             )
-    for tick in nice_ticks(0.0, y_high):
+    for tick in nice_ticks(0.0, y_high, whole=whole):
         y = at_y(tick)
         out.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
         out.append(f'<text class="tick" x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{escape(y_text(tick))}</text>')
@@ -66,18 +70,27 @@ def plot(
                 f'<text class="tick" x="{at_x(tick):.1f}" y="{HEIGHT - BOTTOM + 18}" '
                 f'text-anchor="middle">{label}</text>'
             )
+    out.append(f'<text class="tick" x="{LEFT}" y="{HEIGHT - 8}">{escape(x_name)}</text>')
     for value, name in marks:
         y = at_y(value)
         out.append(f'<line class="limit" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
         out.append(
             f'<text class="limit-name" x="{WIDTH - RIGHT - 4}" y="{y - 4:.1f}" text-anchor="end">{escape(name)}</text>'
         )
-    out += [_marks(one, at_x, at_y) for one in series]
+    drawn = [one for one in series if any(y is not None and math.isfinite(y) for _, y in one.points)]
+    dashes = ["" if one.kind == "dots" else f"line dash{number % DASHES}" for number, one in enumerate(drawn)]
+    out += [_marks(one, dash, at_x, at_y) for one, dash in zip(drawn, dashes, strict=True)]
     out.append("</svg>")
-    return "".join(out) + legend([(one.label, one.css) for one in series if one.points])
+    names = legend([(one.label, f"{one.css} {dash}".strip()) for one, dash in zip(drawn, dashes, strict=True)])
+    return scrolling("".join(out)) + names
 
 
-def _marks(one: Series, at_x: Callable[[float], float], at_y: Callable[[float], float]) -> str:
+def scrolling(svg: str) -> str:
+    """A figure that keeps a legible size on a narrow screen and scrolls there."""
+    return f'<div class="scroll">{svg}</div>'
+
+
+def _marks(one: Series, dash: str, at_x: Callable[[float], float], at_y: Callable[[float], float]) -> str:
     known = [(x, y) for x, y in one.points if y is not None and math.isfinite(y)]
     if one.kind == "dots":
         # One path of tiny strokes instead of one element per dot: thousands of them stay light.
@@ -94,7 +107,7 @@ def _marks(one: Series, at_x: Callable[[float], float], at_y: Callable[[float], 
         else:
             path += f"H{px}V{py}" if one.kind == "steps" else f"L{px} {py}"
         before = y
-    return f'<path class="line {one.css}" d="{path}"/>'
+    return f'<path class="{dash} {one.css}" d="{path}"/>'
 
 
 def stack(rows: Sequence[tuple[str, Sequence[tuple[str, float]]]], text: Callable[[float], str]) -> str:
@@ -113,10 +126,11 @@ def stack(rows: Sequence[tuple[str, Sequence[tuple[str, float]]]], text: Callabl
             x += width
         whole = math.fsum(value for _, value in parts)
         out.append(f'<text class="tick" x="{x + 8:.1f}" y="{y + 17}">{escape(text(whole))}</text>')
-    return "".join(out) + "</svg>"
+    return scrolling("".join(out) + "</svg>")
 
 
 def legend(names: Sequence[tuple[str, str]]) -> str:
+    """A key of (name, CSS classes of the mark)."""
     return (
         '<p class="legend">'
         + "".join(f'<span><i class="{css}"></i>{escape(name)}</span>' for name, css in names)
@@ -125,19 +139,20 @@ def legend(names: Sequence[tuple[str, str]]) -> str:
 
 
 def time_ticks(low_s: float, high_s: float, count: int = 7) -> list[float]:
-    """Times that people read: full seconds, minutes, quarters of an hour."""
+    """Tick positions at full seconds, minutes or quarters of an hour."""
     steps = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 43200, 86400)
     step = next((size for size in steps if (high_s - low_s) / size <= count), 86400.0)
     return [number * step for number in range(math.ceil(low_s / step), math.floor(high_s / step) + 1)]
 
 
-def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Round numbers between low and high."""
+def nice_ticks(low: float, high: float, count: int = 5, *, whole: bool = False) -> list[float]:
+    """Tick positions at round numbers between low and high; `whole`: at whole numbers only."""
     span = high - low
     if span <= 0 or not math.isfinite(span):
         return [low]
     rough = span / count
     size = 10 ** math.floor(math.log10(rough))
     step = next(size * factor for factor in (1, 2, 2.5, 5, 10) if size * factor >= rough)
+    step = max(1.0, math.ceil(step)) if whole else step
     first = math.ceil(low / step)
     return [round(number * step, 12) for number in range(first, math.floor(high / step) + 1)]
