@@ -1,4 +1,4 @@
-"""The worker's process: serves RunPod's jobs where RunPod started it, and runs one job anywhere else.
+"""Command line of the worker: serves RunPod's jobs on RunPod, and runs one job elsewhere.
 
 python -m llmpod.worker                                     run test_input.json
 python -m llmpod.worker --test_input '{"input": {...}}'     run the given job
@@ -19,7 +19,7 @@ from llmpod.worker.worker import Worker
 
 
 def parser() -> argparse.ArgumentParser:
-    """The worker's own options; unknown ones are the RunPod SDK's."""
+    """Parser of the worker's own options; unknown ones are the RunPod SDK's."""
     made = argparse.ArgumentParser(
         prog="llmpod worker",
         description="Serve RunPod's jobs where RunPod started this process; anywhere else, run one job and print it.",
@@ -29,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(test_input: str | None) -> int:
-    """Serve jobs, or run one. The process's exit status: 0 if all went well, 1 if the job or the start failed."""
+    """Serve jobs, or run one. Returns the exit status: 1 if the job or the start failed, otherwise 0."""
     shutdown.open_standard_streams()
     use_utf8_line_buffered_stdout()
     log = EventLog()
@@ -58,7 +58,7 @@ def run(test_input: str | None) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line's exit status."""
+    """Parse the command line and run. Returns the exit status."""
     arguments, _ = parser().parse_known_args(argv)
     return run(arguments.test_input)
 

@@ -1,8 +1,8 @@
-"""Environment variables: read into `Settings`, corrected where a template got them wrong, checked for typing errors.
+"""Environment variables: loads `Settings`, corrects common template errors, and detects misspelt names.
 
-The one place in the worker that looks at the environment. What templates and web forms get wrong (`None` as a string,
-quotes around a value, a stray 0) is corrected and reported; what cannot be guessed (a bad type, a value out of range, a
-name that looks like ours but is not) stops the start with one line that says what to change.
+The only module of the worker that reads the environment. Values that templates and web forms get wrong (`None` as text,
+quotes around a value, a stray 0) are corrected and reported; a wrong type, a value out of range or a name that
+resembles a setting stops the start with one line that states the cure.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from llmpod.worker.settings import Settings
 
 @dataclass(frozen=True)
 class Correction:
-    """A value that was changed, or ignored, before it was used."""
+    """A value that was changed or ignored."""
 
     setting: str
     given: str | None  # None: it may be a secret
@@ -34,7 +34,7 @@ class Correction:
 
 @dataclass(frozen=True)
 class Environment:
-    """What `load` found: the settings, what it corrected, and the upper-case variables that are not ours."""
+    """Result of `load`: the settings, the corrections, and the upper-case variables that are not settings."""
 
     settings: Settings
     corrections: tuple[Correction, ...]
@@ -56,7 +56,7 @@ def names() -> dict[str, str]:
 
 
 def load(environ: MutableMapping[str, str] = os.environ) -> Environment:
-    """Read the settings. Corrected values are corrected in `environ` too, because vLLM's processes inherit it.
+    """Load the settings. Values are corrected in `environ` too, because vLLM's processes inherit it.
 
     Raises:
         StartError: a value has the wrong type or range, or a name looks like one of ours and is not.
@@ -82,7 +82,7 @@ def load(environ: MutableMapping[str, str] = os.environ) -> Environment:
 
 
 def provide(values: Mapping[str, str]) -> None:
-    """Give the libraries we import, and their child processes, variables that nobody has set for them."""
+    """Set defaults of variables for imported libraries and their child processes."""
     for name, value in values.items():
         os.environ.setdefault(name, value)
     # They log through our classes (events.logging_config), also where this package is not installed but only run.
@@ -93,24 +93,24 @@ def provide(values: Mapping[str, str]) -> None:
 
 
 def put(values: Mapping[str, str]) -> None:
-    """Set variables, for this process and those it starts."""
+    """Set variables for this process and those it starts."""
     os.environ.update(values)
 
 
 def environment() -> dict[str, str]:
-    """Every variable, as it is now."""
+    """A copy of all variables."""
     return dict(os.environ)
 
 
 def adopt(variables: Mapping[str, str]) -> None:
-    """Make this process's variables those of another."""
+    """Replace this process's variables by those of another."""
     os.environ.clear()
     os.environ.update(variables)
 
 
 @contextlib.contextmanager
 def temporarily(values: Mapping[str, str]) -> Iterator[None]:
-    """Variables for what is started meanwhile."""
+    """Set variables inside the block, for processes that are started in it."""
     before = environment()
     try:
         os.environ.update(values)
@@ -146,19 +146,19 @@ def _correct(environ: MutableMapping[str, str], known: Mapping[str, str]) -> Ite
 
 
 def _vllm_can_decide(field: str) -> bool:
-    """A whole number without a default of ours, for which 0 is no possible value."""
+    """Whether the setting is a whole number without a default, for which 0 is not a valid value."""
     info = Settings.model_fields[field]
     return info.default is None and "int" in str(info.annotation)
 
 
 def ignored(name: str, given: str, reason: str) -> Correction:
-    """The correction that says so, without a value that may be a secret."""
+    """The correction for an ignored variable, without its value, which may be a secret."""
     secret = re.search(r"KEY|TOKEN|SECRET|PASSWORD", name)
     return Correction(name, None if secret else given, None, f"ignored: {reason}")
 
 
 def refuse_renamed(environ: Mapping[str, str]) -> None:
-    """Stop at a variable that another worker would serve by, and this one would not.
+    """Reject variables of other workers that would change what is served and that this worker does not read.
 
     Raises:
         StartError: names the variable and what to set instead.
@@ -174,7 +174,7 @@ def refuse_renamed(environ: Mapping[str, str]) -> None:
 
 
 def refuse_mistyped(found: Iterable[str], known: Iterable[str], also_known: Iterable[str] = ()) -> None:
-    """Stop at the first name in `found` that is nearly, but not quite, one in `known`.
+    """Reject the first name in `found` that resembles one in `known`.
 
     Raises:
         StartError: names the variable and the setting it resembles.
@@ -209,7 +209,7 @@ _FOREIGN = (
 
 
 def _resembles(name: str, known: Iterable[str]) -> str | None:
-    """The name in `known` that `name` is probably meant to be: nearly the same letters, or the same words."""
+    """The name in `known` that `name` probably misspells: similar letters, or the same words."""
     if "_" not in name or len(name) < 8 or name.startswith(_FOREIGN):
         return None
     words = sorted(name.split("_"))

@@ -1,4 +1,4 @@
-"""Every way a job or a start can fail: one table, and the two exceptions that carry a row of it.
+"""Error codes of jobs, and the exceptions JobError, RouteError and StartError.
 
 A job that fails is FAILED on RunPod, with the JSON of `JobError.as_json` in the status object's `error` string. It is a
 string because the SDK turns a dict into a Python repr (runpod 1.12.0, serverless/modules/rp_job.py, `handle_job`).
@@ -15,7 +15,7 @@ import orjson
 
 @dataclass(frozen=True)
 class Failure:
-    """One row of the table: what went wrong, said in HTTP's terms, and what the caller can do about it."""
+    """A row of the error table: code, HTTP status, whether a retry can help, and advice to the caller."""
 
     code: str
     status: int
@@ -24,7 +24,7 @@ class Failure:
 
 
 class Code(enum.Enum):
-    """The error codes a client can meet. The member's value is the row; `code` is stable, messages are not."""
+    """Error codes that a client can receive. `code` is stable, messages are not."""
 
     INVALID_INPUT = Failure("invalid_input", 400, False, "Correct the named field and send the job again.")
     UNKNOWN_FIELD = Failure("unknown_field", 400, False, "Remove the named field or correct its spelling.")
@@ -61,7 +61,7 @@ class Code(enum.Enum):
 
 
 class JobError(Exception):
-    """A job's failure, as a value until it leaves the worker.
+    """Failure of a job.
 
     `field` is the path of the offending input (``sampling_params.max_tokens``); `details` are numbers and names worth
     having in the reply. Neither may hold a prompt, an answer or a secret.
@@ -101,7 +101,7 @@ class JobError(Exception):
 
 
 class RouteError(JobError):
-    """A failure on one of vLLM's routes: the same, and in `error` the object that the route's client library reads.
+    """Failure of a route job, with the error object that the route's client library reads in `error`.
 
     `status` and `error` are vLLM's own where vLLM answered.
     """
@@ -149,7 +149,7 @@ _HTTP_TYPES = {
 
 
 class StartError(Exception):
-    """The worker cannot start. One line says why, one what to change; the process then exits with status 1."""
+    """The worker cannot start. `cause` is one line, `cure` another; the process exits with status 1."""
 
     def __init__(self, cause: str, cure: str, *, setting: str | None = None) -> None:
         super().__init__(f"{cause} {cure}")

@@ -1,4 +1,4 @@
-"""The worker's log: one JSON object per line on stdout, and nothing that a job could fail by.
+"""Event log: one JSON object per line on stdout. A failure to log never fails a job.
 
 Jobs write `start` and `end` (fields: docs/events.md); the worker itself writes `setting_corrected`, `loading`, `ready`
 and the like. Log records of vLLM and the SDK come out in the same form as `log` events. A full disk or a closed stdout
@@ -24,7 +24,7 @@ Emit = Callable[..., None]
 
 
 class EventLog:
-    """Writes events to a text stream, a line each, whole lines only, and never raises."""
+    """Writes events to a text stream, one whole line each. Never raises."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream
@@ -53,14 +53,14 @@ _ADDRESS = re.compile(r"""(\w://)(?:[^\s/@"'\\?#]*@)?([^\s"'<>\\?#]*)([?#][^\s"'
 
 
 def _without_secrets(line: str) -> str:
-    """A line without the passwords and queries of the addresses in it: RunPod's own carry the worker's key."""
+    """Remove passwords and queries from addresses: RunPod's own contain the worker's key."""
     if "://" not in line:
         return line
     return _ADDRESS.sub(lambda found: found[1] + found[2] + ("?…" if found[3] else ""), line)
 
 
 def describe(error: BaseException) -> str:
-    """An exception of a network call for the log: what and which status or cause, never the address."""
+    """Describe an exception of a network call for the log: type and status or cause, without the address."""
     said = getattr(error, "status", None) or getattr(error, "strerror", None)
     name = type(error).__name__
     return f"{name}: HTTP {said}" if isinstance(said, int) else f"{name}: {said}" if said else name
@@ -71,7 +71,7 @@ def _now() -> str:
 
 
 class JsonLogHandler(logging.Handler):
-    """Gives other libraries' log records the form of our events."""
+    """Converts log records of other libraries to `log` events."""
 
     def __init__(self, log: EventLog) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ class JsonLogHandler(logging.Handler):
 
 
 class StandardErrorHandler(JsonLogHandler):
-    """For vLLM's child processes: the same lines, on stderr, because stdout belongs to the worker's own events.
+    """JsonLogHandler on stderr, for vLLM's child processes: stdout is for the worker's own events.
 
     Named in `logging_config`; a child process imports it by path and calls it without arguments.
     """
@@ -99,10 +99,10 @@ class StandardErrorHandler(JsonLogHandler):
 
 
 def logging_config(level: str, error_log: Path) -> dict[str, Any]:
-    """A `logging.config` dictionary for vLLM and everything below it, in this process's children too.
+    """A `logging.config` dictionary for vLLM and its child processes.
 
-    Errors also go, with their tracebacks, into the file `error_log`: the reason why an engine did not start is known
-    to the child process that failed, not to the worker that has to explain it.
+    Errors also go, with their tracebacks, into the file `error_log`: only the child process that failed knows why an
+    engine did not start, and the worker reads the reason there.
     """
     name = f"{StandardErrorHandler.__module__}.{StandardErrorHandler.__qualname__}"
     return {
@@ -127,7 +127,7 @@ def logging_config(level: str, error_log: Path) -> dict[str, Any]:
 
 
 def use_utf8_line_buffered_stdout() -> None:
-    """Lines must appear as they are written (a container's stdout is a pipe) and in UTF-8 whatever the locale."""
+    """Set stdout to UTF-8 and line buffering: a container's stdout is a pipe, and its locale may be C."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)

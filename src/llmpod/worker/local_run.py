@@ -1,4 +1,4 @@
-"""`python handler.py` on any machine: one job, through the real worker and the real engine, printed as it comes.
+"""Local run of one job (`python handler.py`): the real worker and engine, with the answer printed as it is generated.
 
 The SDK's own local mode does not iterate a generator handler: it prints `<async_generator object …>` and reports
 success (runpod 1.12.0, serverless/modules/rp_local.py). This one runs the job and exits with 1 if it failed.
@@ -18,7 +18,7 @@ from llmpod.worker.worker import Worker
 
 
 def read_job(test_input: str | None, file: Path = Path("test_input.json")) -> dict[str, Any]:
-    """The job to run: `--test_input`'s JSON, else the file's.
+    """Read the job from `--test_input`'s JSON, else from the file.
 
     Raises:
         StartError: there is none, or it is not a job.
@@ -46,7 +46,7 @@ def read_job(test_input: str | None, file: Path = Path("test_input.json")) -> di
 
 
 async def run_alone(worker: Worker, job: dict[str, Any]) -> int:
-    """Start the engine, run one job, end the engine. The process's exit status."""
+    """Start the engine, run one job, shut the engine down. Returns the exit status."""
     try:
         await worker.engine.start()
         return 0 if await run(worker, job) else 1
@@ -55,7 +55,7 @@ async def run_alone(worker: Worker, job: dict[str, Any]) -> int:
 
 
 async def run(worker: Worker, job: dict[str, Any], out: TextIO | None = None) -> bool:
-    """Run one job and print its answer; streamed text appears as it is generated. Whether the job succeeded."""
+    """Run one job and print its answer as it is generated. Returns whether the job succeeded."""
     out = out or sys.stdout
     ok = True
     streaming = False
@@ -81,7 +81,7 @@ def _is_delta(reply: dict[str, Any]) -> bool:
 
 
 def _say(out: TextIO, text: str) -> None:
-    """Write, unless nobody reads any more (`… | head`): that is no failure of the job."""
+    """Write to stdout; a closed reader (`… | head`) is not a failure of the job."""
     try:
         out.write(text)
         out.flush()

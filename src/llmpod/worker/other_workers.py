@@ -1,4 +1,4 @@
-"""Variables that other vLLM workers read, and what each is here. Pure data; `environ.load` acts on it.
+"""Environment variables of other vLLM workers: renamed, refused or ignored. Pure data, used by `environ.load`.
 
 A variable whose loss would change what is served stops the start (RENAMED, REFUSED). One that has no meaning here is
 ignored, and an event says so (RETIRED). All others bear the name of a setting or of an engine argument.
@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 
 class Renamed(NamedTuple):
-    """Names for one of our variables."""
+    """Other names of one of our variables."""
 
     ours: str
     pattern: str
@@ -123,6 +123,6 @@ RETIRED: Mapping[str, str] = {
 
 
 def meant_by(name: str) -> str | None:
-    """The variable that `name` is another worker's name for."""
+    """The variable for which `name` is another worker's name."""
     found = (row.ours for row in RENAMED if name != row.ours and re.fullmatch(row.pattern, name))
     return next(found, None)

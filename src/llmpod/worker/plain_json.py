@@ -1,4 +1,4 @@
-"""Any value as JSON that every parser reads: for results, and for the log."""
+"""JSON encoder that accepts any value, for results and the log."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import orjson
 
 
 def dumps(value: object) -> bytes:
-    """`value` as JSON, whatever it holds; never raises.
+    """Encode `value` as JSON. Never raises.
 
     NaN and infinities become null, halves of surrogate pairs U+FFFD, keys text, and foreign objects their `str`.
     """

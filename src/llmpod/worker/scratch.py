@@ -1,6 +1,6 @@
-"""The worker's temporary folder: it goes with the worker, or, if that was killed, when the next one starts.
+"""Temporary folder of the worker, removed at exit or, after SIGKILL, by the next start.
 
-vLLM, torch and multiprocessing make sockets, locks and caches under TMPDIR and leave them behind when they are ended.
+vLLM, torch and multiprocessing create sockets, locks and caches under TMPDIR and leave them behind when killed.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ _mine: tuple[int, Path] | None = None  # the process that claimed it, and the fo
 
 
 def claim() -> None:
-    """Put this process's temporary files, and those of the processes it starts, into a folder of its own.
+    """Put temporary files of this process and its children into a folder of its own.
 
-    Where that is not possible (a full or a read-only disk, a long path), they go where they always went.
+    Where that is not possible (a full or read-only disk, a long path), they go to the default place.
     """
     global _mine
     with contextlib.suppress(OSError):
@@ -46,20 +46,20 @@ def claim() -> None:
 
 
 def remove() -> None:
-    """Remove the folder. Without effect in a process that did not claim it."""
+    """Remove the folder. Does nothing in a process that did not create it."""
     if _mine is not None and _mine[0] == os.getpid():
         shutil.rmtree(_mine[1], ignore_errors=True)
 
 
 def _remove_if_dead(folder: Path) -> None:
-    """Only what has a lock that nobody holds: one without is being made."""
+    """Remove a folder whose lock nobody holds; one without a lock is being created."""
     with contextlib.suppress(OSError):
         if folder.stat().st_uid == os.getuid() and _locked(folder / _LOCK):
             shutil.rmtree(folder, ignore_errors=True)
 
 
 def _locked(path: Path, flags: int = 0) -> bool:
-    """Take the lock, and keep it as long as this process lives."""
+    """Take the lock and keep it until this process ends."""
     descriptor = os.open(path, os.O_RDWR | flags, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""Settings: every environment variable the worker reads, with its name, type, range, default and help.
+"""Settings of the worker: every environment variable with its name, type, range, default and help.
 
 docs/configuration.md, .runpod/hub.json and .env.example are generated from this model; environ.py fills it.
 """
@@ -23,13 +23,13 @@ Group = Literal["Model", "Engine", "Worker", "Routes", "Guardrails", "Log"]
 
 
 def setting(default: Any, group: Group, help_text: str, *, also: tuple[str, ...] = (), **limits: Any) -> Any:
-    """A field of `Settings`: its default, documentation group, help text and, in `also`, older names it answers to."""
+    """A field of `Settings`: default, documentation group, help text and, in `also`, older names."""
     aliases = AliasChoices(*also) if also else None
     return Field(default, description=help_text, validation_alias=aliases, json_schema_extra={"group": group}, **limits)
 
 
 def _words(value: object) -> object:
-    """A list from the environment: a, b, c or a JSON array."""
+    """Parse a list: a, b, c or a JSON array."""
     if not isinstance(value, str):
         return value
     if value.lstrip().startswith("["):
@@ -56,7 +56,7 @@ def _adapters(value: object) -> object:
 
 
 def _whole_number(value: object) -> object:
-    """4k is 4000 and 4K is 4096, as for `vllm serve`."""
+    """Parse a whole number: 4k is 4000 and 4K is 4096, as for `vllm serve`."""
     if isinstance(value, str) and (match := re.fullmatch(r"(\d+)([kKmM])", value)):
         return int(match[1]) * {"k": 10**3, "K": 1 << 10, "m": 10**6, "M": 1 << 20}[match[2]]
     return value
@@ -297,7 +297,7 @@ class Settings(BaseSettings):
 
     @property
     def is_demo(self) -> bool:
-        """Whether the demonstration model is served: by its name, or because none was named."""
+        """Whether the demonstration model is served: it is named, or no model is."""
         return self.model_name in (None, DEMO_NAME)
 
     @property
@@ -311,11 +311,11 @@ class Settings(BaseSettings):
 
     @property
     def served_name(self) -> str:
-        """What the model is called in replies and requests, wherever it was loaded from."""
+        """The model's name in replies and requests."""
         return self.served_model_name or self.model_name or DEMO_NAME
 
     def require_model(self) -> None:
-        """For a worker of an endpoint, whose clients must not be served by a model that nobody chose.
+        """Check that MODEL_NAME is set, on an endpoint's worker.
 
         Raises:
             StartError: MODEL_NAME is not set.
@@ -329,5 +329,5 @@ class Settings(BaseSettings):
 
     @property
     def model_names(self) -> tuple[str, ...]:
-        """What no adapter may be called."""
+        """Names that an adapter may not have."""
         return self.model, self.served_name

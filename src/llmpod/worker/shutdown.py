@@ -1,7 +1,7 @@
-"""How the process leaves: with its children, and in time.
+"""Process shutdown: kill child processes and exit before a deadline.
 
-vLLM's engine and the SDK's heartbeat are processes below this one, and Python waits at exit for those it knows. A
-worker that RunPod ends, or that gives up, must not hang there, and must leave nobody behind.
+vLLM's engine and the SDK's heartbeat are child processes, and Python waits for those it knows at exit. A worker that
+RunPod stops, or that gives up, must not hang there, and must leave no process behind.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def end_with_parent() -> None:
-    """Have Linux end this process when the thread that started it ends, however it ends: SIGKILL runs no handler."""
+    """Have Linux kill this process when the thread that started it ends, also by SIGKILL (PR_SET_PDEATHSIG)."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def children_end_with_this_process() -> None:
-    """The same for every process that this one's main thread forks, and for those that they fork in turn.
+    """Apply `end_with_parent` to every process forked by this process's main thread, and to their children.
 
     A process that another thread forks may outlive that thread, and is left alone.
     """
@@ -48,7 +48,7 @@ def children_end_with_this_process() -> None:
 
 
 def descendants() -> list[int]:
-    """The processes below this one, parents first (Linux: /proc)."""
+    """Ids of all descendant processes, parents first (Linux: /proc)."""
     found = [os.getpid()]
     for pid in found:
         for tasks in Path(f"/proc/{pid}/task").glob("*/children"):
@@ -58,14 +58,14 @@ def descendants() -> list[int]:
 
 
 def end_children() -> None:
-    """SIGKILL to every process below this one."""
+    """Send SIGKILL to all descendant processes."""
     for pid in descendants():
         with contextlib.suppress(OSError):
             os.kill(pid, signal.SIGKILL)
 
 
 def leave_now(status: int) -> NoReturn:
-    """End the children and this process at once."""
+    """Kill all descendant processes and exit at once."""
     end_children()
     scratch.remove()
     for stream in (sys.stdout, sys.stderr):
@@ -75,16 +75,16 @@ def leave_now(status: int) -> NoReturn:
 
 
 def leave_within(seconds: float, status: int) -> None:
-    """Leave with `status` after so many seconds, in case that the orderly way out takes longer."""
+    """Exit with `status` after so many seconds unless the process has ended by then."""
     timer = threading.Timer(seconds, leave_now, (status,))
     timer.daemon = True
     timer.start()
 
 
 def open_standard_streams() -> None:
-    """Give a process that was started with closed ones (`>&-`) others that go nowhere.
+    """Open /dev/null in place of standard streams that were closed at start (`>&-`).
 
-    Otherwise the next socket is number 1, and what a library prints goes into it.
+    Otherwise the next socket gets their number, and what a library prints is sent over it.
     """
     for number in (0, 1, 2):
         try:

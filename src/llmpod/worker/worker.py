@@ -1,7 +1,7 @@
-"""The life of a job, from RunPod's job dict to the last chunk.
+"""Worker: runs a job from RunPod's job dict to the last chunk.
 
-`Worker.handle` is the generator that the SDK iterates: inputs -> limits -> policy -> engine -> answers, with one
-`start` and one `end` event around it. It holds no rules of its own; each line names the room that has them.
+`Worker.handle` is the generator that the SDK iterates: inputs -> limits -> policy -> engine -> replies, with one
+`start` and one `end` event around it. The rules are in the modules it calls.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Worker:
 
     @property
     def engine_capacity(self) -> int:
-        """Requests to keep in the engine: what it decodes together, with head-room so that it never waits for one."""
+        """Requests to keep in the engine: those it decodes together, and some more so that it never waits for one."""
         needed = slots.tokens_per_job(
             self.engine.max_model_len, self.settings.max_prompt_chars, self.settings.max_tokens_max
         )
@@ -46,16 +46,16 @@ class Worker:
 
     @property
     def concurrency(self) -> int:
-        """Jobs to hold at once, constant once the engine has started."""
+        """Jobs to hold at once; constant once the engine has started."""
         return self.settings.max_concurrency or self.engine_capacity
 
     @cached_property
     def slots(self) -> slots.Slots:
-        """The places in the engine. To be asked for once it has started."""
+        """The engine's slots. Available once the engine has started."""
         return slots.Slots(self.engine_capacity, self.settings.max_queue_wait)
 
     def record(self, job: dict[str, Any]) -> JobRecord:
-        """A new record for `handle`, for a caller that wants to see it, or to interrupt the job."""
+        """A new record for `handle`, for callers that read it or interrupt the job."""
         return JobRecord(str(job.get("id")), self.emit, log_prompts=self.settings.log_prompts)
 
     async def handle(self, job: dict[str, Any], record: JobRecord | None = None) -> AsyncGenerator[Reply, None]:

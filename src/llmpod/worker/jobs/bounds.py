@@ -1,7 +1,7 @@
-"""Bounds on a job's input, checked before anything else looks at it, and where the work on a large one is done.
+"""Size and depth limits of a job's input, checked before anything else reads it.
 
-What a job costs before it is admitted grows with the values in it and not with its bytes: a megabyte of `0,` is half a
-million messages that are not. So the values are counted here, in slices between which the event loop goes on.
+The time to check a job grows with the number of values in it, not with its bytes: a megabyte of `0,` is half a million
+invalid messages. So values are counted, in slices between which the event loop runs other tasks.
 """
 
 from __future__ import annotations
@@ -37,25 +37,25 @@ Result = TypeVar("Result")
 
 @dataclass
 class Size:
-    """What a job's input amounts to."""
+    """Size of a job's input in values."""
 
     values: int = 0  # texts, numbers, lists and objects; OBJECT_IN_LIST for an object in a list
     chars: int = 0  # of all texts and keys
 
     @property
     def large(self) -> bool:
-        """Whether reading it takes more than a few milliseconds."""
+        """Whether processing the input takes more than a few milliseconds."""
         return self.values > LARGE_VALUES or self.chars > LARGE_CHARS
 
     async def aside(self, work: Callable[Params, Result], *args: Params.args, **named: Params.kwargs) -> Result:
-        """What `work` returns: done in a thread if the job is large, and else in the event loop."""
+        """Return the result of `work`, run in a thread if the job is large and in the event loop otherwise."""
         if self.large:
             return await asyncio.to_thread(work, *args, **named)
         return work(*args, **named)
 
 
 async def check(job_input: object, max_values: int) -> Size:
-    """The input's size, once it is known to be within bounds.
+    """Check an input against the bounds and return its size.
 
     Raises:
         JobError: more than `max_values`, endless nesting or keys, or what no field can hold: infinities, numbers
@@ -68,7 +68,7 @@ async def check(job_input: object, max_values: int) -> Size:
 
 
 def walk(job_input: object, max_values: int, size: Size) -> Iterator[None]:
-    """As `check`, adding to `size`, with a stop after every SLICE of values.
+    """Add the values of an input to `size`, yielding after every SLICE of values. Checks as `check` does.
 
     Holds an iterator and a key per level and nothing per value: a path is put together for an error only.
     """
@@ -112,7 +112,7 @@ def walk(job_input: object, max_values: int, size: Size) -> Iterator[None]:
 
 
 def _may_be_large(value: float, keys: list[object]) -> bool:
-    """vLLM reads 1e20 as an integer where it expects one, and that is anywhere but in a schema."""
+    """Whether a number beyond 64 bits is allowed here: vLLM reads 1e20 as an integer everywhere but in a schema."""
     return isinstance(value, float) and any(isinstance(key, str) and key in _HOLD_SCHEMAS for key in keys)
 
 
@@ -128,7 +128,7 @@ def _check_text(text: str, keys: list[object]) -> None:
 
 
 def _refused(keys: list[object], message: str) -> JobError:
-    """`message` about the value under `keys`, whose path takes the place of `{}`."""
+    """The error for the value under `keys`; its path replaces `{}` in `message`."""
     path = ""
     for key in keys[1:]:  # the first is the input itself
         if isinstance(key, int):

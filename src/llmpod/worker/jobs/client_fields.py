@@ -1,4 +1,4 @@
-"""Fields by which clients of other services ask: where one has gone, why one is refused, and when one asks nothing."""
+"""Tables of request fields from other APIs: renamed, refused or ignored."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from llmpod.worker.errors import Code, JobError
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a field is refused: `cure` says what to do instead. `harmless`: values that ask for nothing."""
+    """Why a field is refused. `cure`: what to do instead. `harmless`: values that request nothing and are accepted."""
 
     cure: str
     harmless: tuple[object, ...] = ()
     even_empty: bool = False  # an empty value asks for something, too
 
     def asks(self, value: object) -> bool:
-        """Whether the value asks for something."""
+        """Whether the value requests something."""
         return value not in self.harmless and (self.even_empty or not empty(value))
 
 
 @dataclass
 class Settled:
-    """A request as it goes on, and what was made of the fields that nobody reads."""
+    """A request after unknown fields were handled, with the fields that were moved or ignored."""
 
     body: dict[str, Any]
     ignored: list[str] = field(default_factory=list)
     moved: dict[str, str] = field(default_factory=dict)  # name -> the path under which it was taken
 
     def as_dict(self) -> dict[str, Any]:
-        """For the reply's `limits`: what there is to report."""
+        """The handled fields for the reply's `limits`."""
         said = {"ignored": [name[:64] for name in self.ignored], "moved": self.moved}
         return {name: value for name, value in said.items() if value}
 
@@ -90,12 +90,12 @@ REFUSED = {
 
 
 def refused(path: str, refusal: Refusal) -> JobError:
-    """The error for a field that asks for what is not done here."""
+    """The error for a field that requests an unsupported feature."""
     return JobError(Code.UNKNOWN_FIELD, f"{path[:200]} is not taken here. {refusal.cure}", field=path[:200])
 
 
 def resembles(name: str, known: Collection[str], *, cutoff: float = 0.82) -> str | None:
-    """The known name that this one probably means: written otherwise, its words turned round, or nearly the same."""
+    """The known name that `name` probably misspells: other case, word order or nearly the same letters."""
     if len(name) > 64:
         return None
     plain, words = _letters(name), sorted(name.split("_"))
@@ -111,7 +111,7 @@ def _letters(name: str) -> str:
 
 
 def move(settled: Settled, name: str, value: object, to: tuple[str, ...]) -> None:
-    """Take `name` under its new path, beside what the client wrote there itself."""
+    """Move the field `name` to its current path, merging with what the client set there."""
     target, leaf, path = settled.body, to[-1], ".".join(to)
     for step in to[:-1]:
         inside = target.get(step) or {}
@@ -125,7 +125,7 @@ def move(settled: Settled, name: str, value: object, to: tuple[str, ...]) -> Non
 
 
 def check_format(path: str, value: object) -> None:
-    """A schema binds nothing where the type of the format says that there is none."""
+    """Reject a response format that holds a schema although its type does not use one."""
     if not isinstance(value, dict) or value.get("type") not in ("text", "json_object"):
         return
     extra = next((str(key)[:64] for key in value if key != "type" and value[key] is not None), None)
@@ -138,5 +138,5 @@ def check_format(path: str, value: object) -> None:
 
 
 def empty(value: object) -> bool:
-    """Whether a value asks for nothing, whatever its field means."""
+    """Whether a value requests nothing, whatever its field means."""
     return value is False or value in ([], {}, "")

@@ -1,4 +1,4 @@
-"""What the engine hands over while it generates: plain data, made from vLLM's outputs and free of its types."""
+"""Output of the engine as plain data, converted from vLLM's types."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Delta:
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens, as the engine counted them."""
+    """Token counts, as the engine counted them."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -29,7 +29,7 @@ class Usage:
 
 @dataclass(frozen=True)
 class Timings:
-    """Where the engine's time went, from its own clocks, in milliseconds."""
+    """Durations inside the engine, by its own clocks, in milliseconds."""
 
     queue_ms: float
     prefill_ms: float
@@ -38,7 +38,7 @@ class Timings:
 
 @dataclass(frozen=True)
 class Step:
-    """What became ready since the last step; the last one is `finished`."""
+    """Output since the last step; `finished` is true for the last one."""
 
     deltas: list[Delta] = field(default_factory=list)
     usage: Usage = Usage(0, 0, None)
@@ -47,7 +47,7 @@ class Step:
 
 
 class ConstraintError(ValueError):
-    """The engine could not compile a request's structured output, or no token of the model fits it.
+    """The engine could not compile a request's structured output, or no token of the model satisfies it.
 
     A ValueError, which vLLM's application answers with a 400: sending the request again would not help.
     """
@@ -59,7 +59,7 @@ class ConstraintError(ValueError):
 
 
 def step(output: Any, completion_tokens: int) -> Step:
-    """From vLLM's RequestOutput, and the tokens generated so far for all of the request's answers."""
+    """Convert vLLM's RequestOutput and the number of tokens generated so far into a Step."""
     deltas = [
         Delta(
             index=choice.index,
@@ -76,7 +76,7 @@ def step(output: Any, completion_tokens: int) -> Step:
 
 
 def timings_of(stats: Any) -> Timings:
-    """From vLLM's RequestStateStats, whose times are monotonic seconds; 0 stands for "did not happen"."""
+    """Convert vLLM's RequestStateStats, whose times are monotonic seconds; 0 stands for "did not happen"."""
     if not stats.scheduled_ts or not stats.first_token_ts:
         return Timings(0.0, 0.0, 0.0)
     return Timings(
@@ -87,7 +87,7 @@ def timings_of(stats: Any) -> Timings:
 
 
 def _logprobs(choice: Any) -> list[dict[str, Any]]:
-    """Per token: the chosen one, and those asked for beside it. JSON has no -inf, so an impossible token has null."""
+    """Logprobs per token: the chosen token, then the alternatives. -inf is not JSON: an impossible token has null."""
     rows = []
     for token_id, candidates in zip(choice.token_ids, choice.logprobs, strict=False):
         ranked = sorted(candidates.items(), key=lambda item: item[1].rank or 0)

@@ -1,7 +1,7 @@
-"""job["input"] -> a typed request, or a typed error that names the field.
+"""Parser of job inputs: job["input"] -> a typed request, or an error that names the field.
 
-Three shapes reach a worker: native (`prompt` or `messages`), OpenAI (`openai_route`) and route (`route`). Which one it
-is, is decided here by its keys, and nowhere else.
+Three shapes are accepted: native (`prompt` or `messages`), OpenAI (`openai_route`) and route (`route`). The keys decide
+which one it is, here and nowhere else.
 """
 
 from __future__ import annotations
@@ -46,25 +46,25 @@ class NativeRequest:
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """Every text the client sent, in order."""
+        """All texts of the client, in order."""
         if self.prompt is not None:
             return (self.prompt,)
         return tuple(message.content for message in self.messages or ())
 
     @property
     def prompt_field(self) -> str:
-        """Where the texts stand."""
+        """The name of the field that holds the texts."""
         return "prompt" if self.prompt is not None else "messages"
 
     @property
     def chars(self) -> int:
-        """Characters of all texts together, an empty one as one: what MAX_PROMPT_CHARS counts."""
+        """Characters of all texts together, as MAX_PROMPT_CHARS counts them; an empty text counts as one."""
         return sum(len(text) or 1 for text in self.texts)
 
 
 @dataclass(frozen=True)
 class OpenAIRequest:
-    """A call of one of vLLM's routes, as RunPod makes it of a call to /openai/… (`body` is None for a GET)."""
+    """A call of one of vLLM's routes in the form of RunPod's /openai proxy (`body` is None for a GET)."""
 
     route: str  # as the client wrote it: route_catalog decides what it may be
     body: dict[str, Any] | None
@@ -78,7 +78,7 @@ class OpenAIRequest:
 
 @dataclass(frozen=True)
 class RouteRequest(OpenAIRequest):
-    """The same call as other workers' clients write it: {"route", "body", "method"}."""
+    """A call of one of vLLM's routes in the form {"route", "body", "method"} of other workers' clients."""
 
 
 Request = NativeRequest | OpenAIRequest
@@ -109,7 +109,7 @@ class _Native(_Strict):
 
 
 def parse(job_input: object, sampling_names: Collection[str]) -> Request:
-    """Read a job's input, of which bounds.py has said that it is within them.
+    """Parse a job's input that has passed bounds.py.
 
     `sampling_names` are the sampling parameters a client may set; the engine knows them.
 
@@ -126,7 +126,7 @@ def parse(job_input: object, sampling_names: Collection[str]) -> Request:
 
 
 def _openai(job_input: dict[str, Any]) -> OpenAIRequest:
-    """RunPod's proxy writes this shape, so what it may add to it one day is no error."""
+    """RunPod's proxy writes this shape, so unknown keys beside it are accepted."""
     return OpenAIRequest(_text(job_input, "openai_route"), _body(job_input, "openai_input"))
 
 
@@ -147,7 +147,7 @@ def _text(job_input: dict[str, Any], field: str) -> str:
 
 
 def _body(job_input: dict[str, Any], field: str) -> dict[str, Any] | None:
-    """A GET comes with no body, null or {}."""
+    """The body of a GET is absent, null or {}."""
     value = job_input.get(field)
     if value is None or value == {}:
         return None
@@ -198,7 +198,7 @@ def _flatten(message: _Message) -> Message:
 
 
 def _stream(top: bool | None, sampling: dict[str, Any]) -> bool:
-    """`stream` may stand at the top or among the sampling parameters, as clients of older workers put it."""
+    """`stream` is accepted at the top and among the sampling parameters, where clients of older workers put it."""
     inner = sampling.pop("stream", None)
     if inner is not None and not isinstance(inner, bool):
         raise JobError(
@@ -230,7 +230,7 @@ def _explain(error: ValidationError, known: Collection[str]) -> JobError:
 
 
 def _path(location: tuple[int | str, ...]) -> str:
-    """("messages", 0, "content", "str") -> messages[0].content; the union branch pydantic appends says nothing."""
+    """("messages", 0, "content", "str") -> messages[0].content, without the union branch that pydantic appends."""
     path = ""
     for step in location:
         if isinstance(step, int):
@@ -241,7 +241,7 @@ def _path(location: tuple[int | str, ...]) -> str:
 
 
 def unknown(name: str, field: str, known: Collection[str]) -> JobError:
-    """The error for a field nobody knows, with the known one it resembles."""
+    """The error for an unknown field, with the known one it resembles."""
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
     advice = f" Did you mean {near[0]}?" if near else ""
     return JobError(Code.UNKNOWN_FIELD, f"{field[:200]} is not a field this worker knows.{advice}", field=field[:200])

@@ -1,4 +1,4 @@
-"""A job's trace in the log: one `start` line and one `end` line, whatever happens in between."""
+"""Log lines of a job: exactly one `start` and one `end` event."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Outcome = Literal["ok", "blocked", "rejected", "error", "cancelled", "timeout"]
 
 
 class JobRecord:
-    """Collects what the two lines say. `end` counts once: the first caller decides the outcome."""
+    """Collects the fields of a job's two events. The first call of `end` decides the outcome; later ones do nothing."""
 
     def __init__(self, job_id: str, emit: Emit, *, log_prompts: bool) -> None:
         self.id = job_id
@@ -44,7 +44,7 @@ class JobRecord:
         self._ended = False
 
     def start(self, request: NativeRequest, max_tokens: MaxTokens, *, validation_enabled: bool) -> None:
-        """The job's input is understood."""
+        """Record the parsed input of a native job."""
         self.stream = request.stream
         self.constrained = constrained(request.sampling)
         self.max_tokens = max_tokens
@@ -67,7 +67,7 @@ class JobRecord:
         client: Mapping[str, str] | None = None,
         texts: tuple[str, ...] = (),
     ) -> None:
-        """A route job's body is read; `client`: the ids by which the client knows the request."""
+        """Record the body of a route job. `client`: the ids by which the client knows the request."""
         self.stream = stream
         self.model = model
         self.max_tokens = max_tokens
@@ -82,7 +82,7 @@ class JobRecord:
         )
 
     def finish_route(self) -> None:
-        """vLLM's application is done.
+        """Record that vLLM's application has completed the answer.
 
         Pooling requests and requests that were cut off have no timings: vLLM gives none.
         """
@@ -98,7 +98,7 @@ class JobRecord:
             self._result |= self._times(self.meter.timings)
 
     def finish(self, step: Step, answer: Answer, validation: Reply | None) -> None:
-        """The engine is done: `step` is its last one. With several answers, `finish_reason` is the first one's.
+        """Record the engine's last step. With several answers, `finish_reason` is the first one's.
 
         Execution time ends here; the line is written when the last reply has been sent.
         """
@@ -136,7 +136,7 @@ class JobRecord:
         }
 
     def fail(self, error: JobError) -> None:
-        """The job failed: `blocked` by policy, `rejected` if its input is to blame, `timeout` or `error` if not.
+        """End the job as failed: `blocked` by policy, `rejected` for invalid input, otherwise `timeout` or `error`.
 
         A job that had been stopped before it began is `cancelled`, as one that is stopped later.
         """
@@ -153,14 +153,14 @@ class JobRecord:
         self.end(outcome, error=error.failure.code, message=None if quoted else error.message)
 
     def cut_short(self) -> None:
-        """The job was ended from outside: failed if there is an `interruption`, cancelled if not."""
+        """End a job that was interrupted: failed if there is an `interruption`, otherwise cancelled."""
         if self.interruption is not None:
             self.fail(self.interruption)
         else:
             self.end("cancelled")
 
     def end(self, outcome: Outcome, **fields: Any) -> None:
-        """Write the end line, and before it the start line of a job that was never understood."""
+        """Write the end event, preceded by a start event if the job's input was never parsed."""
         if self._ended:
             return
         self._ended = True

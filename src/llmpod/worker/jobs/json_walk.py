@@ -1,4 +1,4 @@
-"""Walks JSON that a client wrote, however deep: with a list of what is left to see, where recursion would end."""
+"""Traversal of nested JSON without recursion, for input of any depth."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def objects(value: object, *, closed: Collection[str] = ()) -> Iterator[dict[str, Any]]:
-    """Every object in `value`, outer ones before what they hold; not what stands under the names `closed`."""
+    """Yield every object in `value`, outer ones first, except those below the keys in `closed`."""
     pending = [value]
     while pending:
         found = pending.pop()

@@ -1,4 +1,4 @@
-"""The guardrails: what a job may ask for. Pure decisions, made before the engine sees anything."""
+"""Guardrails: limits on prompts, answers and constraints of a job. Pure functions, called before the engine."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ square: a tenth of a second for these."""
 
 @dataclass(frozen=True)
 class MaxTokens:
-    """How many tokens the answer may have: what the client asked for, and what the engine gets."""
+    """max_tokens of an answer: what the client requested and what the engine gets."""
 
     requested: int | None
     effective: int
     reason: str | None = None  # why the two differ: default, raised, lowered or context
 
     def as_dict(self) -> dict[str, int | str | None]:
-        """For the reply's `limits` and the log."""
+        """The fields for the reply's `limits` and the log."""
         return {"requested": self.requested, "effective": self.effective, "reason": self.reason}
 
 
 def check(request: NativeRequest, settings: Settings) -> None:
-    """The limits of a native job that show in its input: of its prompt, its answers and their form.
+    """Check the limits of a native job that can be read from its input: prompt, answers and constraints.
 
     Raises:
         JobError: the first that it exceeds.
@@ -49,7 +49,7 @@ def check(request: NativeRequest, settings: Settings) -> None:
 
 
 def check_prompt(request: NativeRequest, settings: Settings) -> None:
-    """MAX_PROMPT_CHARS, over all messages together.
+    """Check MAX_PROMPT_CHARS for all messages together.
 
     Raises:
         JobError: prompt_too_long, with both numbers.
@@ -58,7 +58,7 @@ def check_prompt(request: NativeRequest, settings: Settings) -> None:
 
 
 def check_chars(chars: int, settings: Settings, *, field: str) -> None:
-    """MAX_PROMPT_CHARS for `chars` characters that came in `field`.
+    """Check MAX_PROMPT_CHARS for `chars` characters in `field`.
 
     Raises:
         JobError: prompt_too_long, with both numbers.
@@ -75,9 +75,9 @@ def check_chars(chars: int, settings: Settings, *, field: str) -> None:
 
 
 def check_constraint(given: Mapping[str, Any], settings: Settings, *, within: str = "") -> None:
-    """MAX_CONSTRAINT_CHARS for what bounds the form of the answer; `within` is the path of the fields in `given`.
+    """Check MAX_CONSTRAINT_CHARS for a structured output; `within` is the path of the fields in `given`.
 
-    What it costs to compile is constraints.py's to find out. The schemas of tools count as part of the prompt.
+    The time to compile it is limited in constraints.py. The schemas of tools count as part of the prompt.
 
     Raises:
         JobError: invalid_input, with both numbers.
@@ -99,12 +99,12 @@ def check_constraint(given: Mapping[str, Any], settings: Settings, *, within: st
 
 
 def constrained(given: Mapping[str, Any]) -> bool:
-    """Whether the answer must have a certain form: half of it would be worth nothing. Tools have rules of their own."""
+    """Whether the answer has a structured output, of which a part is useless. Tools are handled in tool_choice.py."""
     return any(_binds(given.get(name)) for name in CONSTRAINTS)
 
 
 def _binds(constraint: object) -> bool:
-    """Free text can be asked for in the fields of a constraint as well, and other things beside it (`verbosity`)."""
+    """Whether a field's value constrains the answer; the same fields can request free text."""
     if not isinstance(constraint, dict):
         return False
     form = constraint.get("format", constraint)
@@ -123,7 +123,7 @@ def check_whole(
     *,
     tokens: int,
 ) -> None:
-    """An answer under a constraint must have come to its end; `tokens` are those of all answers, `reply` the last ones.
+    """Fail an answer with a structured output that max_tokens cut; `tokens` are those of all answers.
 
     Raises:
         JobError: incomplete_output; max_tokens cut it, and the client has not allowed that.
@@ -142,9 +142,9 @@ def check_whole(
 
 
 def check_words(given: Mapping[str, Any], *, within: str = "") -> None:
-    """MAX_WORDS and MAX_WORD_CHARS for the texts that end an answer, or may not be in it.
+    """Check MAX_WORDS and MAX_WORD_CHARS for stop strings and bad words.
 
-    The event loop and the engine look at each of them for each token, and tokenise bad words before.
+    The event loop and the engine compare each of them with each token, and bad words are tokenised first.
 
     Raises:
         JobError: invalid_input, with both numbers.
@@ -165,7 +165,7 @@ def check_words(given: Mapping[str, Any], *, within: str = "") -> None:
 
 
 def check_n(request: NativeRequest, settings: Settings) -> None:
-    """MAX_N: each answer of a job occupies a place in the engine's batch.
+    """Check MAX_N: each answer of a job uses one sequence of the engine's batch.
 
     Raises:
         JobError: invalid_input, with both numbers.
@@ -176,7 +176,7 @@ def check_n(request: NativeRequest, settings: Settings) -> None:
 
 
 def check_answers(n: int, settings: Settings, *, field: str) -> None:
-    """MAX_N for `n` answers asked for in `field`.
+    """Check MAX_N for `n` answers requested in `field`.
 
     Raises:
         JobError: invalid_input, with both numbers.
@@ -188,7 +188,7 @@ def check_answers(n: int, settings: Settings, *, field: str) -> None:
 
 
 def check_inputs(count: int, *, field: str) -> None:
-    """MAX_INPUTS for what is embedded, scored or classified.
+    """Check MAX_INPUTS for texts to embed, score or classify.
 
     Raises:
         JobError: invalid_input, with both numbers.
@@ -200,12 +200,12 @@ def check_inputs(count: int, *, field: str) -> None:
 
 
 def most_at_once(settings: Settings, *, scores: bool) -> int:
-    """Answers, or inputs that are scored, which a job may have in the engine and before it at once."""
+    """Most answers, or inputs to score, of one job that may be in the engine or queued for it at once."""
     return MAX_INPUTS if scores else settings.max_n
 
 
 def cap_max_tokens(requested: int | None, settings: Settings, *, field: str) -> MaxTokens:
-    """max_tokens on a route: lowered to MAX_TOKENS_MAX or rejected, as MAX_TOKENS_POLICY says, and never raised.
+    """Apply MAX_TOKENS_MAX to a route job: max_tokens is lowered or rejected (MAX_TOKENS_POLICY), never raised.
 
     Raises:
         JobError: invalid_input, with both numbers.
@@ -238,21 +238,21 @@ def clamp_max_tokens(requested: int | None, settings: Settings) -> MaxTokens:
 
 
 def fit_model(max_tokens: MaxTokens, max_model_len: int) -> MaxTokens:
-    """What this worker chose for a client that named no max_tokens, within the model's context (0: not known)."""
+    """Lower a max_tokens chosen by this worker to the model's context length (0: not known)."""
     if max_tokens.requested is None and 0 < max_model_len < max_tokens.effective:
         return replace(max_tokens, effective=max_model_len, reason="context")
     return max_tokens
 
 
 def granted(max_tokens: MaxTokens, tokens: int | None) -> MaxTokens:
-    """`max_tokens` as the engine got it: a prompt may have left less room. None: the engine was not asked."""
+    """`max_tokens` as the engine got it, lower if the prompt left less context. None: the engine was not called."""
     if tokens is None or tokens >= max_tokens.effective:
         return max_tokens
     return replace(max_tokens, effective=tokens, reason="context")
 
 
 def check_min_tokens(min_tokens: object, max_tokens: int, *, field: str) -> None:
-    """The answer cannot be longer than it may be. What is no number is vLLM's to refuse.
+    """Check that min_tokens is not above max_tokens. A value that is not a number is left to vLLM to reject.
 
     Raises:
         JobError: invalid_input, with both numbers.
@@ -266,9 +266,7 @@ def check_min_tokens(min_tokens: object, max_tokens: int, *, field: str) -> None
 
 
 def default_sampling(settings: Settings, max_tokens: int | None) -> dict[str, Any]:
-    """DEFAULT_SAMPLING_PARAMS for an answer of at most `max_tokens`: the operator's min_tokens gives way to a client's
-    smaller max_tokens.
-    """
+    """DEFAULT_SAMPLING_PARAMS for an answer of at most `max_tokens`; min_tokens in it is lowered to that."""
     wanted = dict(settings.default_sampling_params)
     if max_tokens is not None and isinstance(wanted.get("min_tokens"), int):
         wanted["min_tokens"] = min(wanted["min_tokens"], max_tokens)
@@ -276,9 +274,9 @@ def default_sampling(settings: Settings, max_tokens: int | None) -> dict[str, An
 
 
 def fit_context(max_tokens: MaxTokens, prompt_tokens: int, max_model_len: int) -> MaxTokens:
-    """Prompt plus answer must fit MAX_MODEL_LEN.
+    """Check that prompt and answer fit MAX_MODEL_LEN.
 
-    What the client asked for is refused if it does not fit; what this worker added (a default, a raise) gives way.
+    A client's max_tokens that does not fit is an error; one that this worker chose or raised is lowered.
 
     Raises:
         JobError: context_length_exceeded, with the numbers.

@@ -1,6 +1,6 @@
-"""Metering of a job: its limits, its slots, and what the engine has done for it, shared by all of its requests.
+"""Metering of a job: limits, slots and token counts, shared by all engine requests of the job.
 
-The engine and vLLM's application work in the context of a job (`current_meter`), so whatever they call finds its meter.
+The engine and vLLM's application run in the context of a job: `current_meter` is its meter.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Value = TypeVar("Value")
 
 @dataclass
 class JobMeter:
-    """What one job may use, and what the engine has done so far for all the requests that are made of the job."""
+    """Limits and counts of one job, over all engine requests that are made for it."""
 
     max_tokens: int | None = None
     cache_salt: str | None = None  # what the job's prompts share the prefix cache under; None: with all other jobs
@@ -51,7 +51,7 @@ class JobMeter:
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def begin(self, settings: Settings, job_id: str, take: Callable[[int], Awaitable[Slot]]) -> Self:
-        """Itself, once it is known which job it is for."""
+        """Set the job's id and the function that takes slots; returns the meter."""
         self.cache_salt = job_id if settings.isolate_prefix_cache else None
         self.show_cached_tokens = settings.show_cached_tokens
         self.take = take
@@ -59,10 +59,10 @@ class JobMeter:
 
     @asynccontextmanager
     async def slot(self, weight: int) -> AsyncGenerator[None, None]:
-        """The slot of one engine request with so many answers.
+        """Hold `weight` slots for one engine request with so many answers.
 
-        The requests of a job queue for their slots one after the other: of a job with a thousand inputs, one stands in
-        the line, and other jobs wait for that one only.
+        The requests of a job queue for slots one at a time: of a job with a thousand inputs, one waits in the queue of
+        all jobs, so other jobs wait for one of them only.
 
         Raises:
             JobError: the job makes more requests than it may, or the worker stayed full for MAX_QUEUE_WAIT.
@@ -83,7 +83,7 @@ class JobMeter:
             self._at_once -= weight
 
     def ended(self) -> bool:
-        """Whether the engine has nothing more to say, as far as it has been asked."""
+        """Whether the engine has finished all requests that were made so far."""
         return 0 < self.requests == self.finished
 
     @property
@@ -92,7 +92,7 @@ class JobMeter:
         return sum(sum(answers.values()) for answers in self.generated.values())
 
     def count(self, request_id: str, output: Any, *, cumulative: bool = False) -> int:
-        """Take in vLLM's RequestOutput, which has all of an answer's tokens or the new ones; the request's so far."""
+        """Count the tokens of vLLM's RequestOutput (an answer's total or the new ones); returns the request's total."""
         so_far = self._known(request_id, len(output.prompt_token_ids or ()), output.num_cached_tokens or 0)
         for choice in output.outputs:
             before = 0 if cumulative else so_far.get(choice.index, 0)
@@ -100,7 +100,7 @@ class JobMeter:
         return sum(so_far.values())
 
     def count_cut(self, processor: Any, request_id: str) -> None:
-        """Take in what a request has produced, read or not, from vLLM's output processor, before it is aborted."""
+        """Count the tokens of a request, read or not, from vLLM's output processor before it is aborted."""
         parent = processor.parent_requests.get(request_id)
         ids: Iterable[str] = (request_id,) if parent is None else parent.child_requests
         for state in filter(None, map(processor.request_states.get, ids)):
@@ -124,11 +124,11 @@ current_meter: ContextVar[JobMeter | None] = ContextVar("current_meter", default
 
 
 class RequestRefusedError(ValueError):
-    """Ends a request inside vLLM's application, which answers a ValueError with 400; the job fails with the cause."""
+    """Ends a request inside vLLM's application, which answers a ValueError with 400; the job fails with its cause."""
 
 
 def refuse(error: JobError) -> RequestRefusedError:
-    """The exception to raise inside vLLM's application so that the job at work fails with `error`."""
+    """Return the exception that, raised inside vLLM's application, fails the current job with `error`."""
     meter = current_meter.get()
     if meter is not None:
         meter.refusal = meter.refusal or error
@@ -137,7 +137,7 @@ def refuse(error: JobError) -> RequestRefusedError:
 
 @asynccontextmanager
 async def engine_slot(meter: JobMeter, weight: int) -> AsyncGenerator[None, None]:
-    """As the meter's, inside vLLM's application."""
+    """JobMeter.slot for use inside vLLM's application: a JobError is raised as RequestRefusedError."""
     async with AsyncExitStack() as stack:
         try:
             await stack.enter_async_context(meter.slot(weight))
@@ -147,13 +147,13 @@ async def engine_slot(meter: JobMeter, weight: int) -> AsyncGenerator[None, None
 
 
 def judges() -> bool:
-    """Whether the job at work has guardrails to judge its prompts."""
+    """Whether the current job has guardrails for rendered prompts."""
     meter = current_meter.get()
     return meter is not None and meter.judge is not None
 
 
 def judge(visible: Callable[[Value], str], prompt: Value) -> None:
-    """Have the job's guardrails judge a prompt inside vLLM's application; `visible`: its text as the model reads it.
+    """Apply the current job's guardrails to a prompt, inside vLLM's application; `visible` returns its text.
 
     Raises:
         RequestRefusedError: they refuse it.

@@ -1,6 +1,6 @@
-"""Fields of native jobs that were made for other workers: taken under their present name, refused, or ignored.
+"""Native input fields of other workers: renamed, refused or ignored.
 
-RunPod's vLLM worker (runpod-workers/worker-vllm) and langchain-runpod decide which there are; docs/migrate.md has them.
+The tables cover RunPod's vLLM worker (runpod-workers/worker-vllm) and langchain-runpod; see docs/migrate.md.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ _FILES = ("image", "audio", "video", "file", "document")
 
 
 def settle_native(job_input: Mapping[str, Any], known: Collection[str], sampling_names: Collection[str]) -> Settled:
-    """A native job's input as inputs.py reads it; a field that is in no table here is left in, and refused there.
+    """Convert a native job's input to the fields of inputs.py; fields in no table are left for it to refuse.
 
     Sampling parameters at the top, where RunPod's LangChain package and older workers have them, go into
     sampling_params.
@@ -103,7 +103,7 @@ def _refuse_files(messages: object) -> None:
 
 
 def _settle_native(sampling: Settled, name: str, value: Any, path: str) -> bool:
-    """Whether the field is one of other workers' that is known here, and dealt with."""
+    """Handle a field of other workers; returns whether it is one."""
     if value is None:
         return True
     if name == "response_format":
@@ -123,7 +123,7 @@ def _settle_native(sampling: Settled, name: str, value: Any, path: str) -> bool:
 
 
 def _constraint(response_format: Any, path: str) -> dict[str, Any]:
-    """structured_outputs for OpenAI's response_format, as vLLM's routes translate it."""
+    """Convert OpenAI's response_format to structured_outputs, as vLLM's routes do."""
     check_format(path, response_format)
     kind = response_format.get("type") if isinstance(response_format, dict) else None
     if kind == "text":

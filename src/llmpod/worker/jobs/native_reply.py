@@ -1,4 +1,4 @@
-"""The native reply: its shape when it comes whole, and its shape when it is streamed.
+"""Native replies: the whole reply and the chunks of a stream.
 
 Whole: {"choices": [{index, text, finish_reason, …}], "usage", "limits", "model", "request_id", "text", "validation"?}.
 `text` is the first choice's, where clients of other workers look for it.
@@ -20,14 +20,14 @@ Reply = dict[str, Any]
 
 
 class Answer:
-    """What has been said so far, per choice."""
+    """Text so far, per choice."""
 
     def __init__(self) -> None:
         self.texts: dict[int, str] = {}
         self.finish_reasons: dict[int, str] = {}
 
     def add(self, deltas: Iterable[Delta]) -> Reply:
-        """Take in new text, and return it as a reply's `choices`."""
+        """Add new text and return it as a reply's `choices`."""
         choices = []
         for delta in deltas:
             self.texts[delta.index] = self.texts.get(delta.index, "") + delta.text
@@ -43,14 +43,14 @@ class Answer:
 
 
 def says_something(reply: Reply) -> bool:
-    """Whether a chunk is worth sending: half a character or a possible stop string is held back as empty text."""
+    """Whether a chunk has content: half a character or a possible stop string is held back as empty text."""
     return any(choice["text"] or "finish_reason" in choice or "logprobs" in choice for choice in reply["choices"])
 
 
 def ending(
     request: NativeRequest, answer: Answer, usage: Usage, max_tokens: MaxTokens, model: str, request_id: str
 ) -> Reply:
-    """What a whole reply and a stream's last chunk carry beside the choices."""
+    """Fields that a whole reply and a stream's last chunk have beside the choices."""
     reply: Reply = {
         "usage": {
             "input": usage.prompt_tokens,
@@ -69,13 +69,13 @@ def ending(
 
 
 def blocked(error: JobError, *, model: str, request_id: str) -> Reply:
-    """The reply to a job that the worker's policy does not answer. The job is COMPLETED: nothing failed."""
+    """The reply to a job that the profile's policy blocks. The job is COMPLETED: nothing failed."""
     found = {"blocked": True, "intent": error.details["intent"], "message": error.message}
     return found | {"model": model, "request_id": request_id}
 
 
 def stream_error(error: Reply) -> Reply:
-    """A stream's last chunk when the job fails: what came before stays valid, what follows does not come.
+    """The last chunk of a stream whose job fails; chunks before it stay valid.
 
     The key is not `error`, which would end the stream before this chunk is sent (runpod 1.12.0, rp_job.py).
     """

@@ -1,4 +1,4 @@
-"""An optional profile: the policy and the answer checks of one use case, as data in a TOML file.
+"""Profiles: policy and answer checks of a use case, read from a TOML file.
 
 The policy is decided on the prompt alone, before the engine is called. It depends neither on routing nor on
 `enable_validation`, so nothing a client sends can weaken it. Phrases match whole words, so "Delhi startups" holds no
@@ -26,7 +26,7 @@ class _Data(BaseModel):
 
 
 class Checks(_Data):
-    """What an answer must look like to be valid."""
+    """Checks that a valid answer passes."""
 
     min_words: int = Field(0, ge=0)
     max_words: int | None = Field(None, ge=1)
@@ -35,7 +35,7 @@ class Checks(_Data):
 
 
 class Intent(_Data):
-    """A topic: the phrases that announce it, and whether this worker answers it."""
+    """A topic: the phrases that identify it, and whether this worker answers it."""
 
     name: str
     phrases: tuple[str, ...] = ()
@@ -50,20 +50,20 @@ class _File(_Data):
 
 @dataclass(frozen=True)
 class Profile:
-    """Intents in the order in which they are tried, and the one for everything else."""
+    """Intents in matching order, and the default intent."""
 
     intents: tuple[Intent, ...]
     default: Intent
 
     def intent_of(self, texts: Iterable[str]) -> Intent:
-        """The intent of what a client sent. A blocked intent wins over every other, wherever its phrase stands."""
+        """The intent of a client's texts. A blocked intent takes precedence, wherever its phrase occurs."""
         text = "\n".join(texts)
         found = [intent for intent in self.intents if _mentions(text, intent.phrases)]
         return next((intent for intent in found if intent.blocked is not None), found[0] if found else self.default)
 
 
 def validate(text: str, finish_reason: str | None, checks: Checks) -> list[str]:
-    """What is wrong with an answer; an empty list means valid. An answer cut off by max_tokens never is."""
+    """Problems of an answer; an empty list means valid. An answer cut by max_tokens is never valid."""
     words = re.findall(r"[^\W_]+(?:['’-][^\W_]+)*", text.lower())
     issues = []
     if finish_reason == "length":
@@ -80,7 +80,7 @@ def validate(text: str, finish_reason: str | None, checks: Checks) -> list[str]:
 
 
 def verdict(intent: Intent, texts: Mapping[int, str], finish_reasons: Mapping[int, str]) -> dict[str, Any]:
-    """The reply's `validation`: valid only if every answer is; with several, an issue names its answer's index."""
+    """The reply's `validation`: valid if every answer is; with several, an issue names its answer's index."""
     issues = []
     for index, text in sorted(texts.items()):
         prefix = f"choice {index}: " if len(texts) > 1 else ""
@@ -89,7 +89,7 @@ def verdict(intent: Intent, texts: Mapping[int, str], finish_reasons: Mapping[in
 
 
 def load(name: str) -> Profile:
-    """Read a profile: a shipped one by its name, any other by its path.
+    """Load a profile: a shipped one by its name, any other by its path.
 
     Raises:
         StartError: there is no such file, or it is not a profile.

@@ -1,4 +1,4 @@
-"""Catalog of routes: which paths are open to jobs, how each is called, and why one is not there.
+"""Catalog of routes: paths that jobs may call, their methods, and error messages for the others.
 
 Pure decisions on plain data. A path that is not in the table is closed, so a route that a new vLLM brings stays closed
 until it is written here or named in ALLOWED_ROUTES.
@@ -20,7 +20,7 @@ Kind = Literal["generate", "embed", "tokens", "info"]
 
 @dataclass(frozen=True)
 class Rule:
-    """An open route. `max_tokens`: the fields that hold it, the one to write first."""
+    """An open route. `max_tokens`: the fields that hold it, the preferred one first."""
 
     path: str
     methods: tuple[str, ...]
@@ -31,12 +31,12 @@ class Rule:
 
     @property
     def scores(self) -> bool:
-        """Whether its engine requests are inputs (texts, pairs, seconds of speech), which MAX_N does not count."""
+        """Whether engine requests are inputs to score (texts, pairs, seconds of speech), which MAX_N does not count."""
         return self.kind == "embed" or self.form or self.path == "/generative_scoring"
 
     @property
     def anthropic(self) -> bool:
-        """Whether its clients expect Anthropic's error object."""
+        """Whether clients expect Anthropic's error object."""
         return self.path.startswith("/v1/messages")
 
 
@@ -79,7 +79,7 @@ _QUERY = re.compile(r"[A-Za-z0-9._~=&%+-]*")
 
 
 def clean(route: str, *, field: str) -> tuple[str, str]:
-    """A route's path and query. A path only: nothing that could mean another host, or another path once decoded.
+    """A route's normalised path and query; rejects other hosts and paths that change when decoded.
 
     Raises:
         JobError: the route is anything but a plain absolute path.
@@ -93,15 +93,15 @@ def clean(route: str, *, field: str) -> tuple[str, str]:
 
 
 def asked_model(route: str) -> str | None:
-    """The name in a call of OpenAI's /v1/models/{model}, which vLLM does not have; slashes may be encoded."""
+    """The model name in a call of OpenAI's /v1/models/{model}, which vLLM does not have; slashes may be encoded."""
     name = unquote(route.partition("?")[0].removeprefix("/v1/models/")) if route.startswith("/v1/models/") else ""
     return name.strip("/") or None
 
 
 def rule_for(path: str, allowed: Collection[str], *, exists: bool = True) -> Rule:
-    """The rule of an open path; one that only ALLOWED_ROUTES opens takes any method, and counts as generating.
+    """The rule of an open path. Paths opened by ALLOWED_ROUTES accept any method and count as generating.
 
-    `exists`: whether vLLM has the path; if so, it was not meant for another.
+    `exists`: whether vLLM has the path; if so, no other path is suggested.
 
     Raises:
         JobError: route_closed; not_found, with the path that was probably meant.
@@ -119,7 +119,7 @@ def rule_for(path: str, allowed: Collection[str], *, exists: bool = True) -> Rul
 
 
 def _meant(path: str) -> str | None:
-    """The open path that a wrong one probably means: one end of it is the same, or nearly all of it."""
+    """The open path that an unknown one probably misspells."""
     plain = [rule.path for rule in RULES.values() if "{" not in rule.path]
     tails = [known for known in plain if _is_tail(path, known)]
     if tails:
@@ -133,7 +133,7 @@ def _is_tail(path: str, known: str) -> bool:
 
 
 def check_opened(allowed: Collection[str], existing: Collection[str]) -> None:
-    """Every route that ALLOWED_ROUTES names is one that vLLM has.
+    """Check that vLLM has every route in ALLOWED_ROUTES.
 
     Raises:
         StartError: with what vLLM mounts the route for.
@@ -163,7 +163,7 @@ _NEEDS = (
 
 
 def absent(rule: Rule, method: str, path: str, *, generates: bool, existing: Collection[str]) -> JobError:
-    """Why an open route is not there: the worker's other side has it, or a model of another kind."""
+    """The error for an open route that this model or this mode of the worker does not have."""
     if path in existing:
         reason = f"vLLM does not take {method} there."
     elif rule.form:
@@ -181,7 +181,7 @@ def absent(rule: Rule, method: str, path: str, *, generates: bool, existing: Col
 
 
 def method_for(rule: Rule, given: str | None, *, has_body: bool) -> str:
-    """The HTTP method: what the job says, else what the route takes; RunPod's proxy does not pass it on.
+    """The HTTP method: the job's, else the route's; RunPod's proxy does not pass it on.
 
     Raises:
         JobError: the route does not take the method.

@@ -1,4 +1,4 @@
-"""Who may enter the engine: slots as objects, and how many jobs a worker takes from RunPod.
+"""Slots: limits the number of requests in the engine, and computes how many jobs to hold.
 
 The engine holds a bounded number of requests; a job beyond that waits here, in order of arrival, and fails as
 `overloaded` when it has waited MAX_QUEUE_WAIT. Everything counted is derived from the slots that exist.
@@ -25,7 +25,7 @@ def engine_slots(max_num_seqs: int, kv_cache_tokens: int | None, tokens_per_job:
 
 
 def tokens_per_job(max_model_len: int, max_prompt_chars: int, max_tokens: int) -> int:
-    """Tokens a job is likely to need at most. 0 for a limit means that there is none.
+    """Estimated upper bound of tokens per job. 0 for a limit means that there is none.
 
     A token has three characters or more in most texts; where a text has fewer, vLLM's own scheduler queues.
     """
@@ -35,12 +35,12 @@ def tokens_per_job(max_model_len: int, max_prompt_chars: int, max_tokens: int) -
 
 
 def with_headroom(slots: int) -> int:
-    """Requests to keep in the engine: its seats and a quarter more, so that a seat that frees is filled at once."""
+    """Requests to keep in the engine: its slots and a quarter more, so that a free slot is filled at once."""
     return slots + max(1, slots // 4)
 
 
 class Slot:
-    """The right to be in the engine. Released once, by `with`; a second release is a bug and raises."""
+    """One or more slots held by a request. Released once, by `with`; a second release is a bug and raises."""
 
     __slots__ = ("_slots", "weight")
 
@@ -49,7 +49,7 @@ class Slot:
         self.weight = weight
 
     def release(self) -> None:
-        """Give the slot back. Never waits."""
+        """Release the slot. Never waits."""
         self._slots._release(self)
 
     def __enter__(self) -> Self:
@@ -62,7 +62,7 @@ class Slot:
 
 
 class Slots:
-    """`capacity` seats, shared by slots of different weight, first come first served."""
+    """Semaphore of `capacity` slots for requests of different weight, in order of arrival."""
 
     def __init__(self, capacity: int, max_wait_s: float) -> None:
         """`max_wait_s`: the longest a job may wait; 0 refuses what does not fit at once."""
@@ -73,16 +73,16 @@ class Slots:
 
     @property
     def in_use(self) -> int:
-        """Seats taken; 0 at rest."""
+        """Slots held; 0 at rest."""
         return sum(slot.weight for slot in self._held)
 
     @property
     def waiting(self) -> int:
-        """Jobs that wait for a slot; 0 at rest."""
+        """Requests waiting for a slot; 0 at rest."""
         return len(self._waiting)
 
     async def take(self, weight: int = 1) -> Slot:
-        """A slot of `weight` seats (all of them, if it asks for more than there are).
+        """Acquire `weight` slots (all of them, if `weight` is above the capacity).
 
         Raises:
             JobError: overloaded, after MAX_QUEUE_WAIT.
@@ -118,7 +118,7 @@ class Slots:
         self._admit()
 
     def _abandon(self, slot: Slot, granted: asyncio.Future[None]) -> None:
-        """Whoever waited has gone; it may have been granted the slot in the same moment."""
+        """Undo a wait that was cancelled or timed out; the slot may have been granted in the same moment."""
         if slot in self._held:
             self._held.remove(slot)
         else:

@@ -1,7 +1,7 @@
-"""Tools: a call that a client forces is made, with arguments that satisfy the tool's schema, or the job fails.
+"""Forced tool calls: the answer has a call whose arguments satisfy the tool's schema, or the job fails.
 
-vLLM's tool parsers hold a forced call to the tool's schema only where the tool is `strict`, and some of them hold it to
-nothing. So a forced tool is made strict here, and an answer that owes a call and has none is a failure.
+vLLM's tool parsers enforce a forced call's schema only where the tool is `strict`, and some never do. So a forced tool
+is made strict here, and an answer without the required call is a failure.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _CALLS = ("function_call", "custom_tool_call", "tool_use")
 
 
 def wanted(body: Mapping[str, Any]) -> bool:
-    """Whether the model may call a function of the client's: OpenAI's two forms of a tool, and Anthropic's."""
+    """Whether the request has tools that the model may call, in OpenAI's two forms or Anthropic's."""
     tools = body.get("tools")
     if not isinstance(tools, list) or _kind(body.get("tool_choice")) == "none":
         return False
@@ -32,7 +32,7 @@ def wanted(body: Mapping[str, Any]) -> bool:
 
 
 def forced(body: Mapping[str, Any]) -> bool:
-    """Whether the client leaves the model no choice: `required`, `any`, or a tool by name."""
+    """Whether a call is forced: tool_choice is `required`, `any` or a tool's name."""
     return wanted(body) and _kind(body.get("tool_choice")) not in (None, "none", "auto")
 
 
@@ -41,7 +41,7 @@ def _kind(choice: object) -> object:
 
 
 def strict(tools: list[Any]) -> list[Any]:
-    """The tools, `strict` where the client left it open, and with a schema. What is no tool is vLLM's to refuse."""
+    """Tools made `strict` where the client did not decide, with a schema. Invalid tools are left to vLLM to reject."""
     return [_strict(tool) for tool in tools]
 
 
@@ -57,9 +57,9 @@ def _strict(tool: Any) -> Any:
 
 
 def _closed(function: dict[str, Any], field: str | None) -> dict[str, Any]:
-    """A function that is strict where it said nothing of it, and takes no arguments where it names none.
+    """Make a function strict where `strict` is absent, and without arguments where it has no schema.
 
-    Without a schema, or with one that says only "object", a model may write anything for arguments, prose included.
+    Without a schema, or with only "object", a model may write any arguments, prose included.
     """
     if function.get("strict") is None:
         function = function | {"strict": True}
@@ -79,14 +79,14 @@ def _names_nothing(schema: object) -> bool:
 
 
 class RequiredToolCall:
-    """The call that each of an answer's choices owes when the client forces a tool, unless its limit cuts it."""
+    """Tracks whether each choice of an answer has the call that the client forces, unless max_tokens cut it."""
 
     def __init__(self) -> None:
         self._seen: set[int] = set()
         self._settled: set[int] = set()
 
     def observe(self, answer: object) -> bool:
-        """Look at an answer, or at an event of a streamed one. Whether nothing is owed, by it and those before."""
+        """Read an answer, or an event of a streamed one. Returns whether all choices so far have their call."""
         for index, settled in _choices(answer) if isinstance(answer, dict) else ():
             self._seen.add(index)
             if settled:
@@ -94,7 +94,7 @@ class RequiredToolCall:
         return bool(self._seen) and self._seen == self._settled
 
     def error(self) -> JobError:
-        """The failure of an answer that came to its end without it."""
+        """The error for an answer that ended without the call."""
         return JobError(
             Code.UNSUPPORTED,
             "The model answered without the call that tool_choice forces: this worker's parser cannot enforce one.",
@@ -103,7 +103,7 @@ class RequiredToolCall:
 
 
 def _choices(answer: dict[str, Any]) -> Iterator[tuple[int, bool]]:
-    """Each choice in it, and whether it holds a call or its end by the limit.
+    """Index of each choice, and whether it holds a call or was cut by the limit.
 
     In the shape of OpenAI's chat, OpenAI's responses or Anthropic's messages; the latter two have one choice.
     """
@@ -121,7 +121,7 @@ def _choices(answer: dict[str, Any]) -> Iterator[tuple[int, bool]]:
 
 
 def bounded(structural_tag: str) -> str:
-    """vLLM's constraint for calls (xgrammar's structural tag, as JSON), with no more than MAX_BLANKS in a row."""
+    """vLLM's constraint for calls (xgrammar's structural tag, as JSON) with at most MAX_BLANKS blanks in a row."""
     try:
         tag = orjson.loads(structural_tag)
     except orjson.JSONDecodeError:

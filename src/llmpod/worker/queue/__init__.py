@@ -1,4 +1,4 @@
-"""RunPod's queue: polls for jobs, runs them, delivers chunks and results, and shuts down.
+"""RunPod's queue: polls for jobs, runs them, delivers chunks and results.
 
 The only folder that imports the RunPod SDK.
 """

@@ -1,7 +1,7 @@
-"""One job's exchange with RunPod: its replies become chunks and one result, whatever ends it.
+"""Run of one job: sends its replies to RunPod as stream chunks and one result, however the job ends.
 
-A job that is not streamed costs one call, and its output is the reply itself. A streamed job costs a call per chunk,
-and one more for the result: a list, as the SDK makes it of a generator's yields, with as few elements as say it all.
+A job that is not streamed costs one call, and its output is the reply itself. A streamed job costs a call per chunk and
+one for the result: a list, as the SDK makes it of a generator's yields, with adjacent chunks merged.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ HURRIED_PATIENCE_S = 8.0
 
 
 class JobRun:
-    """A job in progress. `run` is its task's body; cancelling that task is how RunPod's stop ends a job."""
+    """A running job. `run` is its task's body; cancelling that task is how RunPod's stop ends the job."""
 
     def __init__(
         self, job: dict[str, Any], worker: Worker, delivery: Delivery, pace: Pace, *, stop_pod: bool = False
@@ -48,7 +48,7 @@ class JobRun:
         self._failing_since: float | None = None  # since when no chunk has arrived
 
     def interrupt(self, error: JobError) -> None:
-        """End the job's work with `error`, and report it. Without effect once the result is on its way."""
+        """Stop the job and report `error`. Does nothing once the result is being sent."""
         self._hurried = error.code is not Code.TIMEOUT
         if self.record.interruption is None:
             self.record.interruption = error
@@ -56,7 +56,7 @@ class JobRun:
                 self._scope.reschedule(asyncio.get_running_loop().time())
 
     async def run(self) -> None:
-        """Answer the job and deliver the result."""
+        """Run the job and deliver its result."""
         limit_s = self._worker.settings.max_job_seconds
         timeout = JobError(Code.TIMEOUT, f"The job was not finished within MAX_JOB_SECONDS ({limit_s:g}).")
         alarm = asyncio.get_running_loop().call_later(limit_s, self.interrupt, timeout) if limit_s else None
@@ -111,7 +111,7 @@ class JobRun:
         return {"output": self._whole[0] if len(self._whole) == 1 else self._whole}
 
     async def _send(self, item: Item) -> Item | None:
-        """Post an item; returns what of it did not arrive. After RESULT_DELIVERY_TIMEOUT only the result has it."""
+        """Post an item; returns the part that did not arrive. After RESULT_DELIVERY_TIMEOUT only the result has it."""
         self._sent_events = isinstance(item, str)
         parts = list(split(item))
         for index, part in enumerate(parts):
@@ -127,13 +127,13 @@ class JobRun:
         return None
 
     def _given_up(self) -> bool:
-        """Whether no chunk has arrived for so long that the stream is taken for broken."""
+        """Whether no chunk has arrived for so long that the stream counts as broken."""
         now = time.monotonic()
         self._failing_since = self._failing_since or now
         return now - self._failing_since >= self._worker.settings.result_delivery_timeout
 
     def _keep(self, item: Item) -> None:
-        """Note what belongs to the result."""
+        """Add an item to the result."""
         merged = merge(self._whole[-1], item) if self._whole else None
         if merged is not None:
             self._whole[-1] = merged

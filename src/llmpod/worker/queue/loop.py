@@ -1,10 +1,10 @@
-"""RunPod's side of the worker: takes jobs the moment they arrive, and as many as the engine can use.
+"""Job loop: starts the engine, polls RunPod for jobs, runs them concurrently, and drains at shutdown.
 
-The SDK stays the entry (`runpod.serverless.start`: fitness checks, heartbeat, arguments); its JobScaler is replaced by
-a subclass. The engine starts inside the loop that serves jobs, because vLLM's engine lives in the loop that started it
-and the SDK runs its fitness checks in another. sdk.py has what this leans on.
+The SDK stays the entry point (`runpod.serverless.start`: fitness checks, heartbeat, arguments); its JobScaler is
+replaced by a subclass. The engine starts inside the loop that serves jobs, because vLLM's engine belongs to the event
+loop that started it and the SDK runs its fitness checks in another. sdk.py lists the parts of the SDK that are used.
 
-Life: start the engine -> take jobs until a signal or the watchdog says stop -> drain -> end the engine.
+Order: start the engine -> serve jobs until a signal or an engine failure -> drain -> shut the engine down.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ ENGINE_END_S = 20.0
 
 
 class EngineJobScaler(rp_scale.JobScaler):  # type: ignore[misc] # the SDK is untyped
-    """The SDK's own loop around a worker whose engine starts and ends with it."""
+    """The SDK's own job loop, with an engine that starts and ends with it."""
 
     worker: Worker
 
@@ -50,12 +50,12 @@ class EngineJobScaler(rp_scale.JobScaler):  # type: ignore[misc] # the SDK is un
         self._owns_process = False
 
     def start(self) -> None:
-        """The SDK's entry: installs the signal handlers and runs the loop. This process is then the worker's own."""
+        """Install signal handlers and run the loop; called by the SDK. Afterwards this class may end the process."""
         self._owns_process = True
         super().start()
 
     async def run(self) -> None:
-        """Start the engine, serve jobs until shutdown, end the engine.
+        """Start the engine, serve jobs until shutdown, shut the engine down.
 
         Raises:
             SystemExit: 1, when the engine failed.
@@ -87,11 +87,11 @@ class EngineJobScaler(rp_scale.JobScaler):  # type: ignore[misc] # the SDK is un
             raise SystemExit(1)
 
     async def serve(self) -> None:
-        """Take and run jobs until shutdown."""
+        """Poll for jobs and run them until shutdown."""
         await super().run()
 
     def fail(self, failure: JobError) -> None:
-        """The engine is of no use any more: stop taking jobs, and exit when those that run have been reported."""
+        """Handle an engine failure: stop polling, and exit once running jobs have been reported."""
         if self.failure is None:
             self.failure = failure
             self.kill_worker()
@@ -100,9 +100,9 @@ class EngineJobScaler(rp_scale.JobScaler):  # type: ignore[misc] # the SDK is un
         self.fail(JobError(Code.ENGINE_DEAD, "The engine died."))
 
     def handle_shutdown(self, signum: int, frame: FrameType | None) -> None:
-        """SIGTERM and SIGINT: the first one ends the worker in good order, the second one at once.
+        """Handle SIGTERM and SIGINT: the first shuts down gracefully, the second exits at once.
 
-        While the model loads there is nothing to lose, and the first one is enough.
+        While the model loads there are no jobs, and the first exits.
         """
         self._signals += 1
         if self._loading:
@@ -116,7 +116,7 @@ class EngineJobScaler(rp_scale.JobScaler):  # type: ignore[misc] # the SDK is un
 
 
 class EventJobScaler(EngineJobScaler):
-    """The event-driven loop: no polling inside the worker, and every call to RunPod made when it has a reason."""
+    """Event-driven job loop: jobs start as they arrive, results leave at once, nothing is polled inside the worker."""
 
     _poller: Poller
     _delivery: Delivery
@@ -129,7 +129,7 @@ class EventJobScaler(EngineJobScaler):
         self._pace = Pace(settings.min_stream_gap_ms / 1000, settings.max_stream_chunks_per_s)
 
     async def serve(self) -> None:
-        """Take and run jobs until shutdown; then drain."""
+        """Poll for jobs and run them until shutdown; then drain."""
         settings = self.worker.settings
         self.current_concurrency = self.worker.concurrency
         stream_url, done_url = sdk.urls()
@@ -161,7 +161,7 @@ class EventJobScaler(EngineJobScaler):
             raise bug
 
     def fail(self, failure: JobError) -> None:
-        """As the base class; running jobs are failed at once, so that they can be sent elsewhere."""
+        """As the base class; running jobs fail at once, so that they can be retried on another worker."""
         super().fail(failure)
         for run in self._runs.values():
             run.interrupt(failure)
@@ -225,7 +225,7 @@ class EventJobScaler(EngineJobScaler):
             await backoff.wait(self._shutdown_event)
 
     def _stop(self, job_id: str) -> None:
-        """End a job. A stop can overtake the job it is for: then it is remembered for a while."""
+        """Stop a job. A stop can arrive before its job: then it is remembered for a while."""
         if (task := self.jobs_tasks.get(job_id)) is not None:
             task.cancel()
         else:
@@ -234,14 +234,14 @@ class EventJobScaler(EngineJobScaler):
     # -- the end -------------------------------------------------------------------------------------------------------
 
     def kill_worker(self) -> None:
-        """Stop taking jobs. Also what the SDK calls."""
+        """Stop polling. Also called by the SDK."""
         super().kill_worker()
         self._poller.half_close()
 
     async def _drain(self, taking: asyncio.Task[None]) -> None:
-        """Let running jobs finish for DRAIN_SECONDS, fail the rest as retryable, and see every result off.
+        """Let running jobs finish for DRAIN_SECONDS, fail the rest as retryable, and deliver all results.
 
-        A job that the last poll still brought is one of them.
+        This includes a job that the last poll still returned.
         """
         self.kill_worker()
         settings = self.worker.settings
@@ -270,12 +270,12 @@ def _is_unicode(text: str) -> bool:
 
 
 def _leave_before_start(signum: int, frame: FrameType | None) -> NoReturn:
-    """SIGTERM before the SDK has installed its handlers: there is nothing to end."""
+    """Handle SIGTERM before the SDK has installed its handlers."""
     raise SystemExit(0)
 
 
 def serve(worker: Worker) -> int:
-    """Serve jobs until RunPod stops the worker. The process's exit status.
+    """Serve jobs until RunPod stops the worker. Returns the exit status.
 
     Raises:
         StartError: the engine could not be started.

@@ -1,8 +1,8 @@
-"""Asks RunPod for jobs: the moment there are free seats, and never for more than there are.
+"""Polls RunPod for jobs; requests at most as many as there are free slots.
 
-One call at a time is enough where RunPod hands out as many jobs as it was asked for. Where it hands out fewer although
-more are queued (which of the two it does, nobody documents), every job would cost a round trip. So when answers come
-at once and short, several calls share the free seats, until one of them finds the queue empty.
+One call at a time is enough where RunPod returns as many jobs as were requested. Where it returns fewer although more
+are queued (which of the two it does is not documented), every job would cost a round trip. So when answers are fast and
+short, several calls share the free slots until one of them finds the queue empty.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Fetch = Callable[[Any, int], Awaitable[list[dict[str, Any]] | None]]
 
 
 class Poller:
-    """The job-take calls of one worker. `run` is a task's body, in whose event loop it is made."""
+    """The job-take calls of one worker. `run` is a task's body, and the object is created in its event loop."""
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class Poller:
         *,
         timeout_s: float,
     ) -> None:
-        """`free`: how many jobs more the worker may hold now. `begin` gets each job that comes.
+        """`free`: how many more jobs the worker may hold now. `begin` is called with each job.
 
         `fetch`: the SDK's call, with a session and a number of jobs; it is given `timeout_s`.
         """
@@ -59,18 +59,18 @@ class Poller:
         self._short = 0  # answers in a row that came at once and had fewer jobs than were asked for
 
     async def run(self) -> None:
-        """Take jobs until shutdown."""
+        """Poll until shutdown."""
         async with contextlib.AsyncExitStack() as stack, asyncio.TaskGroup() as takers:
             for number, session in enumerate(self._sessions):
                 await stack.enter_async_context(session.client)
                 takers.create_task(self._take(number, session))
 
     def wake(self) -> None:
-        """A seat has become free."""
+        """Poll again: a slot has become free."""
         self._wakeup.set()
 
     def half_close(self) -> None:
-        """Tell RunPod that no answer is expected any more; what it has sent still arrives."""
+        """Close the sending side of the calls: RunPod returns no further jobs, and those already sent still arrive."""
         for session in self._sessions:
             session.half_close()
         self._wakeup.set()
@@ -109,7 +109,7 @@ class Poller:
             await backoff.wait(self._shutdown)
 
     def _share(self, number: int) -> int:
-        """How many jobs this taker is to ask for: its part of the seats that are free and not asked for yet."""
+        """How many jobs this loop should request: its share of the free slots that no call has requested."""
         if number >= self._abreast:
             return 0
         unasked = self._free() - self._asked
@@ -125,7 +125,7 @@ class Poller:
             self._wakeup.set()
 
     async def _poll(self, session: sdk.PollSession, wanted: int) -> list[dict[str, Any]]:
-        """One long poll. It is never cancelled before it has been hung up: see `sdk.PollSession`."""
+        """One long poll. It is only cancelled after it has been half-closed: see `sdk.PollSession`."""
         poll = asyncio.ensure_future(self._fetch(session.client, wanted))
         try:
             if not (await asyncio.wait((poll,), timeout=self._timeout_s))[0]:
@@ -139,7 +139,7 @@ class Poller:
 
 
 class Backoff:
-    """How long to wait before the next try: nothing after a success, and longer after every failure."""
+    """Exponential backoff with jitter: no delay after a success, doubled after every failure."""
 
     SHORTEST_S, LONGEST_S = 0.05, 5.0
 

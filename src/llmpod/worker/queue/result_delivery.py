@@ -1,12 +1,12 @@
-"""Sends results to RunPod: stream chunks in order, a job's result until it has arrived.
+"""Delivery of stream chunks and results to RunPod, with retries.
 
 The calls are those of the SDK (runpod 1.12.0, serverless/modules/rp_http.py): a POST whose body is plain JSON, to the
-addresses in RUNPOD_WEBHOOK_POST_STREAM and RUNPOD_WEBHOOK_POST_OUTPUT. The SDK gives a result up when a connection
-breaks or RunPod answers 429, and builds a retry client per call; here a result is sent until RESULT_DELIVERY_TIMEOUT,
-over one pool of connections.
+addresses in RUNPOD_WEBHOOK_POST_STREAM and RUNPOD_WEBHOOK_POST_OUTPUT. The SDK drops a result when a connection breaks
+or RunPod answers 429, and creates a retry client per call; here a result is sent until RESULT_DELIVERY_TIMEOUT, over
+one connection pool.
 
-RunPod's calls carry no number, so a repeated result is harmless (the job has ended) but a chunk whose answer was lost
-arrives twice. A lost chunk would be worse; and a result that has the whole answer follows either.
+Calls have no sequence number, so a repeated result is harmless (the job has ended), but a chunk whose response was lost
+arrives twice. A lost chunk would be worse, and the result has the whole answer in both cases.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _HEADERS = {"charset": "utf-8", "Content-Type": "application/x-www-form-urlencod
 
 
 class RefusedError(Exception):
-    """RunPod understood the call and does not want it: 4xx other than 429."""
+    """RunPod rejected the call: 4xx other than 429."""
 
     def __init__(self, status: int) -> None:
         super().__init__(f"HTTP {status}")
@@ -44,11 +44,11 @@ class RefusedError(Exception):
 
 
 class UndeliveredError(Exception):
-    """The time for retries is over; the message is the last failure."""
+    """All retries failed; the message is the last failure."""
 
 
 class Delivery:
-    """The way out. One per worker; a call never raises but for cancellation."""
+    """Sends chunks and results of all jobs of a worker. Raises nothing but CancelledError."""
 
     def __init__(
         self, session: aiohttp.ClientSession, emit: Emit, *, stream_url: str, done_url: str, timeout_s: float
@@ -61,7 +61,7 @@ class Delivery:
         self._timeout_s = timeout_s
 
     async def chunk(self, job_id: str, item: object, *, patience_s: float = CHUNK_PATIENCE_S) -> bool:
-        """Send a part of a stream. False: it did not arrive, and its text should travel with the next one."""
+        """Send a stream chunk. False: it did not arrive, and its text should be sent with the next one."""
         url = _address(self._stream_url, job_id, stream=False)
         try:
             await self._post(url, dumps({"output": item}), job_id, patience_s)
@@ -74,7 +74,7 @@ class Delivery:
     async def result(
         self, job_id: str, result: dict[str, Any], *, stream: bool, patience_s: float | None = None
     ) -> bool:
-        """End the job with `result` ({"output": …} or {"error": …}). True: RunPod has it, or a failure for it."""
+        """End the job with `result` ({"output": …} or {"error": …}). True: RunPod has it, or an error in its place."""
         url = _address(self._done_url, job_id, stream=stream)
         patience_s = self._timeout_s if patience_s is None else patience_s
         body = dumps(result)
@@ -137,7 +137,7 @@ def _address(template: str, job_id: str, *, stream: bool) -> URL:
 
 
 def _quoted(job_id: str) -> str:
-    """An id for an address or a header; RunPod's own are letters, digits and hyphens, which stay as they are."""
+    """Quote an id for an address or a header; RunPod's own ids stay unchanged."""
     return quote(job_id, safe="", errors="replace")
 
 

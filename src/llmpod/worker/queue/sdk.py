@@ -139,9 +139,9 @@ def stop_url() -> str | None:
 class PollSession:
     """Client session for job-take calls whose connections can be half-closed, so that no job is lost.
 
-    A job is handed out by answering a held call, and nobody acknowledges it. To cancel such a call could drop an answer
-    that is already on its way. So the sending half of the connection is closed instead: the other side sees that
-    nobody waits any more, and what it had sent before still arrives.
+    A job is handed out in the response to an open call, without acknowledgement: cancelling the call could lose a
+    response on its way. So the sending side of the connection is closed instead: RunPod sees that the call has ended,
+    and what it had sent before still arrives.
     """
 
     def __init__(self) -> None:
@@ -151,14 +151,14 @@ class PollSession:
         self.client = open_session(connector)
 
     def half_close(self) -> None:
-        """Tell RunPod that no answer is expected any more."""
+        """Close the sending side of all connections and refuse new ones."""
         self._half_closed = True  # aiohttp repeats a GET whose connection closes, and must not
         for open_socket in list(self._sockets):
             with contextlib.suppress(OSError):
                 open_socket.shutdown(socket.SHUT_WR)
 
     def resume(self) -> None:
-        """Allow calls again."""
+        """Allow connections again."""
         self._half_closed = False
 
     def _make_socket(self, address: Any) -> socket.socket:
@@ -202,7 +202,7 @@ def forgo_torch_checks() -> None:
 
 
 def quiet(emit: Emit, level: str) -> None:
-    """Turn the SDK's log lines into events. By default it logs every chunk of every answer, at DEBUG."""
+    """Convert the SDK's log lines to events. By default it logs every chunk of every answer, at DEBUG."""
     severities = {"debug": 1, "info": 2, "warning": 3, "error": 4}
     threshold = severities[level]
 

@@ -1,4 +1,4 @@
-"""Stops that arrive before the job they are for."""
+"""Stop signals that arrive before their job."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ FORGET_S = 30.0
 
 
 class EarlyStops:
-    """Remembers, for a while, stops for jobs that are not here. Times are monotonic seconds.
+    """Remembers stop signals of unknown jobs for a while. Times are monotonic seconds.
 
-    A stop for a job that was here a moment ago has crossed its end. It is not remembered: RunPod may hand out the same
-    id again (/retry), and that run nobody has stopped.
+    A stop for a job that has just ended is dropped: RunPod may hand out the same id again (/retry), and that run was
+    not stopped.
     """
 
     def __init__(self) -> None:
@@ -18,17 +18,17 @@ class EarlyStops:
         self._ended: dict[str, float] = {}
 
     def remember(self, job_id: str, now: float) -> None:
-        """A stop has arrived for a job that is not running."""
+        """Record a stop for a job that is not running."""
         _forget(self._ended, now)
         if job_id not in self._ended:
             _note(self._stopped, job_id, now)
 
     def has_ended(self, job_id: str, now: float) -> None:
-        """A job has ended here."""
+        """Record that a job has ended."""
         _note(self._ended, job_id, now)
 
     def obey(self, job_id: str, now: float) -> bool:
-        """Whether the job that begins now has been stopped already. The stop is then used up."""
+        """Whether a stop for the job that starts now was recorded; removes it."""
         _forget(self._stopped, now)
         return self._stopped.pop(job_id, None) is not None
 
@@ -40,6 +40,6 @@ def _note(times: dict[str, float], job_id: str, now: float) -> None:
 
 
 def _forget(times: dict[str, float], now: float) -> None:
-    """Drop what is old; the oldest come first."""
+    """Remove expired entries; the oldest come first."""
     while times and now - next(iter(times.values())) > FORGET_S:
         del times[next(iter(times))]

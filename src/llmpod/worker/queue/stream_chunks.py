@@ -1,7 +1,7 @@
-"""What a streamed job says, merged into as few POSTs as the network's pace allows.
+"""Stream chunks: merges a job's replies while the previous chunk is being posted.
 
-Pull-based: the first reply leaves at once; whatever becomes ready while a POST is under way leaves with the next one.
-It is not even made in that time, because the engine merges its own output while nobody reads it.
+Pull-based: the first reply is sent at once; what becomes ready during a POST is sent with the next one. It is not even
+created in that time, because the engine merges its output while nobody reads it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _ROWS = 256  # of logprobs, per part of a reply that is split
 
 
 def merge(first: Item, second: Item) -> Item | None:
-    """One item that says what the two say in order, or None if there is no such item. Changes neither.
+    """Merge two items in order; None if they cannot be merged. Changes neither.
 
     Strings are joined. Native replies are joined choice by choice: texts and logprobs are concatenated, of everything
     else the later value holds.
@@ -53,7 +53,7 @@ def _is_native(item: Item) -> TypeGuard[dict[str, Any]]:
 
 
 def split(item: Item, limit_bytes: int = CHUNK_LIMIT_BYTES) -> Iterator[Item]:
-    """The item in parts of at most `limit_bytes` in JSON, where that is possible between characters.
+    """Split an item into parts of at most `limit_bytes` in JSON, between characters where possible.
 
     Strings stay whole: they are events, and RunPod splits what is too large.
     """
@@ -86,7 +86,7 @@ def _may_exceed(item: dict[str, Any], room: int, limit_bytes: int) -> bool:
 
 
 class Deltas:
-    """A job's replies, read only when they are wanted: what nobody reads, the engine merges.
+    """Reads a job's replies on demand: the engine merges what is not read yet.
 
     Usage: ``async with aclosing(Deltas(replies)) as deltas``, then `next` until it returns None. Closing it closes
     `replies`, whatever they are doing.
@@ -100,7 +100,7 @@ class Deltas:
         self._coming: asyncio.Task[Item | None] | None = None
 
     async def next(self) -> Item | None:
-        """What the job has said since the last call, as far as it fits one POST; waits for it. None: that was all."""
+        """Wait for the next item: all that is ready, up to one POST. None: the replies have ended."""
         if not self._ready:
             return await self._pull()
         if self._carried:
@@ -112,12 +112,12 @@ class Deltas:
         return item
 
     def carry(self, item: Item) -> None:
-        """Put an item that could not be sent in front of what comes next."""
+        """Put back an item that could not be sent, before the next one."""
         self._ready.appendleft(item)
         self._carried = True
 
     async def aclose(self) -> None:
-        """End the replies and wait until they have ended."""
+        """Close the replies and wait until they have ended."""
         if self._coming is not None:
             self._coming.cancel()
             await asyncio.wait((self._coming,))
@@ -130,7 +130,7 @@ class Deltas:
         return await (coming or anext(self._replies, None))
 
     async def _company(self) -> None:
-        """What was carried over waits a moment for the next reply: the engine went on meanwhile."""
+        """Wait a moment for a reply to send with the item that was carried over."""
         self._carried = False
         if self._coming is None:
             self._coming = asyncio.ensure_future(anext(self._replies, None))
@@ -146,7 +146,7 @@ class Deltas:
 
 
 def _size(item: Item) -> int:
-    """A string's bytes in JSON, nearly: quotes and line ends of an event are escaped."""
+    """Estimated bytes of a string in JSON: quotes and line ends of an event are escaped."""
     if isinstance(item, dict):
         return 0
     return len(item.encode(errors="replace")) + item.count('"') + item.count("\n") + item.count("\\")

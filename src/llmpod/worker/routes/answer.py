@@ -1,4 +1,4 @@
-"""vLLM's answer to one route call -> the job's replies, or the failure that it reports."""
+"""Converts vLLM's response to a route call into the job's replies, or into an error."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MAX_MESSAGE_CHARS = 2000
 
 
 class RouteAnswer:
-    """The answer that comes through one exchange."""
+    """The response of one exchange."""
 
     def __init__(self, call: RouteCall, exchange: Exchange, engine: Engine) -> None:
         self._call = call
@@ -33,7 +33,7 @@ class RouteAnswer:
         self._engine = engine
 
     async def replies(self) -> AsyncGenerator[Reply, None]:
-        """The job's replies, once the exchange has started.
+        """Yield the job's replies, once the exchange has started.
 
         Raises:
             JobError: an error status, an error in the answer, a forced call that is missing, an event too large.
@@ -61,12 +61,12 @@ class RouteAnswer:
             yield {"content_type": exchange.content_type, "base64": base64.b64encode(content).decode()}
 
     def broken_off(self) -> RouteError:
-        """The failure of an answer that the application never completed."""
+        """The error for a response that the application did not complete."""
         said = {"message": "The engine failed at this job.", "type": "InternalServerError", "param": None, "code": 500}
         return self._failed(500, said)
 
     def _object(self, content: bytes) -> Reply:
-        """A JSON answer; what is no object stays text."""
+        """Parse a JSON response; anything but an object stays text."""
         answer = orjson.loads(content)
         if not isinstance(answer, dict):
             return content.decode()
@@ -85,7 +85,7 @@ class RouteAnswer:
         return answer
 
     async def _chunks(self) -> AsyncGenerator[bytes, None]:
-        """The stream in chunks of whole events; the first at once, then whatever waits."""
+        """Yield chunks of whole events: the first at once, then all that are ready."""
         splitter = sse.Splitter()
         limits = self._call.reported_limits
         async with aclosing(self._exchange.pieces(self._call.meter.ended)) as pieces:
@@ -107,7 +107,7 @@ class RouteAnswer:
             raise JobError(Code.GENERATION_FAILED, "The stream broke off inside an event.")
 
     def _until_failure(self, events: list[bytes]) -> tuple[list[bytes], JobError | None]:
-        """The events before the one that fails the job, and the failure."""
+        """Split events at the one that reports an error."""
         for index, event in enumerate(events):
             failure = self._failure_in(event)
             if failure is not None:
@@ -125,7 +125,7 @@ class RouteAnswer:
         return None
 
     def _refusal(self, status: int, content: bytes) -> RouteError:
-        """The failure that an answer with an error status is, whatever shape vLLM gave it."""
+        """The error for a response with an error status, in any of vLLM's shapes."""
         try:
             said = orjson.loads(content)
         except orjson.JSONDecodeError:
@@ -138,7 +138,7 @@ class RouteAnswer:
         return self._failed(status, error)
 
     def _failed(self, status: int, error: dict[str, Any]) -> RouteError:
-        """The failure with vLLM's status and error object, in which the field is named.
+        """The error with vLLM's status and error object, in which the field is named.
 
         Where the worker itself refused the request inside the application, its own error is the failure, and where
         vLLM noted another cause than it reports in the end, that is.

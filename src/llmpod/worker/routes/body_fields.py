@@ -1,4 +1,4 @@
-"""Fields of a request that vLLM does not read: taken under their new name, refused, or ignored and reported.
+"""Request fields that vLLM ignores: renamed, refused, or ignored and reported.
 
 vLLM ignores every field that it does not know. That is right for one that changes nothing, and wrong for one that is
 misspelt, or that asks for something which then does not happen. So, for a field that has a value and that the route's
@@ -38,7 +38,7 @@ _TOKEN_LIMITS = frozenset(name for rule in route_catalog.RULES.values() for name
 def settle(
     rule: route_catalog.Rule, body: Mapping[str, Any], fields: Collection[str], sampling: Mapping[str, Any]
 ) -> Settled:
-    """A route's body by the rules above. `fields`: what vLLM reads there; `sampling`: parameters and their defaults.
+    """Apply the rules above to a body. `fields`: what vLLM reads there; `sampling`: parameters and their defaults.
 
     Raises:
         JobError: unknown_field, with the cure.
@@ -68,7 +68,7 @@ def settle(
 
 
 def _text_of(document: object) -> object:
-    """A document to rank: Cohere's and Jina's clients send {"text": …} as well, for which vLLM takes the text alone."""
+    """The text of a document to rank: Cohere's and Jina's clients also send {"text": …}, vLLM accepts only text."""
     return document["text"] if isinstance(document, dict) and document.keys() == {"text"} else document
 
 

@@ -1,4 +1,4 @@
-"""One job's call of one of vLLM's routes: what was asked for, what vLLM gets instead, and what came of it."""
+"""Call of one of vLLM's routes: request, rewritten body and result."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from llmpod.worker.settings import Settings
 
 @dataclass
 class RouteCall:
-    """Everything about the call that the job's way through the worker needs."""
+    """State of one route call."""
 
     record: JobRecord
     rule: Rule
@@ -35,17 +35,17 @@ class RouteCall:
 
     @property
     def meter(self) -> metering.JobMeter:
-        """What the engine does for the job."""
+        """The job's meter."""
         return self.record.meter
 
     @property
     def generates(self) -> bool:
-        """Whether the model writes an answer."""
+        """Whether the route generates text."""
         return self.rule.kind == "generate"
 
     @property
     def max_tokens(self) -> limits.MaxTokens | None:
-        """How many tokens the answer may have, as the engine got it; a beam's requests have one token each."""
+        """max_tokens as the engine got it; the requests of a beam search have one token each."""
         max_tokens = self.new.max_tokens
         if max_tokens is None or self.given.get("use_beam_search"):
             return max_tokens
@@ -53,13 +53,13 @@ class RouteCall:
 
     @property
     def reported_limits(self) -> dict[str, Any] | None:
-        """What the answer says about its limits: only what was changed, on routes whose answers are known."""
+        """The reply's `limits`: what was changed, on routes whose answers are objects of a known form."""
         max_tokens = self.max_tokens
         changed = {"max_tokens": max_tokens.as_dict()} if max_tokens is not None and max_tokens.reason else {}
         return {**changed, **self.record.adapted} or None if self.rule.path in RULES else None
 
     def exchange(self, app: App, settings: Settings) -> Exchange:
-        """The call as vLLM's application gets it, not begun yet.
+        """The ASGI exchange for this call, not started yet.
 
         Raises:
             JobError: the body does not fit the form that the route takes, or JSON.

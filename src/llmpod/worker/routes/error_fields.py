@@ -1,4 +1,4 @@
-"""Error fields: which field of a body an error message of vLLM is about, and the message in fewer words."""
+"""Error fields: maps vLLM's error messages to fields of the body, and shortens the messages."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from llmpod.worker.routes.prompt_fields import PROMPT_FIELDS
 
 
 def field_of(param: str | None, message: str, body: Mapping[str, Any]) -> str | None:
-    """The field of `body` that vLLM's error is about. `param`: what vLLM names, if anything.
+    """The field of `body` that vLLM's error refers to. `param`: the path that vLLM reports, if any.
 
-    vLLM names a path as pydantic walked it: with classes among which it looked for a fit, and from the middle of the
-    body where a part of it is read late. So the path is walked again, along what the body has.
+    vLLM reports paths as pydantic visited them: with names of union members, and starting inside the body where a part
+    of it is parsed separately. So the path is resolved again against the body.
     """
     if not param:
         return field_from_message(message, body)
@@ -35,7 +35,7 @@ def field_of(param: str | None, message: str, body: Mapping[str, Any]) -> str | 
 
 
 def plain(message: str, field: str | None, body: Mapping[str, Any]) -> str:
-    """vLLM's message; of pydantic's list of everything that does not fit only what is about `field`."""
+    """vLLM's message; of pydantic's list of errors only the one for `field`."""
     head, _, lines = message.partition("\n")
     if not re.fullmatch(r"\d+ validation errors?:", head):
         return message
@@ -53,7 +53,7 @@ def _literal(line: str) -> object:
 
 
 def field_from_message(message: str, body: Mapping[str, Any]) -> str | None:
-    """The field that vLLM's error message is about, where vLLM does not name it."""
+    """The field named in vLLM's error message, for errors without a path."""
     said = message.casefold().replace("_", " ")
     if "empty" in said:
         empty = next((name for name in PROMPT_FIELDS if body.get(name) in ("", [])), None)

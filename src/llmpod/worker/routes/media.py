@@ -1,8 +1,8 @@
-"""Images, audio and video in a request: data URIs within a size, addresses only of domains the operator named.
+"""Images, audio and video in requests: data URIs up to a size, and downloads from allowed domains.
 
-vLLM would fetch addresses itself, and follow redirects. So it never sees one: this module fetches what is allowed, to
-the public addresses that it has looked up itself, and hands vLLM a data URI. Loopback, private and link-local
-addresses are never connected to, whatever name or redirect leads there.
+vLLM would fetch addresses itself, and follow redirects. So it never gets one: this module downloads allowed files, from
+public addresses that it has resolved itself, and passes data URIs to vLLM. Loopback, private and link-local addresses
+are never connected to, whatever name or redirect leads there.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
 class Pixels:
-    """MAX_PIXELS, of which the images of one request have so many left between them.
+    """Remaining MAX_PIXELS of one request.
 
-    A few bytes can say that they are gigabytes of pixels, and vLLM decodes the images of a request at the same time.
+    A small file can decode to gigabytes of pixels, and vLLM decodes the images of a request concurrently.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._limit = self._left = settings.max_pixels
 
     def take(self, data: bytes, path: str) -> None:
-        """Count a file. Reads an image's header only; other files have none.
+        """Subtract an image's pixels, read from its header; other files have none.
 
         Raises:
             JobError: with it, they have too many.
@@ -68,7 +68,7 @@ class Pixels:
 
 @dataclass
 class Item:
-    """A file in a body: where it stands, and how to replace it."""
+    """A media file in a body: its path, and how to replace it."""
 
     path: str
     holder: Any  # the dict or list it stands in
@@ -78,7 +78,7 @@ class Item:
 
 
 def find(body: dict[str, Any]) -> list[Item]:
-    """Every file in a request's body.
+    """Every media file in a request's body.
 
     Raises:
         JobError: there are more than any request needs.
@@ -106,7 +106,7 @@ def find(body: dict[str, Any]) -> list[Item]:
 
 
 def _under(path: str, holder: Any, key: Any, value: Any) -> Iterator[Item]:
-    """The addresses and data below a media key: text, a list, {"url": …}, {"data": …}."""
+    """Addresses and data below a media key: text, a list, {"url": …}, {"data": …}."""
     if isinstance(value, str):
         is_data = key in ("data", "image_embeds", "audio_embeds", "file_data") and value[:5].lower() != "data:"
         yield Item(path, holder, key, value, is_data)
@@ -121,14 +121,14 @@ def _under(path: str, holder: Any, key: Any, value: Any) -> Iterator[Item]:
 
 @dataclass
 class Wanted:
-    """What is to be fetched for a request."""
+    """Files to download for a request."""
 
     addresses: list[tuple[Item, URL]]
     pixels: Pixels
 
 
 def check_all(items: list[Item], settings: Settings) -> Wanted:
-    """As `check`, for the files of a request.
+    """Check the files of a request, as `check` does.
 
     Raises:
         JobError: as `check`.
@@ -138,7 +138,7 @@ def check_all(items: list[Item], settings: Settings) -> Wanted:
 
 
 def check(item: Item, settings: Settings, pixels: Pixels | None = None) -> URL | None:
-    """The address to fetch; None if the data is in the request itself.
+    """Check a file. Returns the address to download; None if the data is in the request.
 
     Raises:
         JobError: the address is not allowed, the data is too large or not base64, or has too many pixels.
@@ -172,7 +172,7 @@ def _check_base64(text: str, path: str, settings: Settings, pixels: Pixels) -> N
 
 
 def allowed_url(text: str, path: str, settings: Settings) -> URL:
-    """`text` as an address that may be fetched. Parsed by the library that fetches it: no two readings of one URL.
+    """Parse an address that may be downloaded, with the parser of the library that fetches it.
 
     Raises:
         JobError: it is none, and why.
@@ -206,7 +206,7 @@ def _is_address(host: str) -> bool:
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address is out on the internet, also when it is wrapped in an IPv6 one."""
+    """Whether an IP address is public, also if it is mapped into IPv6."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
         if ip.ipv4_mapped is not None:
@@ -217,7 +217,7 @@ def is_public(address: str) -> bool:
 
 
 class PublicResolver(AbstractResolver):
-    """Looks a name up once and gives aiohttp what to connect to, so that no second lookup can say otherwise."""
+    """DNS resolver for aiohttp that only returns public addresses; resolving once rules out DNS rebinding."""
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
@@ -237,11 +237,11 @@ class PublicResolver(AbstractResolver):
         return results
 
     async def close(self) -> None:
-        """Nothing is held."""
+        """Does nothing: no resources are held."""
 
 
 async def inline(items: list[Item], settings: Settings, resolver: AbstractResolver | None = None) -> None:
-    """Replace the addresses among `items` by data URIs, in place.
+    """Replace addresses among `items` by data URIs, in place.
 
     Raises:
         JobError: an address leads to where it may not, or the file cannot be had.
@@ -250,7 +250,7 @@ async def inline(items: list[Item], settings: Settings, resolver: AbstractResolv
 
 
 async def fetch(wanted: Wanted, settings: Settings, resolver: AbstractResolver | None = None) -> None:
-    """Put data URIs in the place of what is `wanted`.
+    """Download the `wanted` files and replace them by data URIs.
 
     Raises:
         JobError: an address leads to where it may not, or the file cannot be had.

@@ -1,4 +1,4 @@
-"""A job's JSON body as the multipart form that some routes take: a file comes as base64, since jobs are JSON."""
+"""Multipart encoder for routes that take a form: the file is base64 in the job's JSON body."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from llmpod.worker.settings import Settings
 
 
 def encode(body: dict[str, Any], settings: Settings) -> tuple[bytes, str]:
-    """A body as multipart/form-data, and its content type; `file` comes as base64 or a data URI, `filename` beside it.
+    """Encode a body as multipart/form-data; returns it with its content type. `file` is base64 or a data URI.
 
     Raises:
         JobError: there is no file, or it is not base64.

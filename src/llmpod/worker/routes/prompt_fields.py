@@ -1,4 +1,4 @@
-"""Prompt texts and token ids in the body of a route job, whichever fields they stand in."""
+"""Prompt texts and token ids in the body of a route job."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ _ID_FIELDS = ("prompt", "input", "query", "queries", "items", "documents")
 
 @dataclass(frozen=True)
 class Prompt:
-    """What a body says to the model."""
+    """Texts and token ids of a body that become prompts."""
 
     texts: tuple[str, ...]
     token_ids: tuple[int, ...] = ()  # prompts given as ids
@@ -65,12 +65,12 @@ class Prompt:
 
     @property
     def chars(self) -> int:
-        """Characters of all texts together, an empty one as one."""
+        """Characters of all texts together; an empty text counts as one."""
         return sum(len(text) or 1 for text in self.texts)
 
 
 def prompt_of(body: Mapping[str, Any]) -> Prompt:
-    """Every text and every token id in the fields that become the prompt."""
+    """Collect every text and token id of the fields that become the prompt."""
     texts: list[str] = []
     ids: list[int] = []
     names = [name for name in PROMPT_FIELDS if body.get(name) is not None]

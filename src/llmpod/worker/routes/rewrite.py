@@ -1,4 +1,4 @@
-"""Body of a route job as vLLM gets it: its numbers within the limits, the operator's defaults, its model's served name.
+"""Rewrites the body of a route job: limits, the operator's defaults and the served model name.
 
 Pure decisions on plain data.
 """
@@ -18,7 +18,7 @@ from llmpod.worker.settings import Settings
 
 @dataclass
 class Rewritten:
-    """A body as vLLM gets it, and what was decided on the way."""
+    """A body for vLLM, and the decisions made on the way."""
 
     body: dict[str, Any]
     max_tokens: limits.MaxTokens | None = None
@@ -34,7 +34,7 @@ def rewrite(
     max_model_len: int = 0,
     fields: Collection[str] | None = None,
 ) -> Rewritten:
-    """Bring the numbers of a body within the limits. vLLM checks the parameters it makes of them, so they are final.
+    """Apply limits to the numbers of a body. vLLM validates the result, so it is not changed afterwards.
 
     `max_model_len`: 0 if it is not known. `fields`: what the route's body may hold, if vLLM says.
 
@@ -95,7 +95,7 @@ def _limit_inputs(body: Mapping[str, Any]) -> None:
 
 
 def _refuse_text_as_ids(body: Mapping[str, Any]) -> None:
-    """vLLM reads "5" and 5.0 as ids where it expects ids: those of control tokens, in what looks like text."""
+    """Reject "5" and 5.0 as token ids: vLLM accepts them, which would let text be control tokens."""
     items = body.get("items")
     given_items = items if isinstance(items, list) else ()
     for name, given in (("query", body.get("query")), *(("items", item) for item in given_items)):
@@ -106,7 +106,7 @@ def _refuse_text_as_ids(body: Mapping[str, Any]) -> None:
 def _limit_max_tokens(
     rule: Rule, body: dict[str, Any], settings: Settings, max_model_len: int, fields: Collection[str] | None
 ) -> limits.MaxTokens:
-    """Writes max_tokens into the body, also where the client named none: vLLM has defaults of its own."""
+    """Set max_tokens in the body, also where the client did not: vLLM has other defaults."""
     given = {name: value for name in rule.max_tokens if (value := _whole(body, name)) is not None}
     first = next(iter(given), rule.max_tokens[0])
     max_tokens = limits.fit_model(limits.cap_max_tokens(given.get(first), settings, field=first), max_model_len)
@@ -120,7 +120,7 @@ def _limit_max_tokens(
 
 
 def _whole(body: Mapping[str, Any], name: str) -> int | None:
-    """vLLM would also read "5" or 5.0; what is limited must be what is read."""
+    """Require a whole number: vLLM also accepts "5" or 5.0, and the limit must apply to what it reads."""
     value = body.get(name)
     if value is None:
         return None
@@ -136,7 +136,7 @@ def _id(value: object) -> str | None:
 
 
 def resolve_model(given: object, names: Mapping[str, str]) -> str | None:
-    """The served name for what a client calls the model; None where it names none. `names`: any name -> served name.
+    """The served name of the client's model; None if it names none. `names`: any name -> served name.
 
     Raises:
         JobError: not_found, with the valid names.

@@ -1,8 +1,8 @@
-"""A job that calls one of vLLM's routes: policy, then vLLM's own application in this process, then its answer.
+"""Route jobs: apply policy, call vLLM's application in this process, and convert its response.
 
-Nothing of vLLM's API is made again here. What is streamed comes as text, whole server-sent events; what is not comes as
-the one JSON object (or text) that vLLM answered. An answer with an error status is a failed job, with vLLM's status
-and error object in it.
+vLLM's API is not re-implemented. A stream is returned as text, whole server-sent events; other responses as the JSON
+object (or text) that vLLM answered. A response with an error status fails the job, with vLLM's status and error object
+in the error.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from llmpod.worker.settings import Settings
 
 
 class Routes:
-    """Answers route jobs with one engine's application."""
+    """Answers route jobs through one engine's application."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class Routes:
         self.profile = profile
 
     async def answer(self, request: inputs.OpenAIRequest, record: JobRecord) -> AsyncGenerator[Reply, None]:
-        """The replies of one route job.
+        """Yield the replies of one route job.
 
         Raises:
             JobError: what policy refuses, and what vLLM answered with an error status or broke off.
@@ -75,7 +75,7 @@ class Routes:
             record.finish_route()
 
     def _call(self, request: inputs.OpenAIRequest, record: JobRecord) -> RouteCall:
-        """The open route that the request means, and its body with the numbers within the limits."""
+        """Resolve the route of a request and rewrite its body."""
         record.route = request.route[:200]
         shape = "route" if isinstance(request, inputs.RouteRequest) else "openai_route"
         named = route_catalog.asked_model(request.route)
@@ -96,7 +96,7 @@ class Routes:
         return RouteCall(record, rule, method, path, query, given, prompt, new, wanted)
 
     def _route(self, rule: Rule, method: str, path: str) -> Route:
-        """The route is open; whether this model has it is another question."""
+        """The rule of an open route that this model has."""
         route = self.engine.application.route(method, path)
         if route is not None:
             return route
@@ -106,7 +106,7 @@ class Routes:
     def _settled(
         self, rule: Rule, fields: Collection[str] | None, request: inputs.OpenAIRequest, record: JobRecord
     ) -> dict[str, Any]:
-        """The body without the fields that nobody reads, which the record and the answer report."""
+        """Remove fields that vLLM ignores; they are reported in the record and the reply."""
         given = request.body or {}
         if fields is None:
             return given
@@ -128,7 +128,7 @@ class Routes:
         fields: Collection[str] | None,
         record: JobRecord,
     ) -> Rewritten:
-        """The body within the limits, and the record's start line, which says less of a body beyond them."""
+        """Rewrite the body, and write the record's start line; a body beyond the limits gets a shorter one."""
         try:
             new = rewrite.rewrite(rule, given, self.settings, max_model_len=self.engine.max_model_len, fields=fields)
         except JobError:
@@ -145,7 +145,7 @@ class Routes:
         return new
 
     def _prepare(self, call: RouteCall) -> media.Wanted | None:
-        """What the body says, checked, and made fit for vLLM; and the files that are to be fetched for it."""
+        """Check prompts and files of a body; returns the files to download."""
         if not call.given or call.rule.kind == "info":
             return None
         self._check_tools(call)
@@ -164,7 +164,7 @@ class Routes:
             )
 
     def _check_prompt(self, call: RouteCall) -> None:
-        """Its length on every route; what it asks for where the model answers it."""
+        """Check prompt length on every route, and the policy on routes that generate."""
         prompt = call.prompt
         limits.check_chars(prompt.chars + len(prompt.token_ids), self.settings, field=prompt.field)
         decoded = self.engine.application.decode(prompt.token_ids)
@@ -193,7 +193,7 @@ class Routes:
         call.record.model = call.new.body.get("model")
 
     def _guard(self, call: RouteCall) -> None:
-        """Texts that are embedded have no turns in which a control token could speak."""
+        """Mark control tokens in prompts; texts to embed have no roles, and are left unchanged."""
         if call.rule.kind == "embed":
             return
         body = call.new.body
@@ -202,7 +202,7 @@ class Routes:
                 body[name] = self.engine.application.guard(body[name], field=name)
 
     def _check_media(self, call: RouteCall) -> media.Wanted | None:
-        """Files are checked in any case, and fetched for a model that takes them."""
+        """Check files on every route; download them for a model that accepts them."""
         if call.rule.form:
             return None
         files = media.find(call.new.body)
@@ -214,7 +214,7 @@ class Routes:
 
 
 def explain(error: JobError, job_input: object) -> JobError:
-    """A failure as the job's client reads it: on a route, with the route's error object in it."""
+    """Convert an error for the job's client: on a route, with the route's error object."""
     if isinstance(error, RouteError) or not isinstance(job_input, dict):
         return error
     route = job_input.get("openai_route", job_input.get("route"))
@@ -224,9 +224,9 @@ def explain(error: JobError, job_input: object) -> JobError:
 
 
 def final_replies(error: JobError, record: JobRecord, *, model: str) -> Iterator[Reply]:
-    """The last replies of a job that failed: its stream's last chunk, if it has begun one, and the error.
+    """The last replies of a failed job: the stream's last chunk, if it has started, and the error.
 
-    A native job that the profile's policy does not answer has not failed: it is COMPLETED with a reply that says so.
+    A native job that the profile's policy blocks is not a failure: it is COMPLETED with a reply that reports it.
     """
     if error.code is Code.BLOCKED and not isinstance(error, RouteError):
         yield native_reply.blocked(error, model=model, request_id=record.id)

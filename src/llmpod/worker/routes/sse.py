@@ -1,4 +1,4 @@
-"""Server-sent events as bytes: whole events out of whatever pieces come in.
+"""Server-sent events as bytes: splitting, merging and parsing.
 
 vLLM writes an event per token; RunPod's stream takes text, up to 1 MB a yield. So events are cut at their blank line,
 never inside one, and those that wait are sent together.
@@ -18,13 +18,13 @@ _DONE = b"data: [DONE]"
 
 
 class Splitter:
-    """Cuts a byte stream into events; each keeps its blank line, so joining them gives the stream again."""
+    """Splits a byte stream into events; each keeps its blank line, so joining them restores the stream."""
 
     def __init__(self) -> None:
         self._rest = b""
 
     def feed(self, piece: bytes) -> list[bytes]:
-        """The events that `piece` completes."""
+        """Add `piece`; returns the events that it completes."""
         self._rest += piece
         events = []
         start = 0
@@ -35,12 +35,12 @@ class Splitter:
         return events
 
     def rest(self) -> bytes:
-        """What came after the last whole event; empty if the stream ended as it should."""
+        """Bytes after the last whole event; empty if the stream ended properly."""
         return self._rest
 
 
 def merge(events: Iterable[bytes], limit: int = CHUNK_LIMIT_BYTES) -> Iterator[bytes]:
-    """Join events into as few chunks as `limit` bytes allow. An event longer than that is a chunk of its own."""
+    """Join events into chunks of at most `limit` bytes. A longer event is a chunk of its own."""
     chunk: list[bytes] = []
     size = 0
     for event in events:
@@ -54,14 +54,14 @@ def merge(events: Iterable[bytes], limit: int = CHUNK_LIMIT_BYTES) -> Iterator[b
 
 
 def is_last(event: bytes) -> bool:
-    """Whether this ends a stream that went well, on any route."""
+    """Whether the event ends a successful stream, on any route."""
     return event.startswith(
         (_DONE, b"event: message_stop", b"event: response.completed", b"event: response.incomplete")
     )
 
 
 def parse_data(event: bytes) -> object:
-    """The JSON value that an event carries; None if it carries none."""
+    """The JSON value in an event's data; None if there is none."""
     try:
         return orjson.loads(event[event.find(b"data: ") + 6 :])
     except orjson.JSONDecodeError:
@@ -69,7 +69,7 @@ def parse_data(event: bytes) -> object:
 
 
 def failure(event: bytes) -> dict[str, object] | None:
-    """The error object of an event by which vLLM ends a stream that failed; None for every other event.
+    """The error object of an event that reports a failed stream; None for other events.
 
     Chat and completions send data: {"error": {…}}, messages {"type": "error", …}, responses a response.failed event.
     """
@@ -92,7 +92,7 @@ def failure(event: bytes) -> dict[str, object] | None:
 
 
 def with_field(event: bytes, name: str, value: object) -> bytes:
-    """`event` with a field more in its JSON object, put first; unchanged if it carries no object."""
+    """Add a field at the front of the event's JSON object; unchanged if the event has none."""
     head, mark, tail = event.partition(b"data: {")
     if not mark:
         return event
