@@ -1,4 +1,4 @@
-"""The file that RunPod runs: settings -> engine -> `runpod.serverless.start`; without RunPod, one job on this machine.
+"""Entry point for RunPod: settings -> engine -> `runpod.serverless.start`; without RunPod, one job on this machine.
 
 python handler.py                                     run test_input.json
 python handler.py --test_input '{"input": {...}}'     run the given job

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Load tests for any RunPod endpoint: python rp_load_test.py --help
+"""Load tester for any RunPod endpoint: python rp_load_test.py --help
 
 Needs Python 3.11, aiohttp and rich; nothing has to be installed of this repository itself.
 """

@@ -1,4 +1,4 @@
-"""Puts a model into an image: downloads it from the Hugging Face hub into FOLDER/OWNER/NAME.
+"""Downloads a model from the Hugging Face hub into FOLDER/OWNER/NAME, when an image is built.
 
 Called by the Dockerfile. Without a name it does nothing: the worker then finds its model at run time.
 """

@@ -35,7 +35,7 @@ VLLM_VERSION = VLLM.split("==")[1].split()[0]
 
 
 def kind(annotation: Any) -> str:
-    """A type as a reader of the documentation says it."""
+    """A type in words for the documentation."""
     if get_origin(annotation) is typing.Annotated:
         return kind(get_args(annotation)[0])
     if get_origin(annotation) in (typing.Union, types.UnionType):
@@ -261,7 +261,7 @@ def files() -> dict[Path, str]:
 
 
 def stale() -> list[str]:
-    """Generated files that do not say what they are made from."""
+    """Generated files that are out of date."""
     return [
         str(path.relative_to(ROOT))
         for path, content in files().items()

@@ -1,4 +1,4 @@
-"""The part of a locked requirements file that is not installed yet, with its hashes; for building on a base image.
+"""Lists requirements of a lock file that are not installed, with their hashes, for building on a base image.
 
 python missing_requirements.py LOCK                print the requirements that are missing altogether
 python missing_requirements.py LOCK --same NAME    exit 1 unless NAME is installed at the lock's version

@@ -1,12 +1,12 @@
-"""The process that compiles constraints: it forks a child for each, which is killed when it costs too much.
+"""Constraint compiler process: forks a child per constraint and kills it when it exceeds its CPU or memory limit.
 
-A child does what vLLM does with a structured output, with vLLM's own code: its check of the parameters, the compilation
-by the backend that the engine uses, and some tokens of an answer. It has a limit of processor time, which the kernel
-enforces in the midst of native code, and one of memory.
+A child does what vLLM does with a structured output, with vLLM's own code: it checks the parameters, compiles with the
+engine's backend, and generates some tokens of an answer. The kernel enforces its limits of processor time and memory,
+also inside native code.
 
-There are two lanes. A constraint first gets a moment of processor time; nearly all need no more. One that does starts
-again in the slow lane, one at a time: however many costly ones arrive, they delay the others by that moment each.
-Imports vllm, like the engine's modules, when it runs.
+There are two lanes. A constraint first gets a short limit of processor time, which is enough for nearly all. One that
+needs more starts again in the slow lane, one at a time: however many costly ones arrive, each delays the others by the
+short limit only. Imports vllm when it runs, like the engine's modules.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ BUSY = {"busy": True}
 
 @dataclass
 class Lane:
-    """Constraints that are tried with the same limit, `most` at a time."""
+    """Constraints that are compiled with the same limit, `most` at a time."""
 
     cpu_s: float
     most: int
@@ -54,7 +54,7 @@ class Lane:
 
 @dataclass
 class Child:
-    """A compilation that runs; `end` is when it is killed, in monotonic seconds."""
+    """A running compilation; `end` is its deadline in monotonic seconds."""
 
     pid: int
     asked: Json
@@ -64,7 +64,7 @@ class Child:
 
 
 def serve(connection: socket.socket, config: Any, seconds: float, memory_bytes: int) -> None:
-    """Answer constraints until the connection ends: a line of JSON for a line of JSON.
+    """Answer requests until the connection ends: one line of JSON for each line of JSON.
 
     `config`: vLLM's VllmConfig. `seconds`: MAX_CONSTRAINT_SECONDS. `memory_bytes`: what a child may take for itself.
     """
@@ -76,7 +76,7 @@ def serve(connection: socket.socket, config: Any, seconds: float, memory_bytes: 
 
 
 class Judge:
-    """vLLM's own treatment of a structured output, without an engine."""
+    """Checks and compiles structured outputs with vLLM's code, without an engine."""
 
     def __init__(self, config: Any) -> None:
         """`config`: a VllmConfig."""
@@ -89,7 +89,7 @@ class Judge:
         self.backend = self._compile({"json_object": True})[0].structured_outputs._backend
 
     def verdict(self, constraint: Json) -> Json:
-        """The constraint as vLLM's check leaves it, or why it is refused.
+        """Compile a constraint. Returns it as vLLM's check leaves it, or the reason for its refusal.
 
         vLLM's engine has one backend, that of its first request; what needs another is refused.
         """
@@ -126,7 +126,7 @@ class Judge:
         return params, grammar
 
     def _rehearse(self, grammar: Any) -> None:
-        """A random answer: a grammar may compile at once, and cost seconds at every token that the engine makes."""
+        """Generate a random answer: a grammar may compile at once, and cost seconds at every generated token."""
         backend = self._manager.backend
         assert backend is not None
         mask = backend.allocate_token_bitmask(1)
@@ -151,7 +151,7 @@ class Judge:
 
 
 class Server:
-    """Runs the children. One thread, no locks."""
+    """Schedules the child processes. One thread, no locks."""
 
     def __init__(self, connection: socket.socket, judge: Any, seconds: float, memory_bytes: int) -> None:
         """`judge`: has `verdict`, which runs in the children."""
@@ -164,7 +164,7 @@ class Server:
         self._unread = bytearray()
 
     def run(self) -> None:
-        """Until the connection ends; no child is left then."""
+        """Serve until the connection ends; kills all children then."""
         poll = select.poll()
         poll.register(self._connection, select.POLLIN)
         try:
@@ -206,7 +206,7 @@ class Server:
         self._connection.sendall(json.dumps({"id": asked["id"]} | verdict).encode() + b"\n")
 
     def _fork(self, lane: Lane, asked: Json) -> int:
-        """Start a child; the descriptor from which its verdict is read."""
+        """Fork a child; returns the descriptor from which its verdict is read."""
         reading, writing = os.pipe()
         pid = os.fork()
         if pid == 0:
@@ -216,7 +216,7 @@ class Server:
         return reading
 
     def _compile(self, asked: Json, writing: int, cpu_s: float) -> None:
-        """In the child."""
+        """Body of the child process."""
         try:
             silence = os.open(os.devnull, os.O_RDWR)
             for number in (0, 1, 2):
@@ -233,7 +233,7 @@ class Server:
             os._exit(0)
 
     def _receive(self, number: int) -> bool:
-        """Read from a child. Whether it goes on; if not, its verdict has been sent."""
+        """Read from a child. Returns whether it is still running; if not, its verdict has been sent."""
         child = self._children[number]
         data = os.read(number, 1 << 20)
         child.received += data

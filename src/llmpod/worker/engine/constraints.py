@@ -1,9 +1,9 @@
-"""Constraints: what bounds the form of an answer, compiled beside the worker before the engine sees it.
+"""Constraint compiler client: compiles structured outputs in a separate process before the engine gets them.
 
-The time that a regex, a grammar or a schema takes to compile follows from no count of its characters, and neither the
-engine nor vLLM's check of its parameters, which runs in the worker's event loop, can be interrupted. So each constraint
-is compiled once in a process of its own (constraint_process.py) that ends when it costs too much. Verdicts are kept:
-a schema that is sent with every job costs one compilation.
+The time that a regex, a grammar or a schema takes to compile does not follow from its length, and neither the engine
+nor vLLM's check of its parameters, which runs in the worker's event loop, can be interrupted. So each constraint is
+compiled once in another process (constraint_process.py), which is killed when it exceeds its limits. Results are
+cached: a schema that is sent with every job is compiled once.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ MAX_LINE_BYTES = 1 << 26
 
 @dataclass(frozen=True)
 class Verdict:
-    """What vLLM makes of a constraint. `fields`: those of its StructuredOutputsParams that its check changes."""
+    """Result for a constraint. `fields`: those of StructuredOutputsParams that vLLM's check changes."""
 
     fields: dict[str, Any] = field(default_factory=dict)
     backend: str | None = None
@@ -44,7 +44,7 @@ class Verdict:
 
 
 async def begun_within(seconds: float, outputs: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
-    """The outputs of a request with a constraint. The engine compiles it once more, and waits for that without a limit.
+    """Limit the time to the first output of a request with a constraint, which the engine compiles once more.
 
     `seconds`: the longest wait for the first output; 0 waits for ever.
 
@@ -65,7 +65,7 @@ async def begun_within(seconds: float, outputs: AsyncGenerator[Any, None]) -> As
 
 
 class ConstraintCompiler:
-    """Says of constraints whether the engine can follow them, in time."""
+    """Checks whether the engine can follow a constraint within the limits."""
 
     def __init__(self, seconds: float) -> None:
         """`seconds`: MAX_CONSTRAINT_SECONDS, of processor time."""
@@ -81,7 +81,7 @@ class ConstraintCompiler:
         self._number = 0
 
     async def start(self, config: Any) -> None:
-        """Start the process; it gets ready by itself. `config`: vLLM's VllmConfig."""
+        """Start the process; it initialises in the background. `config`: vLLM's VllmConfig."""
         self._config = config
         ours, theirs = socket.socketpair()
         context = multiprocessing.get_context("spawn")
@@ -94,7 +94,7 @@ class ConstraintCompiler:
         self._reading = asyncio.create_task(self._read(reader))
 
     def shutdown(self) -> None:
-        """End the process. Safe to call at any time."""
+        """End the process. May be called at any time."""
         if self._reading is not None:
             with contextlib.suppress(RuntimeError):  # its loop may have ended before
                 self._reading.cancel()
@@ -107,7 +107,7 @@ class ConstraintCompiler:
             self._process = None
 
     async def check(self, constraint: dict[str, Any], *, field: str) -> Verdict:
-        """The verdict on what may be compiled.
+        """Compile a constraint, or return the cached result.
 
         `constraint`: the fields of vLLM's StructuredOutputsParams that are set. Takes a few milliseconds where the
         verdict is known or the constraint is simple. Several jobs with the same constraint wait for one compilation.
@@ -132,7 +132,7 @@ class ConstraintCompiler:
         return verdict
 
     async def _compile(self, key: str, constraint: dict[str, Any]) -> Verdict:
-        """Ask the process; start another where it has ended."""
+        """Send the constraint to the process; restarts it if it has ended."""
         try:
             async with asyncio.timeout(PATIENCE_S):
                 for _ in range(2):

@@ -1,4 +1,4 @@
-"""The vLLM engine: start, generation, end.
+"""The vLLM engine: start, generation, shutdown.
 
 Only this folder imports vllm, and it does so inside functions: the import takes seconds, and importing a module here
 must cost nothing. Which of its names are used, and how, is held by tests/worker/engine/test_vllm_contract.py.
@@ -49,10 +49,10 @@ EVERY_SAMPLER = {
 
 
 class Engine:
-    """One vLLM engine, alive in the event loop that called `start`."""
+    """One vLLM engine, bound to the event loop that called `start`."""
 
     def __init__(self, settings: Settings, environment: Mapping[str, str], emit: Emit) -> None:
-        """`environment`: the variables that are not ours, among which engine arguments are found."""
+        """`environment`: variables that are not settings, in which engine arguments are looked up."""
         self._settings = settings
         self._environment = environment
         self._emit = emit
@@ -75,7 +75,7 @@ class Engine:
     # -- life ----------------------------------------------------------------------------------------------------------
 
     def prepare(self) -> None:
-        """Begin what needs no event loop: vLLM's processes import it while other things start. `start` does it, too.
+        """Start what needs no event loop: vLLM's processes import it in the background. `start` calls this too.
 
         Raises:
             StartError: something is wrong that shows without vLLM.
@@ -89,7 +89,7 @@ class Engine:
         cpu_fork_server.start(ENGINE_MODULES)
 
     async def start(self) -> None:
-        """Import vLLM, load the model, warm up. Blocks the loop while it loads: nothing else is to be served yet.
+        """Import vLLM, load the model, warm up. Blocks the event loop while the model loads.
 
         Raises:
             StartError: with the cause and the cure.
@@ -152,7 +152,7 @@ class Engine:
         )
 
     async def _load_model_info(self, chat_template: str | None) -> None:
-        """What jobs need to know of the loaded model; `chat_template`: the operator's."""
+        """Read what jobs need to know of the loaded model; `chat_template`: the operator's."""
         config = self._llm.model_config
         self.generates = config.runner_type == "generate"
         self.max_model_len = config.max_model_len
@@ -170,9 +170,9 @@ class Engine:
         self._sampling.learn(config.get_diff_sampling_param())
 
     async def _warm_up(self) -> None:
-        """Real generations, so that the first job pays for none of what the first of its kind sets up.
+        """Run real generations, so that the first job does not pay for initialisation.
 
-        The last one also decides which backend the engine follows structured outputs with, before a client does.
+        The last one also fixes the engine's structured output backend, before a client does.
         """
         assert self._prompts is not None
         ids = self._prompts.render(NativeRequest("Hello", None, {}, None, False, None, True))
@@ -187,7 +187,7 @@ class Engine:
                     raise
 
     async def _serve_routes(self, arguments: Any) -> None:
-        """vLLM's application around the engine that runs already."""
+        """Build vLLM's application on top of the running engine."""
         assert self._prompts is not None
         self.application = Application(self._llm, self._prompts, self._settings, self._constrain)
         await self.application.start(arguments)
@@ -195,7 +195,7 @@ class Engine:
             await self.application.install_guard()
 
     def shutdown(self) -> None:
-        """End the engine's processes. Safe to call at any time, also before or during `start`."""
+        """End the engine's processes. May be called at any time, also before or during `start`."""
         self._constraints.shutdown()
         if self._llm is not None:
             self._llm.shutdown()
@@ -203,22 +203,22 @@ class Engine:
 
     @property
     def kv_cache_tokens(self) -> int | None:
-        """Tokens the KV cache holds, if this vLLM tells."""
+        """Capacity of the KV cache in tokens, if this vLLM reports it."""
         cache = self._llm.vllm_config.cache_config
         return cache.num_gpu_blocks * cache.block_size if cache.num_gpu_blocks else None
 
     @property
     def unfinished(self) -> int:
-        """Requests the engine has not finished; 0 at rest."""
+        """Unfinished requests in the engine; 0 at rest."""
         return int(self._llm.output_processor.get_num_unfinished_requests())
 
     @property
     def dead(self) -> bool:
-        """Whether the engine's processes have failed. A dead engine stays dead."""
+        """Whether the engine's processes have failed. This is final."""
         return self._llm is not None and bool(self._llm.errored)
 
     async def respond(self) -> None:
-        """Return when the engine's process has heard of it: a question between two steps, in no figure and no log.
+        """Return when the engine's process has answered a probe, which it does between two steps.
 
         Raises:
             JobError: the engine is dead.
@@ -231,7 +231,7 @@ class Engine:
             raise JobError(Code.ENGINE_DEAD, "The engine died.") from None
 
     def _step_observer(self) -> Any:
-        """A vLLM "stat logger" that notes when the engine finished a step (vllm/v1/metrics/loggers.py)."""
+        """A vLLM "stat logger" that records when the engine finished a step (vllm/v1/metrics/loggers.py)."""
         from vllm.v1.metrics.loggers import StatLoggerBase
 
         engine = self
@@ -251,7 +251,7 @@ class Engine:
     # -- one request ---------------------------------------------------------------------------------------------------
 
     async def render(self, request: NativeRequest) -> list[int]:
-        """The request's token ids. Long prompts, and many messages, are tokenised beside the event loop, not in it.
+        """Render a request to token ids. Long prompts, and many messages, are tokenised in a thread.
 
         Raises:
             JobError: the model's chat template or the job's guardrails refuse it, it is too long to count, or the
@@ -280,7 +280,7 @@ class Engine:
         return ids
 
     def sampling(self, given: Mapping[str, Any], max_tokens: int, *, stream: bool) -> Any:
-        """vLLM's SamplingParams: the client's over the operator's over the model's own.
+        """vLLM's SamplingParams: the client's values over the operator's over the model's own.
 
         Raises:
             JobError: a value of the wrong type or range, by name.
@@ -288,7 +288,7 @@ class Engine:
         return self._sampling.params(given, max_tokens, stream=stream)
 
     async def constrain(self, params: Any) -> None:
-        """Check the structured output of a native request's parameters, before it takes a slot.
+        """Check the structured output of a native request, before it takes a slot.
 
         Raises:
             JobError: the engine could not follow it within the limits.
@@ -297,7 +297,7 @@ class Engine:
             await self._constrain(params.structured_outputs, "sampling_params.structured_outputs")
 
     async def _constrain(self, outputs: Any, field: str) -> None:
-        """Check a request's StructuredOutputsParams, which are then as vLLM's own check would have left them.
+        """Check a request's StructuredOutputsParams and set their fields as vLLM's own check would.
 
         Raises:
             JobError: the engine could not follow them within the limits; `field` is theirs.
@@ -309,9 +309,9 @@ class Engine:
         outputs._backend, outputs._backend_was_auto = verdict.backend, verdict.auto
 
     async def generate(self, prompt_ids: list[int], params: Any, request_id: str) -> AsyncGenerator[Step, None]:
-        """Steps of one request, the last one `finished`. While the reader is busy, vLLM merges what becomes ready.
+        """Yield the steps of one request, the last one `finished`. vLLM merges output that is not read yet.
 
-        Closing or cancelling it ends the request in the engine.
+        Closing or cancelling the generator aborts the request.
 
         Raises:
             JobError: the engine refused the request, failed at it, or is dead.
@@ -352,7 +352,7 @@ def _ms(seconds: float) -> float:
 
 
 def _failed_choice(params: Any) -> JobError:
-    """The engine gave a request up. With a constraint in it, the constraint is why."""
+    """The error for a request that the engine aborted; with a structured output in it, that is the cause."""
     if params.structured_outputs is None:
         return JobError(Code.GENERATION_FAILED, "The engine failed at this job.")
     field = "sampling_params.structured_outputs"

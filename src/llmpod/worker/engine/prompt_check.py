@@ -1,4 +1,4 @@
-"""Length and policy of a job's prompts, judged on the rendered text, whatever field of the job it came from."""
+"""Length and policy checks on rendered prompts, whatever field of the job they come from."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from llmpod.worker.settings import Settings
 
 
 class PromptCheck:
-    """Takes the visible text (`Prompts.visible`) of each prompt of one job, once it is rendered."""
+    """Checks the visible text (`Prompts.visible`) of each rendered prompt of one job."""
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class PromptCheck:
             record.meter.judge = self
 
     def __call__(self, text: str) -> None:
-        """Judge one prompt.
+        """Check one prompt.
 
         Raises:
             JobError: prompt_too_long, or what `intent_of` raises.
@@ -54,7 +54,7 @@ class PromptCheck:
             self._check_policy(self._profile.intent_of((text, text.replace("\n", ""))))
 
     def intent_of(self, *texts: str) -> Intent | None:
-        """The intent of a client's texts, None without a profile; the record has it from here on.
+        """Set and return the intent of a client's texts; None without a profile.
 
         Raises:
             JobError: content_filter, where the profile blocks the intent.

@@ -1,8 +1,8 @@
-"""Messages or a prompt -> token ids, so that text from a client never becomes a control token.
+"""Prompt renderer: messages or a prompt -> token ids, without control tokens from a client's text.
 
-A tokenizer turns `<|im_end|>` into a control token wherever it stands, also inside a user's message, which lets a user
-end their turn and speak as the system. So a mark is put inside every control token that a client wrote; the chat
-template is applied; and the text is tokenised in pieces cut at the marks. The model reads the user's characters
+A tokenizer turns `<|im_end|>` into a control token wherever it occurs, also inside a user's message, which lets a user
+end their turn and write as the system. So a mark is put inside every control token that a client wrote; the chat
+template is applied; and the text is tokenised in parts cut at the marks. The model reads the user's characters
 unchanged, as ordinary text, and the template keeps its own control tokens.
 """
 
@@ -26,7 +26,7 @@ FRAMED_MESSAGES = 15
 
 
 class Tokenizer(Protocol):
-    """The part of a Hugging Face tokenizer that prompts need."""
+    """The methods of a Hugging Face tokenizer that are used here."""
 
     added_tokens_decoder: dict[int, Any]
 
@@ -43,7 +43,7 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True)
 class Frame:
-    """What a chat template writes by itself, in a prompt's visible text (`Prompts.visible`)."""
+    """Text that a chat template adds around messages, in a prompt's visible text (`Prompts.visible`)."""
 
     head: str = ""  # before the one message of a conversation
     tail: str = ""  # after it
@@ -63,13 +63,13 @@ class Frame:
         return cls(frame.head, frame.tail, max(0, between), max(0, around))
 
     def without(self, text: str) -> str:
-        """A visible text without what the template wrote before and after it."""
+        """Remove the template's text before and after the messages from a visible text."""
         text = text[_shared(text, self.head) :]
         return text[: len(text) - _shared(reversed(text), reversed(self.tail))]
 
 
 class Prompts:
-    """Renders requests for one model."""
+    """Renders prompts for one model."""
 
     def __init__(self, tokenizer: Tokenizer, *, chat_template: str | None, allow_control_tokens: bool) -> None:
         self._tokenizer = tokenizer
@@ -91,15 +91,15 @@ class Prompts:
 
     @property
     def has_chat_template(self) -> bool:
-        """Whether prompts become conversations (base models have no template)."""
+        """Whether the model has a chat template (base models have none)."""
         return self._chat_template is not None
 
     def render(self, request: NativeRequest) -> list[int]:
-        """The request's token ids. Raises as `rendered` does."""
+        """Render a request to token ids. Raises as `rendered` does."""
         return self.rendered(request)[0]
 
     def rendered(self, request: NativeRequest) -> tuple[list[int], str]:
-        """The request's token ids, and their visible text.
+        """Render a request to token ids and visible text.
 
         Raises:
             JobError: messages were sent to a model without a chat template, or the template refuses them.
@@ -116,9 +116,9 @@ class Prompts:
         return self._render_chat(request.messages or (Message("user", request.prompt or ""),))
 
     def guard(self, value: Any) -> Any:
-        """`value` with GUARD in every control token of every text in it, keys included; itself if there is none.
+        """Put GUARD into every control token in the texts of `value`, keys included. Unchanged if there is none.
 
-        Also in what a text holds once it is read as JSON: vLLM hands a tool call's arguments to the template decoded.
+        This includes texts inside JSON texts: vLLM passes a tool call's arguments to the template decoded.
 
         Raises:
             JobError: a text is JSON that is nested too deep to be looked through.
@@ -140,9 +140,9 @@ class Prompts:
         return value
 
     def guard_messages(self, messages: list[Any]) -> list[Any]:
-        """Messages as `guard` leaves them; a role that neither OpenAI nor the template knows is marked around, too.
+        """Apply `guard` to messages, and mark roles that neither OpenAI nor the template knows.
 
-        There are templates that make a control token of every role: `'<|' + role + '|>'`.
+        Some templates make a control token of every role: `'<|' + role + '|>'`.
         """
         guarded = self.guard(messages)
         for message in guarded if self.control_texts else ():
@@ -152,7 +152,7 @@ class Prompts:
         return list(guarded)
 
     def plain(self, value: Any) -> Any:
-        """`value` with lists where vLLM has iterators, which yield what a request holds once only."""
+        """Replace vLLM's iterators in `value`, which can be read only once, by lists."""
         if isinstance(value, dict):
             return {key: self.plain(item) for key, item in value.items()}
         if isinstance(value, list | tuple | Iterator):
@@ -160,7 +160,7 @@ class Prompts:
         return value
 
     def refuse_control_tokens(self, value: Any, *, field: str) -> None:
-        """For a model whose texts cannot be cut.
+        """Reject control tokens, for models whose prompts cannot be cut at marks.
 
         Raises:
             JobError: a text in `value` holds a control token.
@@ -173,13 +173,13 @@ class Prompts:
             raise JobError(Code.INVALID_INPUT, f"{field} holds a control token of the model.", field=field)
 
     def visible(self, text: str) -> str:
-        """What the guardrails judge of a rendered text: each control token of the template's is a line's end."""
+        """Text for the guardrails: each of the template's control tokens becomes a line break."""
         if self._any_control is not None:
             text = self._any_control.sub("\n", text)
         return text.replace(GUARD, "")
 
     def encode_guarded(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        """The ids of a text that `guard` went over, cut where the guards stand."""
+        """Tokenise a text that `guard` has marked, in parts cut at the marks."""
         first, *rest = text.split(GUARD)
         ids = list(self._tokenizer.encode(first, add_special_tokens=add_special_tokens))
         for piece in filter(None, rest):
@@ -187,12 +187,12 @@ class Prompts:
         return ids
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """The text of token ids, control tokens included; ids that do not exist have none."""
+        """The text of token ids, control tokens included; unknown ids have none."""
         known = [token_id for token_id in token_ids if 0 <= token_id < len(self._tokenizer)]
         return self._tokenizer.decode(known) if known else ""
 
     def frame(self) -> Frame:
-        """What the template writes by itself around a native job's messages."""
+        """The template's own text around a native job's messages."""
         return Frame.measured(self._visible(1), self._visible(FRAMED_MESSAGES))
 
     def _visible(self, length: int) -> str | None:
@@ -226,9 +226,9 @@ class Prompts:
         return isinstance(inner, list) and any(map(self._holds_control, inner))
 
     def _marked(self, text: str) -> str:
-        """`text` with a mark after the first character of every control token in it, and where one could come about.
+        """Mark every control token in `text`, and places where one could form by concatenation.
 
-        A client's own marks go. One comes about where texts meet: `<|im_` in one part of a message, `end|>` in another.
+        Marks in the client's text are removed. Concatenation: `<|im_` in one part of a message, `end|>` in the next.
         """
         text = self._cut(text.replace(GUARD, ""))
         before = GUARD if text.startswith(self._endings) else ""
@@ -254,22 +254,22 @@ MEASURED_TOOL = {"type": "function", "function": {"name": MEASURE, "parameters":
 
 
 def conversation(length: int) -> list[Message]:
-    """So many messages of MEASURE, by turns the user's and the assistant's; the user has the last word."""
+    """A conversation of so many MEASURE messages, alternating user and assistant, ending with the user."""
     return [Message("user" if turn % 2 == 1 else "assistant", MEASURE) for turn in range(length, 0, -1)]
 
 
 def control_tokens(tokenizer: Tokenizer) -> list[str]:
-    """The texts that this tokenizer would turn into control tokens."""
+    """The texts that this tokenizer turns into control tokens."""
     return [str(token.content) for token in tokenizer.added_tokens_decoder.values() if token.special and token.content]
 
 
 def _shared(one: Iterable[str], other: Iterable[str]) -> int:
-    """Characters with which both begin."""
+    """Length of the common prefix."""
     return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
 def _from_json(text: str) -> Any:
-    """What a text with escapes is when it is read as JSON; None if it is none, or has no escapes."""
+    """Decode a text with escapes as JSON; None if it is not JSON or has no escapes."""
     if "\\" not in text or text.lstrip()[:1] not in ("{", "[", '"'):
         return None
     try:

@@ -1,7 +1,7 @@
-"""vLLM's renderers with the worker's guardrails in them: what is rendered is marked, cut at the marks, and judged.
+"""Guardrails in vLLM's renderers: mark control tokens, tokenise between the marks, check the prompt.
 
-A renderer makes the prompt of a request: messages, tools and arguments of the chat template -> text -> token ids. Every
-route's prompts pass one, so what holds here holds whatever field of a body a text came from. Marks: see prompts.py.
+A renderer makes the prompt of a request: messages, tools and arguments of the chat template -> text -> token ids. The
+prompts of all routes pass through one, so this covers every field of a body. Marks: see prompts.py.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _MARKED = "_llmpod_marked"  # of a prompt on its way to the engine: its text wit
 
 
 class Guarded:
-    """Mixed into a class of vLLM's renderers (vllm/renderers/base.py), before it in the order of methods."""
+    """Mixin for vLLM's renderer classes (vllm/renderers/base.py), first in method resolution order."""
 
     prompts: Prompts | None = None
     """The model's guard. None: texts stay as they are (before it is known, and for a model that does not generate)."""
@@ -36,7 +36,7 @@ class Guarded:
         return await _vllm(super()).render_messages_async(*self._guard(messages, params))
 
     def _guard(self, messages: list[Any], params: Any) -> tuple[list[Any], Any]:
-        """What the template gets, marked: values, after vLLM has read the request and before the template does."""
+        """Mark control tokens after vLLM has parsed the request and before the template is applied."""
         if self.prompts is None:
             return messages, params
         try:
@@ -78,7 +78,7 @@ class Guarded:
         return await _vllm(super()).process_for_engine_async(prompt, *args, **named)
 
     async def _judge(self, part: dict[str, Any]) -> None:
-        """Have the job's guardrails judge a prompt, in the job's own context."""
+        """Apply the job's guardrails to a prompt, in the job's context."""
         text = part.pop(_MARKED, part.get("prompt"))
         ids = part.get("prompt_token_ids")
         if self.prompts is None:
@@ -96,7 +96,7 @@ class Guarded:
 
 
 def guard() -> None:
-    """Have vLLM make guarded renderers, whichever the model has. To be called before an engine is made."""
+    """Make vLLM create guarded renderers. Call before an engine is created."""
     from vllm.renderers.registry import RENDERER_REGISTRY
 
     load = RENDERER_REGISTRY.load_renderer_cls
@@ -109,7 +109,7 @@ def guard() -> None:
 
 
 def _vllm(renderer: object) -> Any:
-    """vLLM's renderer, of whose types this module does not know."""
+    """vLLM's renderer, untyped here."""
     return cast("Any", renderer)
 
 
@@ -123,7 +123,7 @@ def _parts(prompt: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _forget_cache_keys(part: dict[str, Any]) -> None:
-    """A client's `uuid` of a file would be its key in a cache that all jobs share; its content is the key instead."""
+    """Remove a client's `uuid` of a file, which would be its key in a cache shared by all jobs."""
     if part.pop("multi_modal_uuids", None) is None:
         return
     files = part.get("multi_modal_data") or {}

@@ -1,9 +1,9 @@
-"""The last check of a request: it is read as the engine's process will read it, before it is sent there.
+"""Serialisation check: decodes each request as the engine's process will, before it is sent there.
 
 vLLM's engine decodes requests in a thread of its process, and decoding checks the parameters once more. A request that
-fails there ends the thread: the process lives on and hears nobody again (vllm/v1/engine/core.py,
-`process_input_sockets`). Parameters are checked when they are made, so nothing should fail here. What was changed after
-that, by this worker or by vLLM, does.
+fails there ends the thread: the process goes on without receiving requests (vllm/v1/engine/core.py,
+`process_input_sockets`). Parameters are checked when they are created, so only values changed afterwards, by this
+worker or by vLLM, can fail here.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from llmpod.worker.jobs import metering
 
 
 def check(llm: Any) -> None:
-    """Have every request of `llm`, an AsyncLLM, decoded once before its engine's process gets it."""
+    """Decode every request of `llm`, an AsyncLLM, before its engine's process gets it."""
     from vllm.v1.engine import EngineCoreRequest
     from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 

@@ -1,4 +1,4 @@
-"""Sampling parameters: the client's over the operator's over the model's own, as vLLM checks them."""
+"""Sampling parameters: a client's values over the operator's over the model's own, validated by vLLM."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ NOT_FROM_CLIENTS = frozenset(
 
 
 class Sampling:
-    """Makes vLLM's SamplingParams for the jobs of one engine."""
+    """Creates vLLM's SamplingParams for the jobs of one engine."""
 
     def __init__(self, operators: Mapping[str, Any], max_tokens: int) -> None:
-        """`operators`: DEFAULT_SAMPLING_PARAMS. `max_tokens`: of a job that names none. Imports vllm.
+        """`operators`: DEFAULT_SAMPLING_PARAMS. `max_tokens`: for jobs without one. Imports vllm.
 
         Raises:
             StartError: a name in it is no sampling parameter of jobs, or a job that names none could not have it.
@@ -66,7 +66,7 @@ class Sampling:
             ) from None
 
     def learn(self, recommended: Mapping[str, Any]) -> None:
-        """Take in what the model's own generation_config.json recommends; what the operator wants goes over it."""
+        """Set defaults from the model's generation_config.json; the operator's values take precedence."""
         self._default = {name: recommended[name] for name in recommended if name in self.names} | dict(self._operators)
         self._default.pop("max_tokens", None)
 
@@ -96,7 +96,7 @@ class Sampling:
             raise self.error(error) from None
 
     def error(self, error: Exception) -> JobError:
-        """What a refusal is about.
+        """Convert vLLM's error to a JobError that names the parameter.
 
         vLLM says "top_p must be in (0, 1], got 2.0. (parameter=top_p, value=2.0)", msgspec "… - at `$.top_p`".
         """
@@ -116,7 +116,7 @@ class Sampling:
 
 
 def vllm_exception(name: str) -> type[Exception]:
-    """An exception class of vLLM's, or one that nobody raises where this release does not have it."""
+    """An exception class of vLLM, or one that is never raised if this release does not have it."""
     import vllm.exceptions
 
     found: type[Exception] = getattr(vllm.exceptions, name, _NotInThisRelease)
@@ -128,5 +128,5 @@ class _NotInThisRelease(Exception):  # noqa: N818 - never raised
 
 
 def refusals() -> tuple[type[Exception], ...]:
-    """What vLLM, msgspec and pydantic raise when a request is wrong (the latter two's are ValueErrors)."""
+    """Exceptions that vLLM, msgspec and pydantic raise for an invalid request (the latter two's are ValueErrors)."""
     return vllm_exception("VLLMClientError"), ValueError, TypeError

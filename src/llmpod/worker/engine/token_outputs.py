@@ -1,4 +1,4 @@
-"""Outputs of one token each, made of those in which the engine merged several.
+"""Splits merged engine outputs into outputs of one token each.
 
 vLLM's streaming parsers of tool calls and reasoning expect a token per delta, and many of them misread two. But the
 engine's client merges what becomes ready while its reader is busy (vllm/v1/engine/output_processor.py), and speculative
@@ -14,25 +14,25 @@ from typing import Any, Protocol
 
 
 class Detokenizer(Protocol):
-    """The part of vLLM's IncrementalDetokenizer that is used here."""
+    """The methods of vLLM's IncrementalDetokenizer that are used here."""
 
     def update(self, new_token_ids: list[int], stop_terminated: bool) -> str | None:
-        """Take in what was generated next."""
+        """Add generated tokens."""
 
     def get_next_output_text(self, finished: bool, delta: bool) -> str:
-        """The text that this adds."""
+        """The text added since the last call."""
 
 
 class TokenOutputs:
-    """Splits the delta outputs of one request of the engine."""
+    """Splits the delta outputs of one engine request."""
 
     def __init__(self, detokenizer: Callable[[Sequence[int]], Detokenizer]) -> None:
-        """`detokenizer`: makes one for an answer to a prompt of these token ids, with the request's parameters."""
+        """`detokenizer`: creates one from the request's parameters and the prompt's token ids."""
         self._detokenizer = detokenizer
         self._of_choice: dict[int, Detokenizer] = {}
 
     def split(self, output: Any) -> Iterator[Any]:
-        """`output` as outputs of one token per choice. Their texts make its text, whatever the detokeniser makes."""
+        """Split `output` into one token per choice. The texts always join to the original text."""
         choices = [list(self._tokens(choice, output.prompt_token_ids)) for choice in output.outputs]
         last = max(map(len, choices), default=1) - 1
         for position in range(last + 1):

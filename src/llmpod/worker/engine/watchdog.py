@@ -1,9 +1,9 @@
-"""Notices an engine that is dead, hears nothing, or is silent, before the queue does.
+"""Engine watchdog: detects an engine that is dead, stalled or does not respond.
 
-A worker without an engine fails every job it takes within a millisecond, and so empties a queue that other workers
-could serve. Three signs are read: whether the engine's process is gone, when it last finished a step while requests
-were waiting for it, and whether it answers when it is asked. It is asked all the time, with and without jobs: an engine
-that hears nothing shows no other sign when its clients give up before it has been silent for long.
+A worker without an engine fails every job within a millisecond, and so empties a queue that other workers could serve.
+Three signs are checked: whether the engine's process has ended, when it last finished a step while requests were
+pending, and whether it answers a probe. Probes are sent with and without jobs: an engine that no longer receives
+requests shows no other sign when its clients cancel before it has been stalled for long.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ QUESTION_PERIOD_S = 10.0
 
 
 class Watched(Protocol):
-    """What the watchdog looks at."""
+    """What the watchdog reads of an engine."""
 
     @property
     def dead(self) -> bool:
@@ -30,21 +30,21 @@ class Watched(Protocol):
 
     @property
     def unfinished(self) -> int:
-        """Requests the engine has not finished."""
+        """Requests that the engine has not finished."""
 
     @property
     def last_step(self) -> float:
-        """When the engine last did something, in monotonic seconds."""
+        """Time of the engine's last step, in monotonic seconds."""
 
     async def respond(self) -> None:
-        """Return when the engine's process has answered, between two steps of its own."""
+        """Return when the engine's process has answered a probe, between two of its steps."""
 
 
 class Watchdog:
-    """Looks at an engine until it fails, then says so once."""
+    """Checks an engine periodically and reports its failure once."""
 
     def __init__(self, engine: Watched, stall_s: float, on_failure: Callable[[JobError], None]) -> None:
-        """`stall_s`: ENGINE_STALL_SECONDS; 0 never takes silence for failure."""
+        """`stall_s`: ENGINE_STALL_SECONDS; 0 disables the check for stalls."""
         self._engine = engine
         self._stall_s = stall_s
         self._on_failure = on_failure
@@ -53,7 +53,7 @@ class Watchdog:
         self._asked = 0.0  # when the question was put, in monotonic seconds
 
     async def run(self) -> None:
-        """Watch until a failure is found."""
+        """Check until a failure is found."""
         try:
             while (failure := self.look(time.monotonic())) is None:
                 self._ask(time.monotonic())
@@ -64,7 +64,7 @@ class Watchdog:
                 self._question.cancel()
 
     def look(self, now: float) -> JobError | None:
-        """The engine's failure, if it has failed. Silence counts from the first look at which there was work."""
+        """The engine's failure, if any. A stall is measured from the first check at which there was work."""
         if self._engine.dead:
             return JobError(Code.ENGINE_DEAD, "The engine died.")
         if not self._stall_s:
@@ -85,7 +85,7 @@ class Watchdog:
         return None
 
     def _ask(self, now: float) -> None:
-        """Put the next question when the last one is answered and it is time."""
+        """Send the next probe when the last one was answered and it is due."""
         if self._question is not None and not self._question.done():
             return
         if self._stall_s and (self._question is None or now - self._asked >= min(QUESTION_PERIOD_S, self._stall_s / 4)):

@@ -1,1 +1,1 @@
-"""vLLM's HTTP application, called in memory over ASGI, and the engine client that it is given."""
+"""vLLM's HTTP application, called in memory over ASGI, and its engine client."""

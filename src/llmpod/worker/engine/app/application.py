@@ -1,4 +1,4 @@
-"""vLLM's own application around the running engine, called in this process, and what route jobs need to know of it."""
+"""vLLM's HTTP application on top of the running engine, and information about its routes and models."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _GUARD_BYTES = GUARD.encode()
 
 
 class Application:
-    """The routes of one engine, an `AsyncLLMEngine` that runs already."""
+    """The application of one running `AsyncLLMEngine`."""
 
     def __init__(self, llm: Any, prompts: Prompts, settings: Settings, constrain: metered_engine.Constrain) -> None:
         self._llm = llm
@@ -48,7 +48,7 @@ class Application:
         self.reads_reasoning = False
 
     async def start(self, arguments: Any) -> None:
-        """Build it. `arguments`: its own, as engine_arguments.py reads them.
+        """Build the application. `arguments`: its own, from engine_arguments.py.
 
         Raises:
             StartError: an adapter cannot be loaded.
@@ -82,14 +82,14 @@ class Application:
         route_catalog.check_opened(self._settings.allowed_routes, self.paths)
 
         async def with_load(*call: Any) -> None:
-            """/load answers with every request in the engine; vLLM counts those of its routes, and only if told to."""
+            """/load reports all requests in the engine; vLLM counts those of its routes, and only if enabled."""
             app.state.server_load_metrics = self._llm.output_processor.get_num_unfinished_requests()
             await app(*call)
 
         self.asgi = with_load
 
     async def install_guard(self) -> None:
-        """Give vLLM's renderer the model's guard. Whether it cuts texts at the marks shows by trying."""
+        """Set the guard of vLLM's renderer. Whether it can cut texts at the marks is found by a test prompt."""
         renderer = self._llm.renderer
         if isinstance(renderer, Guarded):
             renderer.prompts = self._prompts
@@ -99,21 +99,21 @@ class Application:
 
     @property
     def paths(self) -> frozenset[str]:
-        """Every path that vLLM's application has for this model, open or not."""
+        """All paths of vLLM's application for this model, open or not."""
         return frozenset(route.path for route in self.routes)
 
     def has(self, path: str) -> bool:
-        """Whether some route of the application answers at the path."""
+        """Whether the application has a route for the path."""
         return any(route.pattern.fullmatch(path) for route in self.routes)
 
     def route(self, method: str, path: str) -> Route | None:
-        """The route that takes the call, if there is one for the model that is served."""
+        """The route for a call, if the served model has one."""
         found = (route for route in self.routes if method in route.methods and route.pattern.fullmatch(path))
         return next(found, None)
 
     @property
     def names(self) -> dict[str, str]:
-        """Everything the model and its adapters may be called -> the name by which vLLM knows it."""
+        """Accepted names of the model and its adapters -> the name vLLM uses."""
         model, served_name = self._settings.model, self._settings.served_name
         called = (served_name, model, model.rstrip("/").rsplit("/", 1)[-1], str(Path(model).resolve()))
         adapters = self._state.openai_serving_models.lora_requests
@@ -124,7 +124,7 @@ class Application:
         return self._prompts.decode(token_ids) if token_ids else ""
 
     def refuse_control_ids(self, token_ids: Sequence[int], *, field: str) -> None:
-        """A control token by its number is one as well.
+        """Reject ids of control tokens in a prompt given as token ids.
 
         Raises:
             JobError: `field` holds one and ALLOW_CONTROL_TOKENS is off.
@@ -134,7 +134,7 @@ class Application:
         raise JobError(Code.INVALID_INPUT, f"{field} holds the ids of control tokens.", field=field)
 
     def guard(self, value: Any, *, field: str) -> Any:
-        """A field of a body from which vLLM makes a prompt without a template, so that no control token is in it.
+        """Mark control tokens in a body field that becomes a prompt without a template.
 
         Raises:
             JobError: it holds a control token, and there is no way to defuse it where it goes.
@@ -146,11 +146,11 @@ class Application:
         return value
 
     def unguard(self, answer: bytes) -> bytes:
-        """An answer without the marks of `guard`, should one have come through (in a tool's name, say)."""
+        """Remove the marks of `guard` from an answer, which may repeat them (in a tool's name, say)."""
         return answer.replace(_GUARD_BYTES, b"") if _GUARD_BYTES in answer else answer
 
     def _metered_engine(self) -> metered_engine.MeteredEngine:
-        """The engine as the application gets it. Logits processors are named in LOGITS_PROCESSORS, or are plug-ins."""
+        """The engine client for the application. Logits processors come from LOGITS_PROCESSORS or plugins."""
         plugins = importlib.metadata.entry_points(group="vllm.logits_processors")
         return metered_engine.MeteredEngine(
             self._llm,
@@ -162,17 +162,17 @@ class Application:
         )
 
     def parses(self, body: Mapping[str, Any], fields: Collection[str] | None) -> bool:
-        """Whether vLLM reads calls or reasoning out of the answer; `fields`: what the route's body may hold."""
+        """Whether vLLM parses tool calls or reasoning; `fields`: what the route's body may hold."""
         return fields is not None and "tools" in fields and (self.reads_reasoning or bool(body.get("tools")))
 
     def _missing_adapter(self) -> str | None:
-        """The adapter at which vLLM stopped loading them."""
+        """The adapter that vLLM failed to load."""
         models = getattr(self._state, "openai_serving_models", None)
         loaded = self._settings.lora_modules if models is None else models.lora_requests
         return next((name for name in self._settings.lora_modules if name not in loaded), None)
 
     async def _cuts(self) -> bool:
-        """Whether a control token that a user writes stays text on its way through the application."""
+        """Whether a control token in a user's message stays text in vLLM's application."""
         token = next(iter(self._prompts.control_texts), None)
         if token is None or not self._prompts.has_chat_template:
             return True
@@ -181,14 +181,14 @@ class Application:
         return bool(without) and counts[0] == counts[1] and GUARD not in self.decode(with_token)
 
     async def _tokens_of(self, text: str) -> list[int]:
-        """What vLLM's application makes of one user message."""
+        """The token ids that vLLM's application makes of one user message."""
         body = orjson.dumps({"messages": [{"role": "user", "content": text}]})
         headers = {"content-type": "application/json"}
         async with Exchange(self.asgi, "POST", "/tokenize", headers=headers, body=body) as exchange:
             return list(orjson.loads(await exchange.whole()).get("tokens", ()))
 
     async def _visible(self, length: int, **fields: Any) -> str | None:
-        """What the guardrails see of a conversation of so many messages. They refuse it, so nothing is generated."""
+        """The visible text of a conversation of so many messages. The guardrail refuses it, so nothing is generated."""
         seen = []
 
         def judge(text: str) -> None:
@@ -208,7 +208,7 @@ class Application:
 
 
 def detokenizer(tokenizer: Any, params: Any, prompt_ids: Sequence[int]) -> Detokenizer:
-    """What the engine detokenises an answer with, once more: for its sampling parameters and prompt."""
+    """A second detokeniser for an answer, from its sampling parameters and prompt."""
     from vllm.v1.engine.detokenizer import IncrementalDetokenizer
 
     request = types.SimpleNamespace(
@@ -219,7 +219,7 @@ def detokenizer(tokenizer: Any, params: Any, prompt_ids: Sequence[int]) -> Detok
 
 
 def _application() -> tuple[Any, Any]:
-    """vLLM's `build_app` and `init_app_state`, which stand elsewhere in older releases, with the same signatures."""
+    """vLLM's `build_app` and `init_app_state`, which older releases have elsewhere with the same signatures."""
     try:
         from vllm.entrypoints.launchers.api_server.app_state import init_app_state
         from vllm.entrypoints.launchers.app import build_app

@@ -1,4 +1,4 @@
-"""Calls an ASGI application in this process: no socket, no second process, and the answer as it is made.
+"""ASGI client: calls an application in this process, with streamed responses and without a socket.
 
     async with Exchange(app, "POST", "/v1/completions", body=b"{…}") as exchange:
         await exchange.started()
@@ -108,10 +108,10 @@ class Exchange:
             await self._next()
 
     async def pieces(self, source_ended: Callable[[], bool] = lambda: False) -> AsyncGenerator[bytes, None]:
-        """The body, everything that waits in one piece.
+        """Yield the body; what is ready comes in one piece.
 
-        The application is never held up; a source that could merge what it produces looks at `wanted`, which is set
-        while this waits and cleared by what arrives. Once `source_ended` says so, the rest comes in one piece.
+        The application is never blocked; a producer that can merge its output reads `wanted`, which is set while this
+        waits and cleared when something arrives. Once `source_ended` returns true, the rest comes in one piece.
 
         Raises:
             Broken: the body ends before its end.
@@ -132,13 +132,13 @@ class Exchange:
         return b"".join([piece async for piece in self.pieces()])
 
     async def _completed(self) -> None:
-        """Wait for the end, which is near."""
+        """Wait for the end of the response."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LAST_WORDS_S):
                 await self._gone.wait()
 
     async def _next(self) -> None:
-        """Let the application go on until it has sent something, and what it can send in the same breath."""
+        """Wait until the application has sent something, and for what it sends in the same loop iteration."""
         assert self._task is not None
         self._news.clear()
         self.wanted.set()

@@ -1,7 +1,7 @@
-"""Engine client proxy: slots, limits and token counts for the requests that vLLM's application makes of a job.
+"""Engine client proxy: enforces slots and limits, and counts tokens and timings, for requests from vLLM's routes.
 
-The application is vLLM's and answers in shapes of its own; so what the engine really did for a job is read where the
-application calls it. Knows vLLM's objects only by the names it reads from them.
+vLLM's application answers in its own formats, so the engine's work for a job is measured where the application calls
+it. Uses vLLM's objects only by attribute names.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Value = TypeVar("Value")
 
 
 def count_cut_requests(engine: Any) -> None:
-    """Have the meters of `engine`'s jobs count what was produced when it aborts a request: it is forgotten then."""
+    """Count the tokens of requests that `engine` aborts, in the meters of their jobs, before it forgets them."""
     abort = engine.abort
 
     async def counting(request_id: str | Iterable[str], *args: Any, **named: Any) -> None:
@@ -39,7 +39,7 @@ def count_cut_requests(engine: Any) -> None:
 
 
 def keep_failures(serving: Any) -> None:
-    """Have one of vLLM's serving objects note why a stream fails.
+    """Record in the job's meter why a stream of one of vLLM's serving objects fails.
 
     What is made of the stream afterwards may not carry it: /v1/messages reads the error event of the chat answer as if
     it were a part of that answer (vllm/entrypoints/anthropic/serving.py).
@@ -63,7 +63,7 @@ ENGINE_ARGUMENTS = frozenset({"kv_transfer_params", "ec_transfer_params", "kv_ca
 
 
 def _check_extra_arguments(given: dict[str, Any], *, custom: bool) -> None:
-    """A client's `vllm_xargs` are for `custom` logits processors; without one, only the engine would read them."""
+    """Reject `vllm_xargs` without a custom logits processor: nothing but the engine would read them."""
     refused = ENGINE_ARGUMENTS.intersection(given) if custom else given
     if refused:
         name = min(refused)[:100]
@@ -79,7 +79,7 @@ def _check_extra_arguments(given: dict[str, Any], *, custom: bool) -> None:
 
 
 async def _refusing(outputs: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
-    """The outputs, whose JobError fails the job at work inside vLLM's application."""
+    """Yield outputs; a JobError fails the current job inside vLLM's application."""
     async with aclosing(outputs):
         try:
             async for output in outputs:
@@ -95,7 +95,7 @@ CLIENTS_FAULTS = frozenset({"VLLMClientError", "ValueError"})
 
 
 class MeteredEngine:
-    """An engine client whose requests take slots, and which checks and counts `generate`; else the engine itself."""
+    """An engine client whose `generate` and `encode` take slots, check limits and count tokens."""
 
     def __init__(
         self,
@@ -125,11 +125,11 @@ class MeteredEngine:
         return getattr(self._engine, name)
 
     async def generate(self, prompt: Any, params: Any, *args: Any, **named: Any) -> AsyncGenerator[Any, None]:
-        """As the engine's, but a request beyond the meter's limit is refused, whatever a body's field was called.
+        """The engine's `generate`; max_tokens above the meter's limit is refused, whatever body field set it.
 
         The next output is fetched when the answer's reader wants more. Until then the engine merges what it produces
-        into one output, which the application makes one event of: events per token cost more than the tokens. Where the
-        answer is parsed, the application gets the tokens of a merged output one by one all the same.
+        into one output, and so into one event: an event per token costs more than the token. Where the answer is
+        parsed, merged outputs are split into single tokens again.
         """
         meter = current_meter.get()
         if meter is None:
@@ -196,7 +196,7 @@ class MeteredEngine:
             raise
 
     async def encode(self, prompt: Any, *args: Any, **named: Any) -> AsyncGenerator[Any, None]:
-        """As the engine's: one input that is embedded, scored or classified."""
+        """The engine's `encode`: one input to embed, score or classify."""
         meter = current_meter.get() or JobMeter()
         async with (
             engine_slot(meter, 1),
@@ -207,7 +207,7 @@ class MeteredEngine:
 
 
 def salted(prompt: Any, meter: JobMeter | None) -> Any:
-    """vLLM's engine input with the job's salt in place of a client's; the decoder's is the one that counts."""
+    """Set the job's cache salt in vLLM's engine input, replacing a client's; the decoder's input is the one used."""
     if meter is None or meter.cache_salt is None:
         return prompt
     if "decoder_prompt" in prompt:
@@ -216,7 +216,7 @@ def salted(prompt: Any, meter: JobMeter | None) -> Any:
 
 
 class Bounded(dict[str, Value]):
-    """A dictionary that forgets its oldest entry when it is full: vLLM keeps stored responses for ever."""
+    """Dictionary with a maximum size that drops its oldest entry: vLLM keeps stored responses for ever."""
 
     def __init__(self, limit: int) -> None:
         super().__init__()

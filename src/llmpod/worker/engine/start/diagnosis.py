@@ -1,7 +1,7 @@
-"""Why the worker could not start, and what to change: a table of the ways an engine start fails.
+"""Diagnosis of failed engine starts: a table of error patterns with cause and cure.
 
-vLLM says the cause in the log of one of its child processes and then raises "see above", so the child's last error is
-kept in a file (`events.logging_config`) and read here together with the exception.
+vLLM logs the cause in one of its child processes and then raises "see above", so errors of child processes are written
+to a file (`event_log.logging_config`) and read here together with the exception.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from llmpod.worker.settings import Settings
 
 @dataclass(frozen=True)
 class StartupErrorRule:
-    """A text that betrays a cause. In `cause` and `cure`, {1} is the pattern's first group and {model} the model."""
+    """An error pattern with its cause. In `cause` and `cure`, {1} is the first group and {model} the model."""
 
     pattern: str
     cause: str
@@ -165,7 +165,7 @@ STARTUP_ERROR_RULES = (
 
 
 def examine(settings: Settings) -> None:
-    """What can be told before vLLM has been imported, which takes long.
+    """Check what can be checked before vLLM is imported, which takes long.
 
     Raises:
         StartError: the model's folder is not there, or an adapter in a folder cannot be served.
@@ -183,7 +183,7 @@ def examine(settings: Settings) -> None:
 
 
 def diagnose(error: BaseException, settings: Settings, error_log: str = "") -> StartError:
-    """Explain a failed start. `error_log` is what the engine's processes logged as errors."""
+    """Explain a failed start. `error_log`: errors logged by the engine's processes."""
     if isinstance(error, StartError):
         return error
     chain = []
@@ -206,7 +206,7 @@ def diagnose(error: BaseException, settings: Settings, error_log: str = "") -> S
 
 
 def read_error_log(path: Path, limit_bytes: int = 20_000) -> str:
-    """The end of the file that the engine's processes wrote their errors to; empty if there is none."""
+    """Read the end of the engine processes' error log; empty if there is none."""
     try:
         return path.read_bytes()[-limit_bytes:].decode(errors="replace")
     except OSError:
@@ -214,7 +214,7 @@ def read_error_log(path: Path, limit_bytes: int = 20_000) -> str:
 
 
 def _root(text: str) -> str:
-    """The last line that looks like an exception: the deepest cause that was logged."""
+    """The last line that looks like an exception: the deepest cause in the log."""
     lines = re.findall(r"^(?:.*\b)?(\w+(?:Error|Exception)\b: .+)$", text, re.MULTILINE)
     telling = [line for line in lines if "See root cause above" not in line and "See stack trace" not in line]
     return (telling or lines or text.strip().splitlines() or ["no reason was given."])[-1][:500]

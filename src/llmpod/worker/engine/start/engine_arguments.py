@@ -1,4 +1,4 @@
-"""Settings and environment -> vLLM's arguments, by vLLM's own parser and with its own defaults.
+"""Engine arguments: settings and environment variables parsed by vLLM's own parser, with its defaults.
 
 Which words the parser gets is engine_options.py's to decide; what they come to is asked of vLLM here.
 """
@@ -18,14 +18,14 @@ from llmpod.worker.settings import Settings
 
 
 class Arguments(NamedTuple):
-    """What vLLM is started with."""
+    """Arguments that vLLM is started with."""
 
     engine: Any  # its AsyncEngineArgs
     application: Any  # what its application reads: the parser of tool calls, the chat template, the adapters …
 
 
 def read(settings: Settings, environment: Mapping[str, str], emit: Emit) -> Arguments:
-    """vLLM's arguments from the settings, and from any other variable that bears the name of one.
+    """Build vLLM's arguments from the settings and from variables named after arguments.
 
     Raises:
         StartError: a variable nearly bears an argument's name, or vLLM's parser refuses its value.
@@ -68,7 +68,7 @@ def read(settings: Settings, environment: Mapping[str, str], emit: Emit) -> Argu
 
 
 def _command_line() -> tuple[Any, Any]:
-    """vLLM's `make_arg_parser` and `BaseFrontendArgs`, which stand elsewhere in older releases, and are the same."""
+    """vLLM's `make_arg_parser` and `BaseFrontendArgs`, which older releases have elsewhere."""
     try:
         from vllm.entrypoints.launchers.cli_args import BaseFrontendArgs, make_arg_parser
     except ModuleNotFoundError:
@@ -77,7 +77,7 @@ def _command_line() -> tuple[Any, Any]:
 
 
 def _read_parsers(frontend: Any, environment: Mapping[str, str]) -> None:
-    """What reads tool calls and reasoning out of answers: imported, as `vllm serve` imports it, and known to be there.
+    """Import the plugins of tool and reasoning parsers, as `vllm serve` does, and check that the parsers exist.
 
     Raises:
         StartError: vLLM, with the operator's plugins, has no such parser.
@@ -118,7 +118,7 @@ def _all_gpus(args: Any, gpus: int, emit: Emit) -> int:
 
 
 def _text_or_file(template: str | None) -> str | None:
-    """A chat template given as its text (it then has a brace in it) or as a file's path."""
+    """A chat template given as text (which then contains a brace) or as a file's path."""
     if template is None or "{" in template:
         return template
     try:

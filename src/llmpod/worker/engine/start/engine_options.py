@@ -1,4 +1,4 @@
-"""Settings and environment -> vLLM's engine arguments, as words for vLLM's own command line parser.
+"""Engine options: settings and environment variables as words for vLLM's command line parser.
 
 The parser is vLLM's (made from its dataclass, so values mean here what they mean to `vllm serve`) and comes in as an
 argument: this module decides, and engine_arguments.py asks vLLM.
@@ -54,7 +54,7 @@ _DEMO: dict[str, str] = {
 
 @dataclass(frozen=True)
 class BatchedTokens:
-    """MAX_NUM_BATCHED_TOKENS as the engine gets it, and why it is not what was asked for."""
+    """MAX_NUM_BATCHED_TOKENS for the engine, and why it differs from the setting."""
 
     value: int | None
     reason: str | None = None
@@ -63,7 +63,7 @@ class BatchedTokens:
 def clamp_batched_tokens(
     requested: int | None, *, max_model_len: int, max_num_seqs: int | None, chunked_prefill: bool | None
 ) -> BatchedTokens:
-    """MAX_NUM_BATCHED_TOKENS, raised to what the engine accepts.
+    """Raise MAX_NUM_BATCHED_TOKENS to the engine's minimum.
 
     Without chunked prefill a prompt must fit one step, so vLLM refuses less than MAX_MODEL_LEN; and a step holds at
     least one token of each running request, so it refuses less than MAX_NUM_SEQS (vllm/config/scheduler.py).
@@ -80,12 +80,12 @@ def clamp_batched_tokens(
 
 
 def tensor_parallel_size(gpus: int, attention_heads: int) -> int:
-    """The most GPUs that can share the model: each must get the same number of attention heads."""
+    """Most GPUs that can share the model: each must get the same number of attention heads."""
     return max((n for n in range(1, gpus + 1) if attention_heads % n == 0), default=1)
 
 
 class Parser(argparse.ArgumentParser):
-    """vLLM's arguments, with errors as exceptions instead of an exit."""
+    """vLLM's argument parser, with exceptions instead of an exit."""
 
     def error(self, message: str) -> NoReturn:
         words = message.removeprefix("argument ").split(":", 1)
@@ -135,7 +135,7 @@ def command_line(
 
 
 def _from_settings(settings: Settings, *, on_cpu: bool) -> dict[str, str | int | float | bool | None]:
-    """Engine argument -> value, None for what is left to vLLM."""
+    """Engine argument -> value; None leaves it to vLLM."""
     cpu_eager = True if on_cpu else None  # compiling for a CPU takes minutes
     return {
         "model": settings.model,
@@ -159,7 +159,7 @@ def _from_settings(settings: Settings, *, on_cpu: bool) -> dict[str, str | int |
 
 
 def _lora(settings: Settings) -> dict[str, str | int | float | bool | None]:
-    """Room for the adapters: all of them in memory, the first few in one batch."""
+    """Arguments for the adapters: all in memory, the first few in one batch."""
     if not settings.lora_modules:
         return {}
     count = len(settings.lora_modules)
@@ -172,7 +172,7 @@ def _lora(settings: Settings) -> dict[str, str | int | float | bool | None]:
 
 
 def _option(action: argparse.Action, name: str, value: str) -> list[str]:
-    """One variable as command line words, in the form its argument takes."""
+    """One variable as command line words, in the form its argument has."""
     flag = max((option for option in action.option_strings if not option.startswith("--no-")), key=len)
     if isinstance(action, argparse.BooleanOptionalAction) or action.nargs == 0:
         word = value.strip().lower()

@@ -1,4 +1,4 @@
-"""LoRA adapters, checked before the model is loaded: a bad one stops the start with its name."""
+"""LoRA adapters, checked before the model is loaded: an invalid one stops the start with its name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 
 def rank_for(adapters: Mapping[str, str], model_names: tuple[str, ...]) -> int | None:
-    """The smallest MAX_LORA_RANK that holds every adapter; None if none of them is a folder that tells.
+    """The smallest MAX_LORA_RANK for all adapters; None if no adapter folder states a rank.
 
     Raises:
         StartError: names the adapter that has no files, none that can be read, or the model's own name.
@@ -50,7 +50,7 @@ def _rank(name: str, folder: Path) -> int:
 
 
 def _check_weights(name: str, folder: Path) -> None:
-    """That there are weights, and that the file is whole: an upload that broke off is not."""
+    """Check that the weights exist and that the file is complete: an interrupted upload is not."""
     weights = folder / "adapter_model.safetensors"
     if not weights.is_file():
         if any((folder / f"adapter_model.{kind}").is_file() for kind in ("bin", "pt")):

@@ -1,4 +1,4 @@
-"""The process around the engine: what vLLM and its child processes find when they start."""
+"""Environment of the engine's processes: logging configuration and variables that vLLM reads on import."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from llmpod.worker.settings import Settings
 
 @functools.cache
 def scratch() -> Path:
-    """A folder for what the engine's processes read and write, gone when this process ends."""
+    """A temporary folder for the engine's processes, removed when this process ends."""
     folder = Path(tempfile.mkdtemp(prefix="llmpod-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
 
 
 def error_log() -> Path:
-    """The file in which vLLM's processes leave why they failed."""
+    """The file to which vLLM's processes log errors."""
     return scratch() / "errors.log"
 
 
 def prepare(settings: Settings) -> None:
-    """What vLLM and its child processes read from the environment when they are imported."""
+    """Set the variables that vLLM and its child processes read when they are imported."""
     log = logging_config(settings.log_level.upper(), error_log())
     logging.config.dictConfig(log)  # for what is logged before vLLM reads the file, and over what the SDK set up
     config = scratch() / "logging.json"
