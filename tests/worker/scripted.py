@@ -90,7 +90,7 @@ class ScriptedEngine:
         try:
             words = prompt_ids[0].split()
             if words[0] == "fail":
-                raise JobError(Code.GENERATION_FAILED, "The engine failed at this job.")
+                raise JobError(Code.GENERATION_FAILED, "The engine failed to process this job.")
             if words[0] == "bug":
                 raise RuntimeError("nobody foresaw this")
             total = 1 if words[0] == "size" else params["max_tokens"]

@@ -53,10 +53,10 @@ def test_without_arguments_the_demo_answers_test_input() -> None:
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (None, "There is no test_input.json here."),
+        (None, "test_input.json does not exist."),
         ("{", "test_input.json is not JSON"),
-        ("[1]", "test_input.json is no job"),
-        ('{"prompt": "a"}', "test_input.json is no job"),
+        ("[1]", "test_input.json is not a job"),
+        ('{"prompt": "a"}', "test_input.json is not a job"),
         ("\xff", "test_input.json cannot be read"),
         ("[" * 100_000, "test_input.json is not JSON"),
     ],

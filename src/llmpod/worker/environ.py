@@ -124,7 +124,7 @@ def _correct(environ: MutableMapping[str, str], known: Mapping[str, str]) -> Ite
         given = environ[name]
         ours = meant_by(name)
         if name in RETIRED or (ours is not None and given.strip()):
-            yield ignored(name, given, RETIRED.get(name) or f"{ours} says the same")
+            yield ignored(name, given, RETIRED.get(name) or f"{ours} is used instead")
             del environ[name]
             continue
         if name not in known:

@@ -31,7 +31,7 @@ def read_job(test_input: str | None, file: Path = Path("test_input.json")) -> di
             text = file.read_text(encoding="utf-8")
         except FileNotFoundError:
             raise StartError(
-                f"There is no {source} here.",
+                f"{source} does not exist.",
                 'Make one, or give a job: python handler.py --test_input \'{"input": {"prompt": "Hello"}}\'.',
             ) from None
         except (OSError, UnicodeDecodeError) as error:
@@ -41,7 +41,9 @@ def read_job(test_input: str | None, file: Path = Path("test_input.json")) -> di
     except (ValueError, RecursionError) as error:
         raise StartError(f"{source} is not JSON: {error}.", "Correct it.") from None
     if not isinstance(job, dict) or "input" not in job:
-        raise StartError(f"{source} is no job.", 'A job is an object with an "input": {"input": {"prompt": "Hello"}}.')
+        raise StartError(
+            f"{source} is not a job.", 'A job is an object with an "input": {"input": {"prompt": "Hello"}}.'
+        )
     return {"id": "local_test"} | job
 
 

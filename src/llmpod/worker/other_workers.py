@@ -52,7 +52,7 @@ _GONE = "vLLM no longer has it"
 _IN_PROCESS = "vLLM runs inside the worker's process, without a server of its own"
 
 RETIRED: Mapping[str, str] = {
-    "BASE_PATH": "models are cached where HF_HOME or DOWNLOAD_DIR say",
+    "BASE_PATH": "models are cached in HF_HOME or DOWNLOAD_DIR",
     "BATCH_SIZE_GROWTH_FACTOR": _MERGED,
     "CALCULATE_KV_SCALES": _GONE,
     "CUDA_GRAPH_SIZES": "use COMPILATION_CONFIG (cudagraph_capture_sizes)",
@@ -66,7 +66,7 @@ RETIRED: Mapping[str, str] = {
     "DISABLE_MM_PREPROCESSOR_CACHE": "use MM_PROCESSOR_CACHE_GB",
     "ENABLE_LORA_BIAS": _GONE,
     "ENABLE_MULTIMODAL_ENCODER_DATA_PARALLEL": "use MM_ENCODER_TP_MODE",
-    "ENABLE_STREAMING": "a job is streamed when it says so (`stream`)",
+    "ENABLE_STREAMING": "a job is streamed if its `stream` is true",
     "EPLB_LOG_BALANCEDNESS": "use EPLB_CONFIG",
     "EPLB_STEP_INTERVAL": "use EPLB_CONFIG",
     "EPLB_WINDOW_SIZE": "use EPLB_CONFIG",

@@ -98,7 +98,7 @@ class Settings(BaseSettings):
     quantization: str | None = setting(
         None,
         "Model",
-        "Quantisation method (awq, gptq, compressed-tensors, fp8_per_tensor, …). Unset: as the model says.",
+        "Quantisation method (awq, gptq, compressed-tensors, fp8_per_tensor, …). Unset: as in the model's config.",
     )
     dtype: str | None = setting(None, "Model", "Data type of weights and activations. Unset: auto; float32 on a CPU.")
     trust_remote_code: bool = setting(
@@ -143,7 +143,7 @@ class Settings(BaseSettings):
     max_queue_wait: float = setting(
         60.0,
         "Worker",
-        "Seconds a job may wait in the worker for a place in the engine before it fails as overloaded.",
+        "Seconds a job may wait in the worker for an engine slot before it fails as overloaded.",
         ge=0,
     )
     max_job_seconds: float = setting(
@@ -176,7 +176,7 @@ class Settings(BaseSettings):
     engine_stall_seconds: float = setting(
         120.0,
         "Worker",
-        "Seconds without a sign of life from a busy engine before the worker gives up and exits. 0: never.",
+        "Seconds without a finished step or an answer from the engine before the worker exits. 0: never.",
         ge=0,
     )
     job_loop: Annotated[Literal["event", "stock"], BeforeValidator(str.lower)] = setting(
@@ -236,8 +236,8 @@ class Settings(BaseSettings):
     show_cached_tokens: bool = setting(
         False,
         "Guardrails",
-        "Let answers say how many of the prompt's tokens were in the prefix cache. Jobs share the cache, so the number "
-        "tells a client whether another job's prompt began with the text that it guessed. The log always has it.",
+        "Report in answers how many of the prompt's tokens were in the prefix cache. Jobs share the cache, so the "
+        "number tells a client whether another job's prompt began with a text that it guessed. The log always has it.",
     )
     isolate_prefix_cache: bool = setting(
         False,
@@ -291,9 +291,7 @@ class Settings(BaseSettings):
     log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(str.lower)] = setting(
         "error", "Log", "Least severe line that vLLM and the RunPod SDK may log. Events are always logged."
     )
-    log_prompts: bool = setting(
-        False, "Log", "Put prompts and answers into the log. They are personal data: think twice."
-    )
+    log_prompts: bool = setting(False, "Log", "Put prompts and answers into the log. They may be personal data.")
 
     @property
     def is_demo(self) -> bool:

@@ -79,7 +79,7 @@ class Worker:
             raise
         except Exception as error:  # noqa: BLE001 - the edge of a job: the client gets a code, the log the traceback
             self.emit("bug", level="error", request_id=record.id, traceback=traceback.format_exc())
-            failed = JobError(Code.INTERNAL_ERROR, f"The worker failed at this job ({type(error).__name__}).")
+            failed = JobError(Code.INTERNAL_ERROR, f"The worker failed to process this job ({type(error).__name__}).")
         failed = routes.explain(failed, job.get("input"))
         record.fail(failed)
         if failed.code is Code.ENGINE_DEAD:

@@ -16,7 +16,7 @@ from starlette.routing import Route
 from llmpod.worker.engine.app.asgi import Exchange
 from llmpod.worker.engine.app.metered_engine import Bounded, MeteredEngine
 from llmpod.worker.errors import Code
-from llmpod.worker.jobs.metering import RequestRefusedError, Watch, current
+from llmpod.worker.jobs.metering import JobMeter, RequestRefusedError, current_meter
 from llmpod.worker.jobs.slots import Slots
 
 
@@ -56,8 +56,8 @@ def no_detokenizer(params: object, prompt_ids: object) -> Any:
     raise AssertionError("nothing reads these answers token by token")
 
 
-async def read(count: int, pause_s: float) -> tuple[Watch, list[bytes], int]:
-    """The watch, the pieces and the number of events of one streamed request, read by somebody who takes his time."""
+async def read(count: int, pause_s: float) -> tuple[JobMeter, list[bytes], int]:
+    """The meter, the pieces and the number of events of one streamed request, read by somebody who takes his time."""
     engine = MeteredEngine(MergingEngine(count), no_detokenizer)
     events = 0
 
@@ -74,23 +74,23 @@ async def read(count: int, pause_s: float) -> tuple[Watch, list[bytes], int]:
 
         return StreamingResponse(body())
 
-    watch = Watch()
-    current.set(watch)
+    meter = JobMeter()
+    current_meter.set(meter)
     pieces = []
     async with Exchange(Starlette(routes=[Route("/", answer)]), "GET", "/") as exchange:
-        watch.wanted = exchange.wanted
-        async for piece in exchange.pieces(watch.ended):
+        meter.wanted = exchange.wanted
+        async for piece in exchange.pieces(meter.ended):
             pieces.append(piece)
             await asyncio.sleep(pause_s)
-    return watch, pieces, events
+    return meter, pieces, events
 
 
 async def test_while_a_reader_is_busy_the_engine_merges_and_one_event_has_it_all() -> None:
-    watch, pieces, events = await read(100, pause_s=0.05)
+    meter, pieces, events = await read(100, pause_s=0.05)
     assert b"".join(pieces) == b"".join(b"%d " % number for number in range(100)) + b"done"
     assert events < 30
     assert pieces[-1].endswith(b"99 done"), "the last words were sent on their own"
-    assert (watch.requests, watch.completion_tokens, watch.finish_reason) == (1, 100, "length")
+    assert (meter.requests, meter.completion_tokens, meter.finish_reason) == (1, 100, "length")
 
 
 async def test_a_reader_that_waits_gets_every_token_when_it_is_made() -> None:
@@ -103,15 +103,15 @@ async def test_a_reader_that_waits_gets_every_token_when_it_is_made() -> None:
 async def test_a_request_beyond_the_limit_is_refused_and_its_parameters_stay_as_vllm_checked_them(
     asked: int | None,
 ) -> None:
-    watch = Watch(max_tokens=7)
-    current.set(watch)
+    meter = JobMeter(max_tokens=7)
+    current_meter.set(meter)
     params = SimpleNamespace(max_tokens=asked, output_kind=None, structured_outputs=None)
     with pytest.raises(ValueError, match="7 tokens"):
         async for _ in MeteredEngine(MergingEngine(100), no_detokenizer).generate("", params):
             pass
     assert params.max_tokens == asked
-    assert watch.refusal is not None
-    assert (watch.refusal.failure.status, watch.refusal.field) == (400, "max_tokens")
+    assert meter.refusal is not None
+    assert (meter.refusal.failure.status, meter.refusal.field) == (400, "max_tokens")
 
 
 def test_a_bounded_store_forgets_the_oldest() -> None:
@@ -142,9 +142,9 @@ class CountingEngine:
             self.now -= 1
 
 
-async def embed(engine: CountingEngine, watch: Watch, inputs: int) -> None:
+async def embed(engine: CountingEngine, meter: JobMeter, inputs: int) -> None:
     """A job's requests, all at once, as vLLM's application makes them."""
-    current.set(watch)
+    current_meter.set(meter)
     watched = MeteredEngine(engine, no_detokenizer)
 
     async def one(number: int) -> None:
@@ -158,10 +158,10 @@ async def embed(engine: CountingEngine, watch: Watch, inputs: int) -> None:
 
 async def test_the_requests_of_a_job_take_slots_and_leave_other_jobs_their_turn() -> None:
     engine, slots = CountingEngine(), Slots(3, 10)
-    large = asyncio.create_task(embed(engine, Watch(take=slots.take), 300))
+    large = asyncio.create_task(embed(engine, JobMeter(take=slots.take), 300))
     while engine.all < 5:
         await asyncio.sleep(0)
-    await asyncio.create_task(embed(engine, Watch(take=slots.take), 1))
+    await asyncio.create_task(embed(engine, JobMeter(take=slots.take), 1))
     assert engine.all < 20, "a small job waited for all of a large one"
     assert slots.waiting <= 1
     await large
@@ -171,7 +171,7 @@ async def test_the_requests_of_a_job_take_slots_and_leave_other_jobs_their_turn(
 
 async def test_a_job_that_is_cancelled_while_its_requests_wait_leaves_no_slot() -> None:
     engine, slots = CountingEngine(), Slots(2, 10)
-    job = asyncio.create_task(embed(engine, Watch(take=slots.take), 100))
+    job = asyncio.create_task(embed(engine, JobMeter(take=slots.take), 100))
     while engine.all < 5:
         await asyncio.sleep(0)
     job.cancel()
@@ -181,13 +181,13 @@ async def test_a_job_that_is_cancelled_while_its_requests_wait_leaves_no_slot() 
 
 async def test_a_job_with_too_many_requests_at_once_is_refused_and_so_is_one_in_a_full_worker() -> None:
     engine, slots = CountingEngine(), Slots(1, 0.01)
-    for watch, code in (
-        (Watch(take=slots.take, most=4), Code.INVALID_INPUT),
-        (Watch(take=slots.take), Code.OVERLOADED),
+    for meter, code in (
+        (JobMeter(take=slots.take, most=4), Code.INVALID_INPUT),
+        (JobMeter(take=slots.take), Code.OVERLOADED),
     ):
         with await slots.take(), pytest.raises(ExceptionGroup) as caught:
-            await asyncio.create_task(embed(engine, watch, 5))
+            await asyncio.create_task(embed(engine, meter, 5))
         assert caught.group_contains(RequestRefusedError)
-        assert watch.refusal is not None
-        assert watch.refusal.code is code
+        assert meter.refusal is not None
+        assert meter.refusal.code is code
     assert (engine.all, slots.in_use, slots.waiting) == (0, 0, 0)

@@ -100,7 +100,7 @@ def test_an_allowed_domain_is_open_and_no_domain_is_by_default() -> None:
         (f"data:image/png;base64,{PNG}", None),
         (f"DATA:image/png;BASE64,{PNG}", None),
         (f"data:;base64,{PNG}", None),
-        ("data:image/png,rawtext", "no data URI with base64"),
+        ("data:image/png,rawtext", "not a data URI with base64"),
         ("data:image/png;base64,@@@@", "not valid base64"),
         ("data:image/png;base64,abc", "not valid base64"),
         ("data:image/png;base64," + "A" * 2000, "1500 bytes; at most 1000"),

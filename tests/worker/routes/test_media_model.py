@@ -123,7 +123,7 @@ async def test_a_model_that_takes_one_image_refuses_two(seeing: Served) -> None:
     [
         (picture("red", 128), f"at most {MAX_BYTES}"),
         ("data:image/png;base64,!!!", "not valid base64"),
-        ("data:image/png,raw", "no data URI with base64"),
+        ("data:image/png,raw", "not a data URI with base64"),
         ("http://localhost/a.png", "cannot be fetched"),  # allowed by name, and then it leads to this machine
         ("http://127.0.0.1/a.png", "fetches files from"),
         ("https://example.org/a.png", "fetches files from"),

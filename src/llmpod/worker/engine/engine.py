@@ -337,9 +337,9 @@ class Engine:
             raise JobError(Code.ENGINE_DEAD, "The engine died while it worked on this job.") from None
         except EngineGenerateError as error:
             self._emit("engine_error", level="error", request_id=request_id, cause=repr(error.__cause__ or error))
-            raise JobError(Code.GENERATION_FAILED, "The engine failed at this job.") from None
+            raise JobError(Code.GENERATION_FAILED, "The engine failed to process this job.") from None
         except sampling.vllm_exception("GracefulHTTPError") as error:
-            raise JobError(Code.OVERLOADED, f"The engine takes no more: {error}") from None
+            raise JobError(Code.OVERLOADED, f"The engine accepts no more requests: {error}") from None
         except sampling.refusals() as error:
             raise self._sampling.error(error) from None
 
@@ -354,6 +354,6 @@ def _ms(seconds: float) -> float:
 def _failed_choice(params: Any) -> JobError:
     """The error for a request that the engine aborted; with a structured output in it, that is the cause."""
     if params.structured_outputs is None:
-        return JobError(Code.GENERATION_FAILED, "The engine failed at this job.")
+        return JobError(Code.GENERATION_FAILED, "The engine failed to process this job.")
     field = "sampling_params.structured_outputs"
     return JobError(Code.INVALID_INPUT, f"{field}: {engine_output.ConstraintError()}", field=field)

@@ -129,7 +129,5 @@ def _forget_cache_keys(part: dict[str, Any]) -> None:
     files = part.get("multi_modal_data") or {}
     if any(file is None for kind in files.values() for file in (kind if isinstance(kind, list) else [kind])):
         raise metering.refuse(
-            JobError(
-                Code.INVALID_INPUT, "A file's uuid stands for no file here: send the file itself.", field="messages"
-            )
+            JobError(Code.INVALID_INPUT, "A file cannot be given by its uuid: send the file itself.", field="messages")
         )

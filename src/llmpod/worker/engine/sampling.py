@@ -37,7 +37,7 @@ class Sampling:
         """`operators`: DEFAULT_SAMPLING_PARAMS. `max_tokens`: for jobs without one. Imports vllm.
 
         Raises:
-            StartError: a name in it is no sampling parameter of jobs, or a job that names none could not have it.
+            StartError: a name in it is not a sampling parameter of jobs, or a job that names none could not have it.
         """
         from vllm import SamplingParams
 
@@ -50,7 +50,7 @@ class Sampling:
         for name in operators:
             if name not in self.names:
                 raise StartError(
-                    f"DEFAULT_SAMPLING_PARAMS names {name}, which is no sampling parameter of jobs.",
+                    f"DEFAULT_SAMPLING_PARAMS names {name}, which is not a sampling parameter of jobs.",
                     "Remove or correct it.",
                     setting="DEFAULT_SAMPLING_PARAMS",
                 )

@@ -47,39 +47,41 @@ MOVED = {
 }
 """Where a field has gone; refused on a route that does not have the new place either."""
 
-_TEXT_ONLY = "Models answer in text here."
+_TEXT_ONLY = "This worker generates text only."
 _NO_BEAM = "Beam search is on /v1/completions and /v1/chat/completions: use_beam_search."
 REFUSED = {
     "audio": Refusal(_TEXT_ONLY, even_empty=True),
     "modalities": Refusal(f'{_TEXT_ONLY} Leave it out, or give ["text"].', (["text"],)),
     "functions": Refusal("Give them as tools: {type: function, function: …}."),
     "function_call": Refusal("Use tools and tool_choice.", ("none", "auto")),
-    "web_search_options": Refusal("This worker searches nothing: put what the model needs into its prompt.", (), True),
+    "web_search_options": Refusal("This worker has no web search: put the information into the prompt.", (), True),
     "plugins": Refusal("This worker has no plugins."),
     "store": Refusal("Only /v1/responses keeps its answers, for a while."),
     "background": Refusal("Only /v1/responses can answer in the background; RunPod's /run can on every route."),
-    "conversation": Refusal("This worker keeps no conversations: send the earlier turns, or previous_response_id."),
+    "conversation": Refusal(
+        "This worker does not store conversations: send the earlier turns, or previous_response_id."
+    ),
     "previous_response_id": Refusal("Only /v1/responses keeps its answers, for a while."),
-    "thread": Refusal("This worker keeps no conversations: send the earlier turns in messages."),
-    "compaction": Refusal("This worker sums up no conversations: ask for it in messages."),
+    "thread": Refusal("This worker does not store conversations: send the earlier turns in messages."),
+    "compaction": Refusal("This worker does not summarise conversations: ask for it in messages."),
     "container": Refusal("This worker has no containers to run code in."),
     "mcp_servers": Refusal("This worker calls no MCP servers: give their tools in tools, and call them yourself."),
-    "moderation": Refusal("This worker moderates nothing on request."),
+    "moderation": Refusal("This worker has no moderation."),
     "inference_geo": Refusal("RunPod's endpoint decides where it runs.", ("global",)),
     "best_of": Refusal("vLLM has no best_of any more: ask for n answers and choose.", (1,)),
     "use_beam_search": Refusal(_NO_BEAM),
     "early_stopping": Refusal(_NO_BEAM),
     "length_penalty": Refusal(_NO_BEAM, (1,)),
-    "kv_transfer_params": Refusal("It belongs to split serving."),
-    "ec_transfer_params": Refusal("It belongs to split serving."),
-    "vllm_xargs": Refusal("There is nothing here that reads it."),
-    "logits_processors": Refusal("Requests cannot bring code."),
+    "kv_transfer_params": Refusal("It is for disaggregated serving, which this worker does not do."),
+    "ec_transfer_params": Refusal("It is for disaggregated serving, which this worker does not do."),
+    "vllm_xargs": Refusal("No part of this worker reads it."),
+    "logits_processors": Refusal("Requests cannot contain code."),
     "response_format": Refusal("On /v1/responses it is text.format, on /v1/messages output_config.format."),
     "json_schema": Refusal("Use response_format: {type: json_schema, json_schema: {name, schema}}."),
     "tools": Refusal("Tools are on /v1/chat/completions, /v1/responses and /v1/messages."),
     "tool_choice": Refusal("Tools are on /v1/chat/completions, /v1/responses and /v1/messages.", ("none", "auto")),
-    "top_logprobs": Refusal("On /v1/completions the number stands in logprobs.", (0,)),
-    "stop_sequences": Refusal("Its name here is stop."),
+    "top_logprobs": Refusal("On /v1/completions, set the number in logprobs.", (0,)),
+    "stop_sequences": Refusal("Use stop."),
     "stop": Refusal("On /v1/messages it is stop_sequences."),
     "system": Refusal("Put it first in messages, with the role system."),
     "rank_fields": Refusal("Documents are ranked by their text: give that.", (["text"],)),
@@ -91,7 +93,7 @@ REFUSED = {
 
 def refused(path: str, refusal: Refusal) -> JobError:
     """The error for a field that requests an unsupported feature."""
-    return JobError(Code.UNKNOWN_FIELD, f"{path[:200]} is not taken here. {refusal.cure}", field=path[:200])
+    return JobError(Code.UNKNOWN_FIELD, f"{path[:200]} is not supported here. {refusal.cure}", field=path[:200])
 
 
 def resembles(name: str, known: Collection[str], *, cutoff: float = 0.82) -> str | None:

@@ -113,7 +113,7 @@ def rule_for(path: str, allowed: Collection[str], *, exists: bool = True) -> Rul
         return Rule(path, ("GET", "POST", "PUT", "DELETE"), "generate", ("max_completion_tokens", "max_tokens"))
     meant = None if exists else _meant(path)
     if meant is None:
-        raise JobError(Code.ROUTE_CLOSED, f"{path} is no open route of this worker.", field="route")
+        raise JobError(Code.ROUTE_CLOSED, f"{path} is not an open route of this worker.", field="route")
     base = " A client's base_url ends in /openai/v1, once; Anthropic's in /openai." if _is_tail(path, meant) else ""
     raise JobError(Code.NOT_FOUND, f"{path} is not a route; {meant} is.{base}", field="route")
 

@@ -62,7 +62,12 @@ class RouteAnswer:
 
     def broken_off(self) -> RouteError:
         """The error for a response that the application did not complete."""
-        said = {"message": "The engine failed at this job.", "type": "InternalServerError", "param": None, "code": 500}
+        said = {
+            "message": "The engine failed to process this job.",
+            "type": "InternalServerError",
+            "param": None,
+            "code": 500,
+        }
         return self._failed(500, said)
 
     def _object(self, content: bytes) -> Reply:

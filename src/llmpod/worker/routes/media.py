@@ -150,7 +150,7 @@ def check(item: Item, settings: Settings, pixels: Pixels | None = None) -> URL |
     if item.value[:5].lower() == "data:":
         found = _DATA_URI.match(item.value)
         if found is None or not found[3]:
-            raise JobError(Code.INVALID_INPUT, f"{item.path} is no data URI with base64 in it.", field=item.path)
+            raise JobError(Code.INVALID_INPUT, f"{item.path} is not a data URI with base64.", field=item.path)
         _check_base64(item.value[found.end() :], item.path, settings, pixels)
         return None
     return allowed_url(item.value, item.path, settings)

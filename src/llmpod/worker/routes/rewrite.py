@@ -57,7 +57,11 @@ def rewrite(
         return new
     for name, value in body.items():
         if name.endswith("_transfer_params") and value is not None:
-            raise JobError(Code.UNSUPPORTED, f"{name[:100]} belongs to split serving, not here.", field=name[:100])
+            raise JobError(
+                Code.UNSUPPORTED,
+                f"{name[:100]} is for disaggregated serving, which this worker does not do.",
+                field=name[:100],
+            )
     if body.get("background"):
         raise JobError(
             Code.UNSUPPORTED,

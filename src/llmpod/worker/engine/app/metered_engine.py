@@ -59,7 +59,7 @@ def keep_failures(serving: Any) -> None:
 
 
 ENGINE_ARGUMENTS = frozenset({"kv_transfer_params", "ec_transfer_params", "kv_cache_report_mode"})
-"""What the engine itself reads from a request's `extra_args` (vllm/v1/request.py): for split serving, no client's."""
+"""What the engine reads from a request's `extra_args` (vllm/v1/request.py): for disaggregated serving, not clients."""
 
 
 def _check_extra_arguments(given: dict[str, Any], *, custom: bool) -> None:
@@ -70,7 +70,7 @@ def _check_extra_arguments(given: dict[str, Any], *, custom: bool) -> None:
         raise refuse(
             JobError(
                 Code.UNSUPPORTED,
-                f"{name} belongs to split serving, not here."
+                f"{name} is for disaggregated serving, which this worker does not do."
                 if name in ENGINE_ARGUMENTS
                 else "This worker has no custom logits processor, which alone would read vllm_xargs.",
                 field="vllm_xargs",

@@ -104,7 +104,9 @@ def _read_parsers(frontend: Any, environment: Mapping[str, str]) -> None:
         known = manager.list_registered()
         if name and name not in known:
             raise StartError(
-                f"{setting}={name!r} is no parser of this vLLM.", f"Use one of {', '.join(known)}.", setting=setting
+                f"{setting}={name!r} is not a parser of the installed vLLM.",
+                f"Use one of {', '.join(known)}.",
+                setting=setting,
             )
 
 

@@ -193,5 +193,5 @@ def _correction(name: str, value: str, default: object) -> Correction | None:
     if value.lower() in ("none", "null", "undefined"):
         return Correction(name.upper(), value, None, "the word stands for no value")
     if value == "0" and default is None and not name.endswith("_rank"):
-        return Correction(name.upper(), value, None, "0 is no possible value, so it is left to vLLM")
+        return Correction(name.upper(), value, None, "0 is not a valid value; left to vLLM")
     return None
