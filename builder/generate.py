@@ -2,7 +2,7 @@
 errors, worker/sdk_parameters.py from the openai and anthropic packages.
 
 python -m builder.generate            write them
-python -m builder.generate --check    say which are out of date, and exit 1 if any is
+python -m builder.generate --check    list those that are out of date, and exit 1 if any is
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def configuration() -> str:
         "# Configuration",
         "",
         "Every setting is an environment variable. Unset and empty mean the same. A value of the wrong type, one out",
-        "of range, or a name that is nearly one of these stops the start with one line that says what to change;",
+        "of range, or a name that is nearly one of these stops the start with one line that states what to change;",
         "`None` as a word, quotes around a value and a stray 0 are corrected and reported as a `setting_corrected`",
         "event.",
         "",
@@ -102,7 +102,7 @@ def configuration() -> str:
         "",
         "## Names of other workers",
         "",
-        "A variable by which another worker would serve something else stops the start, with a line that says what to",
+        "A variable by which another worker would serve something else stops the start, with one line about what to",
         "set instead:",
         "",
         "| variable | instead |",
@@ -110,7 +110,7 @@ def configuration() -> str:
         *(f"| {', '.join(f'`{name}`' for name in row.examples)} … | rename it to `{row.ours}` |" for row in RENAMED),
         *(f"| `{name}` | {cure} |" for name, cure in sorted(REFUSED.items())),
         "",
-        "Those that mean nothing here are ignored, with a `setting_corrected` event that says why; so are the",
+        "Those that mean nothing here are ignored, with a `setting_corrected` event that states why; so are the",
         "arguments of vLLM's server (`ALLOWED_ORIGINS`, `UVICORN_LOG_LEVEL`, …):",
         "",
         "| variable | instead |",
@@ -211,10 +211,10 @@ def hub() -> dict[str, Any]:
 
 
 def hub_field(name: str, info: FieldInfo) -> dict[str, Any]:
-    said = kind(info.annotation)
+    kind_name = kind(info.annotation)
     field: dict[str, Any] = {
         "name": name.replace("_", " ").capitalize(),
-        "type": {"true or false": "boolean", "whole number": "number", "number": "number"}.get(said, "string"),
+        "type": {"true or false": "boolean", "whole number": "number", "number": "number"}.get(kind_name, "string"),
         "description": info.description,
         "advanced": name not in ("MODEL_NAME", "MAX_MODEL_LEN", "MAX_PROMPT_CHARS", "MAX_TOKENS_MAX"),
     }

@@ -46,7 +46,7 @@ def run(test_input: str | None) -> int:
         engine.prepare()
         worker = Worker(environment.settings, engine, log.emit)
         if serves:
-            from llmpod.worker.queue import loop  # only here: the SDK takes a second to import
+            from llmpod.worker.queue import loop  # imported here: the SDK takes a second to import
 
             return loop.serve(worker)
         return asyncio.run(local_run.run_alone(worker, local_run.read_job(test_input)))

@@ -85,7 +85,7 @@ def provide(values: Mapping[str, str]) -> None:
     """Set defaults of variables for imported libraries and their child processes."""
     for name, value in values.items():
         os.environ.setdefault(name, value)
-    # They log through our classes (events.logging_config), also where this package is not installed but only run.
+    # They log through our classes (event_log.logging_config), also where this package is not installed but only run.
     source = str(Path(__file__).resolve().parents[2])
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     if source not in paths:
@@ -191,7 +191,7 @@ def refuse_mistyped(found: Iterable[str], known: Iterable[str], also_known: Iter
             )
 
 
-# Prefixes of variables that belong to somebody else, however much they resemble ours.
+# Prefixes of variables of other software, which may resemble ours.
 _FOREIGN = (
     "RUNPOD_",
     "HF_",

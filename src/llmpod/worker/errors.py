@@ -68,7 +68,7 @@ class JobError(Exception):
     """
 
     last_reply: dict[str, Any] | None = None
-    """What a stream says before the failure."""
+    """The chunk that a stream sends before the failure."""
 
     def __init__(self, code: Code, message: str, *, field: str | None = None, **details: Any) -> None:
         super().__init__(message)

@@ -61,9 +61,9 @@ def _without_secrets(line: str) -> str:
 
 def describe(error: BaseException) -> str:
     """Describe an exception of a network call for the log: type and status or cause, without the address."""
-    said = getattr(error, "status", None) or getattr(error, "strerror", None)
+    cause = getattr(error, "status", None) or getattr(error, "strerror", None)
     name = type(error).__name__
-    return f"{name}: HTTP {said}" if isinstance(said, int) else f"{name}: {said}" if said else name
+    return f"{name}: HTTP {cause}" if isinstance(cause, int) else f"{name}: {cause}" if cause else name
 
 
 def _now() -> str:

@@ -19,7 +19,7 @@ PREFIX = "llmpod-worker-"
 _LOCK = ".lock"  # held while the worker, or a process that it forked, lives
 _LONGEST = 65  # characters; a socket's path may have 107, and vLLM's names of sockets have 36
 
-_mine: tuple[int, Path] | None = None  # the process that claimed it, and the folder
+_mine: tuple[int, Path] | None = None  # (process id, folder) of the process that created it
 
 
 def claim() -> None:
@@ -38,7 +38,7 @@ def claim() -> None:
             return
         _mine = os.getpid(), folder
         util.Finalize(None, remove, exitpriority=-200)  # after multiprocessing's own folder, which is in it
-        cache = Path("~/.cache/llmpod/torchinductor").expanduser()  # what a start compiles serves the next one
+        cache = Path("~/.cache/llmpod/torchinductor").expanduser()  # compiled code is reused by the next start
         if os.access(Path("~").expanduser(), os.W_OK):
             environ.provide({"TORCHINDUCTOR_CACHE_DIR": str(cache)})
         environ.put({"TMPDIR": str(folder)})

@@ -137,7 +137,7 @@ class Settings(BaseSettings):
     max_concurrency: Annotated[int, Field(ge=1, le=10_000)] | None = setting(
         None,
         "Worker",
-        "Jobs taken from RunPod at once. Constant for the worker's life. Unset: MAX_NUM_SEQS and a quarter more, so "
+        "Jobs held at once. Constant for the worker's life. Unset: MAX_NUM_SEQS and a quarter more, so "
         "that the engine never waits for a job.",
     )
     max_queue_wait: float = setting(

@@ -31,9 +31,9 @@ QUICK_S = 0.25
 """Processor time of the first try, in seconds."""
 QUICK_CHILDREN = 2
 MAX_WAITING = 64
-"""Constraints that wait in either lane; more are sent away."""
+"""Most constraints that wait in either lane; further ones are refused."""
 WALL_FACTOR = 10
-"""A child that got so little of the processor that it took this many times its limit is ended as well."""
+"""A child is also killed after this many times its limit in wall time."""
 REHEARSED_TOKENS = 128
 
 Json = dict[str, Any]
@@ -99,8 +99,12 @@ class Judge:
         except MemoryError:
             return TOO_LARGE
         except Exception as error:  # noqa: BLE001 - whatever the backend raises is the verdict
-            said = str(error).strip().split(" Pattern: ")[0]
-            return TOO_LARGE if "bad_alloc" in said else {"refused": said.split("\n")[0][:500] or "it does not compile"}
+            reason = str(error).strip().split(" Pattern: ")[0]
+            return (
+                TOO_LARGE
+                if "bad_alloc" in reason
+                else {"refused": reason.split("\n")[0][:500] or "it does not compile"}
+            )
         checked = params.structured_outputs
         now = {name: value for name, value in vars(checked).items() if not name.startswith("_")}
         changed = {name: value for name, value in now.items() if value != constraint.get(name)}
@@ -138,10 +142,10 @@ class Judge:
             words = mask[0].numpy()
             allowed = [int(index) for index in words.nonzero()[0]]
             if not allowed:
-                if number:  # a dead end, which another answer may not meet
+                if number:  # no token fits; another answer may not reach this state
                     return
                 raise ValueError("no token of the model satisfies it")
-            for _ in range(10):  # rather one that does not end the answer
+            for _ in range(10):  # prefer a token that does not end the answer
                 index = chance.choice(allowed)
                 token = index * 32 + chance.choice([bit for bit in range(32) if int(words[index]) >> bit & 1])
                 if token not in self._special:
@@ -154,7 +158,7 @@ class Server:
     """Schedules the child processes. One thread, no locks."""
 
     def __init__(self, connection: socket.socket, judge: Any, seconds: float, memory_bytes: int) -> None:
-        """`judge`: has `verdict`, which runs in the children."""
+        """`judge`: its `verdict` runs in the children."""
         self._connection = connection
         self._judge = judge
         self._memory_bytes = memory_bytes
@@ -226,9 +230,9 @@ class Server:
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
             signal.signal(signal.SIGPROF, signal.SIG_DFL)
             signal.setitimer(signal.ITIMER_PROF, cpu_s)
-            said = json.dumps(self._judge.verdict(asked["constraint"])).encode()
+            verdict = json.dumps(self._judge.verdict(asked["constraint"])).encode()
             with open(writing, "wb") as file:
-                file.write(said)
+                file.write(verdict)
         finally:
             os._exit(0)
 
@@ -248,7 +252,7 @@ class Server:
             self._put(self._slow, child.asked)
         elif ended_by == signal.SIGPROF:
             self._answer(child.asked, TOO_LONG)
-        elif ended_by == signal.SIGKILL:  # by us, or by a machine without memory: neither need be its fault
+        elif ended_by == signal.SIGKILL:  # by us, or for lack of memory: not necessarily the constraint's fault
             self._answer(child.asked, BUSY)
         else:
             self._answer(child.asked, TOO_LARGE)

@@ -24,11 +24,11 @@ from llmpod.worker.engine import constraint_process
 from llmpod.worker.errors import Code, JobError
 
 MAX_VERDICTS = 1000
-"""Verdicts that are kept."""
+"""Size of the cache of verdicts."""
 MEMORY_BYTES = 1 << 29
-"""What one compilation may take. The engine's copy of the result takes no more."""
+"""Memory limit of one compilation. The engine's copy of the result needs at most as much."""
 PATIENCE_S = 60.0
-"""The longest wait for a verdict: beside the compilation, for the process to start and for others in its queue."""
+"""Longest wait for a verdict, including the start of the process and its queue."""
 MAX_LINE_BYTES = 1 << 26
 
 
@@ -40,7 +40,7 @@ class Verdict:
     backend: str | None = None
     auto: bool = False  # vLLM chose the backend
     refused: str | None = None  # why it is not compiled
-    busy: bool = False  # nobody's fault: there was no time or memory for it
+    busy: bool = False  # temporary: there was no time or memory for it
 
 
 async def begun_within(seconds: float, outputs: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
@@ -113,7 +113,7 @@ class ConstraintCompiler:
         verdict is known or the constraint is simple. Several jobs with the same constraint wait for one compilation.
 
         Raises:
-            JobError: it cannot be compiled within the limits (`field` names it), or nobody had time for it.
+            JobError: it cannot be compiled within the limits (`field` names it), or the process was busy.
         """
         key = hashlib.sha256(json.dumps(constraint, sort_keys=True).encode()).hexdigest()
         verdict = self._verdicts.get(key)
@@ -167,10 +167,10 @@ class ConstraintCompiler:
     async def _read(self, reader: asyncio.StreamReader) -> None:
         try:
             while line := await reader.readline():
-                said = json.loads(line)
-                answer = self._asked.get(said.pop("id"))
+                fields = json.loads(line)
+                answer = self._asked.get(fields.pop("id"))
                 if answer is not None and not answer.done():
-                    answer.set_result(Verdict(**said))
+                    answer.set_result(Verdict(**fields))
         finally:
             for answer in self._asked.values():
                 if not answer.done():

@@ -30,7 +30,7 @@ from llmpod.worker.settings import Settings
 ENGINE_MODULES = ("vllm.v1.engine.core", "vllm.v1.executor.multiproc_executor", "vllm.v1.worker.cpu_worker")
 """What vLLM's own processes import first."""
 COUNTED_CHARS = 1_000_000
-"""A prompt of up to so many characters is tokenised, a second's work, if only to say how many tokens it has."""
+"""A prompt that is too long is tokenised up to this length (about a second), to report its number of tokens."""
 
 
 EVERY_SAMPLER = {
@@ -45,7 +45,7 @@ EVERY_SAMPLER = {
     "logit_bias": {0: 0.5},
     "logprobs": 1,
 }
-"""Sampling parameters whose first use makes the engine set something up."""
+"""Sampling parameters whose first use initialises something in the engine."""
 
 
 class Engine:
@@ -59,20 +59,20 @@ class Engine:
         self._llm: Any = None
         self._prepared = False
         self._prompts: Prompts | None = None
-        self._sampling: Sampling  # once `start` has read the settings
+        self._sampling: Sampling  # set by `start`
         self.sampling_names: frozenset[str] = frozenset()
         self.sampling_defaults: Mapping[str, Any] = {}  # the value of each that changes nothing
         self.model_name = settings.served_name
-        self.frame = Frame()  # what the chat template writes by itself around a native job's messages
+        self.frame = Frame()  # the chat template's own text around a native job's messages
         self.max_model_len = 0
         self.max_num_seqs = 0
         self._longest_prompt = 0  # characters; no token has more than the longest
         self.generates = True  # false: a pooling runner, which embeds, scores and classifies
         self._constraints = ConstraintCompiler(settings.max_constraint_seconds)
-        self.application: Application  # once `start` is through
+        self.application: Application  # set by `start`
         self.last_step = time.monotonic()  # when the engine last finished one
 
-    # -- life ----------------------------------------------------------------------------------------------------------
+    # -- start and end -------------------------------------------------------------------------------------------------
 
     def prepare(self) -> None:
         """Start what needs no event loop: vLLM's processes import it in the background. `start` calls this too.
@@ -111,7 +111,7 @@ class Engine:
         from vllm.engine.async_llm_engine import AsyncLLMEngine
 
         imported = time.monotonic()
-        # What can be wrong without a model is said before one is loaded.
+        # Errors that do not depend on the model are reported before it is loaded.
         usual = limits.clamp_max_tokens(None, self._settings).effective
         self._sampling = Sampling(self._settings.default_sampling_params, usual)
         self.sampling_names = self._sampling.names
@@ -134,7 +134,7 @@ class Engine:
         await self._load_model_info(arguments.application.chat_template)
         if self.generates:
             await self._warm_up()
-        # From now on vLLM's check of structured outputs is made beside the event loop: here it would block it.
+        # From now on vLLM's check of structured outputs runs in another process: here it would block the event loop.
         self._llm.input_processor.structured_outputs_config = None
         warm = time.monotonic()
         await self._serve_routes(arguments.application)
@@ -183,7 +183,7 @@ class Engine:
                     async for _ in steps:
                         pass
             except JobError:
-                if not given:  # what this model or its configuration excludes, no job can ask for
+                if not given:  # excluded by this model or its configuration, for jobs too
                     raise
 
     async def _serve_routes(self, arguments: Any) -> None:

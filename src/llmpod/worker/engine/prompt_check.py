@@ -50,7 +50,7 @@ class PromptCheck:
         self._chars = self._chars + chars if self._adds_up else chars
         limits.check_chars(self._chars, self._settings, field=self._field)
         if self._profile is not None:
-            # Read twice: a template may put a line's end where a client has cut a word in two.
+            # Checked twice: a template may put a line break where a client has split a word.
             self._check_policy(self._profile.intent_of((text, text.replace("\n", ""))))
 
     def intent_of(self, *texts: str) -> Intent | None:

@@ -19,10 +19,10 @@ from llmpod.worker.errors import Code, JobError
 from llmpod.worker.jobs.inputs import GUARD, Message, NativeRequest
 
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
-"""OpenAI's. A template may know others, by name."""
+"""OpenAI's roles. A template may know others, by name."""
 
 FRAMED_MESSAGES = 15
-"""So many messages may have a chat template's words around them without these counting as the client's."""
+"""Number of messages whose text from the chat template does not count as the client's."""
 
 
 class Tokenizer(Protocol):
@@ -249,7 +249,7 @@ class Prompts:
 
 
 MEASURE = "llmpod"
-"""A text that no template writes, for measuring what it does write."""
+"""A text that no template contains, for measuring the template's own text."""
 MEASURED_TOOL = {"type": "function", "function": {"name": MEASURE, "parameters": {"type": "object", "properties": {}}}}
 
 

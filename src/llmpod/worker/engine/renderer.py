@@ -23,11 +23,11 @@ class Guarded:
     """Mixin for vLLM's renderer classes (vllm/renderers/base.py), first in method resolution order."""
 
     prompts: Prompts | None = None
-    """The model's guard. None: texts stay as they are (before it is known, and for a model that does not generate)."""
+    """The model's guard. None: texts are unchanged (before it is known, and for a model that does not generate)."""
     cuts = True
     """Whether this renderer's tokens can be cut at the marks; where not, a control token in a text is refused."""
 
-    # -- messages -> text ------------------------------------------------------------------------------------------
+    # -- messages -> text ----------------------------------------------------------------------------------------------
 
     def render_messages(self, messages: Any, params: Any) -> Any:
         return _vllm(super()).render_messages(*self._guard(messages, params))
@@ -49,7 +49,7 @@ class Guarded:
         except JobError as error:
             raise metering.refuse(error) from None
 
-    # -- text -> token ids -----------------------------------------------------------------------------------------
+    # -- text -> token ids ---------------------------------------------------------------------------------------------
 
     def _tokenize_prompt(self, prompt: Any, params: Any) -> Any:
         text = prompt["prompt"]
@@ -63,7 +63,7 @@ class Guarded:
             ids = ids[-limit:] if left else ids[:limit]
         return prompt | {"prompt": text.replace(GUARD, ""), "prompt_token_ids": ids, _MARKED: text}
 
-    # -- token ids -> the engine's input ---------------------------------------------------------------------------
+    # -- token ids -> the engine's input -------------------------------------------------------------------------------
 
     def process_for_engine(self, prompt: Any, *args: Any, **named: Any) -> Any:
         for part in _parts(prompt):

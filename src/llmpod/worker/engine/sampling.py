@@ -9,7 +9,7 @@ from typing import Any
 
 from llmpod.worker.errors import Code, JobError, StartError
 
-# Sampling parameters that are vLLM's business, not a client's, or whose result a native reply has no place for.
+# Sampling parameters that are internal to vLLM, or whose result a native reply cannot hold.
 NOT_FROM_CLIENTS = frozenset(
     {
         "detokenize",
@@ -106,7 +106,7 @@ class Sampling:
             message, _, where = message.partition(" - at `")
             name = where.split("$.", 1)[-1].rstrip("`").split(".")[0].split("[")[0]
         message = message.split(" (parameter=")[0].rstrip(".")
-        if name is None:  # not every check names its parameter, but each says it
+        if name is None:  # not every check names its parameter separately, but each message contains it
             message = message.split(": {")[0]  # vLLM prints the whole object
             name = next((word for word in re.findall(r"\w+", message) if word in self.names), None)
             spelled = (name for name in self.names if "_" in name and name.replace("_", " ") in message)

@@ -18,7 +18,7 @@ from llmpod.worker.errors import Code, JobError
 
 PERIOD_S = 0.25
 QUESTION_PERIOD_S = 10.0
-"""Seconds between two questions, or a quarter of ENGINE_STALL_SECONDS where that is less."""
+"""Seconds between two probes, or a quarter of ENGINE_STALL_SECONDS where that is less."""
 
 
 class Watched(Protocol):
@@ -50,7 +50,7 @@ class Watchdog:
         self._on_failure = on_failure
         self._busy_since: float | None = None
         self._question: asyncio.Task[None] | None = None
-        self._asked = 0.0  # when the question was put, in monotonic seconds
+        self._asked = 0.0  # when the last probe was sent, in monotonic seconds
 
     async def run(self) -> None:
         """Check until a failure is found."""
@@ -93,5 +93,5 @@ class Watchdog:
             self._asked = now
 
     async def _answer(self) -> None:
-        with contextlib.suppress(JobError):  # it is dead, which shows by itself
+        with contextlib.suppress(JobError):  # the engine is dead, which `look` finds
             await self._engine.respond()

@@ -22,9 +22,9 @@ MAX_KEY_CHARS = 1000
 MAX_CHARS = 20_000_000
 """Characters of all texts and keys: RunPod carries requests of 20 MB (docs.runpod.io, /runsync)."""
 OBJECT_IN_LIST = 10
-"""Values that an object in a list counts for: a message, a tool or a part is tried against every form it may have."""
+"""Values that an object in a list counts for: a message or a tool is validated against every form it may have."""
 SLICE = 1000
-"""Values that are looked at before the event loop has its turn: a millisecond."""
+"""Values that are checked before the event loop runs other tasks: about a millisecond."""
 LARGE_VALUES = 2000
 LARGE_CHARS = 100_000
 

@@ -16,7 +16,7 @@ class Refusal:
 
     cure: str
     harmless: tuple[object, ...] = ()
-    even_empty: bool = False  # an empty value asks for something, too
+    even_empty: bool = False  # an empty value is refused as well
 
     def asks(self, value: object) -> bool:
         """Whether the value requests something."""
@@ -33,8 +33,8 @@ class Settled:
 
     def as_dict(self) -> dict[str, Any]:
         """The handled fields for the reply's `limits`."""
-        said = {"ignored": [name[:64] for name in self.ignored], "moved": self.moved}
-        return {name: value for name, value in said.items() if value}
+        fields = {"ignored": [name[:64] for name in self.ignored], "moved": self.moved}
+        return {name: value for name, value in fields.items() if value}
 
 
 MOVED = {
@@ -45,7 +45,7 @@ MOVED = {
     "guided_whitespace_pattern": ("structured_outputs", "whitespace_pattern"),
     "enable_thinking": ("chat_template_kwargs", "enable_thinking"),
 }
-"""Where a field has gone; refused on a route that does not have the new place either."""
+"""Current path of a moved field; refused on a route that does not have that path."""
 
 _TEXT_ONLY = "This worker generates text only."
 _NO_BEAM = "Beam search is on /v1/completions and /v1/chat/completions: use_beam_search."
@@ -88,7 +88,7 @@ REFUSED = {
     "extra_body": Refusal("That is an argument of the openai package: put what is in it beside the other fields."),
     "allow_regeneration": Refusal("Answers are not generated again: bound their form with structured_outputs."),
 }
-"""Fields by which somebody asks for what is not done here, or not on this route."""
+"""Fields that request something unsupported by this worker, or by this route."""
 
 
 def refused(path: str, refusal: Refusal) -> JobError:

@@ -17,7 +17,7 @@ from llmpod.worker.errors import Code, JobError
 from llmpod.worker.jobs.native_fields import settle_native
 
 GUARD = "\U0010fffd"
-"""The mark that prompts.py puts into control tokens: Unicode's last private character, which means nothing anywhere."""
+"""The mark that prompts.py puts into control tokens: Unicode's last private-use character, which has no meaning."""
 
 Role = Literal["system", "developer", "user", "assistant", "tool"]
 
@@ -41,7 +41,7 @@ class NativeRequest:
     stream: bool
     enable_validation: bool | None
     apply_chat_template: bool
-    allow_partial: bool = False  # whether an answer in a given form may be cut
+    allow_partial: bool = False  # whether a structured output may be cut by max_tokens
     adapted: Mapping[str, Any] = field(default_factory=dict)  # fields taken under another name, and ignored ones
 
     @property
@@ -66,9 +66,9 @@ class NativeRequest:
 class OpenAIRequest:
     """A call of one of vLLM's routes in the form of RunPod's /openai proxy (`body` is None for a GET)."""
 
-    route: str  # as the client wrote it: route_catalog decides what it may be
+    route: str  # as the client wrote it; checked by route_catalog
     body: dict[str, Any] | None
-    method: str | None = None  # None: what the route and the body suggest
+    method: str | None = None  # None: chosen from the route and the body
 
     @property
     def stream(self) -> bool:
@@ -114,7 +114,7 @@ def parse(job_input: object, sampling_names: Collection[str]) -> Request:
     `sampling_names` are the sampling parameters a client may set; the engine knows them.
 
     Raises:
-        JobError: the input has no known shape, a field of the wrong type, or a field nobody knows.
+        JobError: the input has no known shape, a field of the wrong type, or an unknown field.
     """
     if not isinstance(job_input, dict):
         raise JobError(Code.INVALID_INPUT, f"input must be an object, not {_kind(job_input)}.", field="input")

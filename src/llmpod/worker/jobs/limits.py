@@ -13,7 +13,7 @@ from llmpod.worker.jobs.inputs import NativeRequest
 from llmpod.worker.settings import Settings
 
 CONSTRAINTS = ("structured_outputs", "response_format", "text", "output_config", "output_format")
-"""The fields of a request that bound the form of its answer."""
+"""The fields of a request that hold a structured output."""
 
 MAX_WORDS = 1000
 MAX_WORD_CHARS = 10_000
@@ -281,17 +281,17 @@ def fit_context(max_tokens: MaxTokens, prompt_tokens: int, max_model_len: int) -
     Raises:
         JobError: context_length_exceeded, with the numbers.
     """
-    room = max_model_len - prompt_tokens
+    left = max_model_len - prompt_tokens
     needed = 1 if max_tokens.requested is None else min(max_tokens.requested, max_tokens.effective)
-    if room < needed:
+    if left < needed:
         raise JobError(
             Code.CONTEXT_LENGTH_EXCEEDED,
             f"The prompt has {prompt_tokens} tokens, the answer needs {needed}; together at most {max_model_len} fit.",
-            field="prompt" if room < 1 else "sampling_params.max_tokens",
+            field="prompt" if left < 1 else "sampling_params.max_tokens",
             prompt_tokens=prompt_tokens,
             max_tokens=needed,
             max_model_len=max_model_len,
         )
-    if max_tokens.effective > room:
-        return replace(max_tokens, effective=room, reason="context")
+    if max_tokens.effective > left:
+        return replace(max_tokens, effective=left, reason="context")
     return max_tokens

@@ -26,14 +26,14 @@ class JobMeter:
     """Limits and counts of one job, over all engine requests that are made for it."""
 
     max_tokens: int | None = None
-    cache_salt: str | None = None  # what the job's prompts share the prefix cache under; None: with all other jobs
+    cache_salt: str | None = None  # key of the job's part of the prefix cache; None: shared with all jobs
     show_cached_tokens: bool = False  # whether the client may know how much of its prompt was in the cache
-    granted: int | None = None  # the most that a request was given: a long prompt leaves less room for the answer
-    parsed: bool = False  # vLLM reads tool calls or reasoning out of the answer
-    judge: Callable[[str], None] | None = None  # takes what the model reads of a prompt; raises JobError to refuse it
-    constraint: str | None = None  # the field that bounds the form of the answer
-    calls: str | None = None  # the field that bounds the form of its calls
-    wanted: asyncio.Event | None = None  # set while somebody waits for more of the answer
+    granted: int | None = None  # largest max_tokens of a request; a long prompt leaves less context for the answer
+    parsed: bool = False  # vLLM parses tool calls or reasoning
+    judge: Callable[[str], None] | None = None  # checks a prompt's visible text; raises JobError
+    constraint: str | None = None  # the field with the structured output
+    calls: str | None = None  # the field with the structural tag of tool calls
+    wanted: asyncio.Event | None = None  # set while the reader waits for more of the answer
     requests: int = 0
     finished: int = 0  # of them
     prompt_tokens: int = 0
@@ -42,10 +42,10 @@ class JobMeter:
     finish_reason: str | None = None
     cut: bool = False  # max_tokens ended one of the answers
     timings: Timings | None = None  # of the first request that finished
-    refusal: JobError | None = None  # why the worker refused it while vLLM's application was at work
+    refusal: JobError | None = None  # why the worker refused it inside vLLM's application
     failure: dict[str, Any] | None = None  # vLLM's error object, as it was made when a stream failed
     take: Callable[[int], Awaitable[Slot]] | None = None  # waits for that many slots
-    most: int | None = None  # answers and inputs that it may have in the engine, and before it, at once
+    most: int | None = None  # most answers and inputs in the engine, or queued for it, at once
     submitted: float | None = None  # monotonic seconds, when its first request got a slot
     _at_once: int = 0
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)

@@ -35,7 +35,7 @@ NATIVE_REFUSED = REFUSED | {
 NATIVE_MOVED = MOVED | {"max_completion_tokens": ("max_tokens",)}
 NATIVE_IGNORED = frozenset(
     {
-        # RunPod's vLLM worker: how many tokens a chunk of a stream has. Here chunks are as large as they must be.
+        # RunPod's vLLM worker: tokens per chunk of a stream. Here the chunk size follows from the network.
         "batch_size",
         "max_batch_size",
         "min_batch_size",
@@ -50,7 +50,7 @@ NATIVE_IGNORED = frozenset(
         "user",
     }
 )
-"""Fields of jobs for other workers that change no answer."""
+"""Fields of other workers that do not affect the answer."""
 
 _FILES = ("image", "audio", "video", "file", "document")
 

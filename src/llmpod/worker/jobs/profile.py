@@ -39,7 +39,7 @@ class Intent(_Data):
 
     name: str
     phrases: tuple[str, ...] = ()
-    blocked: str | None = None  # what a client is told; None: the intent is answered
+    blocked: str | None = None  # the message to the client; None: the intent is answered
     checks: Checks = Checks()
 
 

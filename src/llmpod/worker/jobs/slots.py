@@ -14,7 +14,7 @@ from typing import Self
 from llmpod.worker.errors import Code, JobError
 
 TYPICAL_TOKENS = 2048
-"""Tokens that a job is taken to need when neither the guardrails nor MAX_MODEL_LEN say less."""
+"""Assumed tokens per job when neither the guardrails nor MAX_MODEL_LEN give a lower limit."""
 
 
 def engine_slots(max_num_seqs: int, kv_cache_tokens: int | None, tokens_per_job: int) -> int:

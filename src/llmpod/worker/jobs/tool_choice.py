@@ -18,7 +18,7 @@ MAX_BLANKS = 4
 """Blanks in a row between the tokens of a call's JSON. Without a limit a model can pad it until max_tokens ends it."""
 
 NO_ARGUMENTS = {"type": "object", "properties": {}, "additionalProperties": False}
-"""The schema of a tool that takes none."""
+"""The schema of a tool without arguments."""
 
 _CALLS = ("function_call", "custom_tool_call", "tool_use")
 
@@ -125,7 +125,7 @@ def bounded(structural_tag: str) -> str:
     try:
         tag = orjson.loads(structural_tag)
     except orjson.JSONDecodeError:
-        return structural_tag  # a client's own, and the engine's to refuse
+        return structural_tag  # a client's own; the engine rejects it
     for found in json_walk.objects(tag, closed=("json_schema",)):
         if found.get("type") == "json_schema" and found.get("max_whitespace_cnt", MAX_BLANKS) is None:
             found["max_whitespace_cnt"] = MAX_BLANKS

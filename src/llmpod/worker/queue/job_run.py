@@ -21,7 +21,7 @@ from llmpod.worker.queue.stream_rate import Pace
 from llmpod.worker.worker import Worker
 
 LAST_CHUNK_PATIENCE_S = 3.0
-"""How long the chunk that says why a stream ends is retried; the result that follows says it, too."""
+"""How long the chunk with a stream's error is retried; the result that follows has the error, too."""
 HURRIED_PATIENCE_S = 8.0
 """How long results are retried when the worker is about to exit."""
 

@@ -31,9 +31,9 @@ from llmpod.worker.queue.stream_rate import Pace
 from llmpod.worker.worker import Worker
 
 LOADING_EXIT_S = 4.0
-"""A signal while the model loads: how long the orderly way out may take."""
+"""Deadline of the graceful exit after a signal while the model loads."""
 ENGINE_END_S = 20.0
-"""The same after the last job, with an engine to end."""
+"""Deadline of the exit after the last job, with an engine to shut down."""
 
 
 class EngineJobScaler(rp_scale.JobScaler):  # type: ignore[misc] # the SDK is untyped
@@ -75,7 +75,7 @@ class EngineJobScaler(rp_scale.JobScaler):  # type: ignore[misc] # the SDK is un
             if self._owns_process:
                 shutdown.leave_within(ENGINE_END_S, 1 if self.failure or self._loading else 0)
                 if self.failure is not None:
-                    shutdown.end_children()  # a hung engine does not end when asked
+                    shutdown.end_children()  # a hung engine does not react to a shutdown request
             self.worker.engine.shutdown()
         if self.failure is not None:
             self.worker.emit(
@@ -173,7 +173,7 @@ class EventJobScaler(EngineJobScaler):
         if not isinstance(job_id, str) or not job_id or not _is_unicode(job_id):
             self.worker.emit("take_failed", level="warning", cause="RunPod handed out something that is not a job.")
             return
-        if job_id in self._runs:  # RunPod thought it lost; it is not, and will be reported once
+        if job_id in self._runs:  # RunPod assumed it lost; it is running, and is reported once
             self.worker.emit("job_repeated", level="warning", request_id=job_id)
             return
         run = JobRun(job, self.worker, self._delivery, self._pace, stop_pod=bool(self.config.get("refresh_worker")))
@@ -231,7 +231,7 @@ class EventJobScaler(EngineJobScaler):
         else:
             self._stops.remember(job_id, time.monotonic())
 
-    # -- the end -------------------------------------------------------------------------------------------------------
+    # -- shutdown ------------------------------------------------------------------------------------------------------
 
     def kill_worker(self) -> None:
         """Stop polling. Also called by the SDK."""

@@ -19,11 +19,11 @@ from llmpod.worker.queue import sdk
 
 MOST_ABREAST = 4
 HALF_CLOSE_S = 3.0
-"""How long a call that was hung up may still bring a job before it is cancelled."""
+"""How long a half-closed call may still return a job before it is cancelled."""
 QUICK_S = 0.05
-"""An empty answer to a long poll that comes sooner is a refusal in disguise: back off instead of asking again."""
+"""An empty answer to a long poll that arrives sooner counts as a failure: back off."""
 QUEUED_S = 0.25
-"""A job that comes later was not in the queue when it was asked for."""
+"""A job that arrives later was not yet queued when the poll began."""
 
 Fetch = Callable[[Any, int], Awaitable[list[dict[str, Any]] | None]]
 
@@ -53,10 +53,10 @@ class Poller:
         self._timeout_s = timeout_s
         self._sessions = [sdk.PollSession() for _ in range(MOST_ABREAST)]
         self._wakeup = asyncio.Event()
-        self._abreast = 1  # calls that may be under way together
+        self._abreast = 1  # calls that may be open at once
         self._calls = 0
-        self._asked = 0  # jobs they may bring
-        self._short = 0  # answers in a row that came at once and had fewer jobs than were asked for
+        self._asked = 0  # jobs they may return
+        self._short = 0  # consecutive answers that were fast and had fewer jobs than requested
 
     async def run(self) -> None:
         """Poll until shutdown."""
@@ -92,7 +92,7 @@ class Poller:
                     self._begin(job)
             except sdk.TooManyRequests:
                 backoff.lengthen(at_least_s=1.0)
-            except Exception as error:  # noqa: BLE001 - whatever a poll meets, the worker goes on asking
+            except Exception as error:  # noqa: BLE001 - polling continues after any error
                 if not self._shutdown.is_set():
                     self._emit("take_failed", level="warning", cause=describe(error))
                 backoff.lengthen()

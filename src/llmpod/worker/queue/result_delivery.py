@@ -26,11 +26,11 @@ from llmpod.worker.event_log import Emit, describe
 from llmpod.worker.plain_json import dumps
 
 CHUNK_PATIENCE_S = 5.0
-"""How long a chunk is retried before the next one carries its text."""
+"""How long a chunk is retried before its text is sent with the next one."""
 ATTEMPT_S = 60.0
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 5.0
-_SUSPECT_BYTES = 1_000_000  # a 400 to a body above this is taken for a complaint about its size
+_SUSPECT_BYTES = 1_000_000  # a 400 for a body above this is treated as "too large"
 
 _HEADERS = {"charset": "utf-8", "Content-Type": "application/x-www-form-urlencoded", "Accept-Encoding": "identity"}
 

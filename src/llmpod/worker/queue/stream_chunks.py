@@ -57,19 +57,19 @@ def split(item: Item, limit_bytes: int = CHUNK_LIMIT_BYTES) -> Iterator[Item]:
 
     Strings stay whole: they are events, and RunPod splits what is too large.
     """
-    room = (limit_bytes - _ENVELOPE_BYTES) // _BYTES_PER_CHAR
-    if isinstance(item, str) or not _is_native(item) or not _may_exceed(item, room, limit_bytes):
+    max_chars = (limit_bytes - _ENVELOPE_BYTES) // _BYTES_PER_CHAR
+    if isinstance(item, str) or not _is_native(item) or not _may_exceed(item, max_chars, limit_bytes):
         yield item
         return
     last = []
     for choice in item["choices"]:
         text, rows = choice["text"], choice.get("logprobs") or []
-        while len(text) > room or len(rows) > _ROWS:
-            part = {"index": choice["index"], "text": text[:room]}
+        while len(text) > max_chars or len(rows) > _ROWS:
+            part = {"index": choice["index"], "text": text[:max_chars]}
             if rows:
                 part["logprobs"] = rows[:_ROWS]
             yield {"choices": [part]}
-            text, rows = text[room:], rows[_ROWS:]
+            text, rows = text[max_chars:], rows[_ROWS:]
         if text and item["choices"][-1] is not choice:
             yield {"choices": [{"index": choice["index"], "text": text}]}
             text = ""
@@ -77,8 +77,8 @@ def split(item: Item, limit_bytes: int = CHUNK_LIMIT_BYTES) -> Iterator[Item]:
     yield item | {"choices": last}
 
 
-def _may_exceed(item: dict[str, Any], room: int, limit_bytes: int) -> bool:
-    if sum(len(choice["text"]) for choice in item["choices"]) > room:
+def _may_exceed(item: dict[str, Any], max_chars: int, limit_bytes: int) -> bool:
+    if sum(len(choice["text"]) for choice in item["choices"]) > max_chars:
         return True
     if any("logprobs" in choice for choice in item["choices"]):
         return len(orjson.dumps(item, default=str)) > limit_bytes - _ENVELOPE_BYTES
@@ -122,7 +122,7 @@ class Deltas:
             self._coming.cancel()
             await asyncio.wait((self._coming,))
             if not self._coming.cancelled():
-                self._coming.exception()  # seen: nobody waits for it any more
+                self._coming.exception()  # marks it as retrieved
         await self._replies.aclose()
 
     async def _pull(self) -> Item | None:

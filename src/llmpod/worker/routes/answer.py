@@ -21,7 +21,7 @@ Reply = dict[str, Any] | str
 _CODES = {404: Code.NOT_FOUND, 429: Code.OVERLOADED, 501: Code.UNSUPPORTED, 503: Code.OVERLOADED}
 
 MAX_MESSAGE_CHARS = 2000
-"""Of a message of vLLM's, which may quote all that the client sent."""
+"""Length limit for messages of vLLM, which may quote the client's whole input."""
 
 
 class RouteAnswer:
@@ -62,13 +62,13 @@ class RouteAnswer:
 
     def broken_off(self) -> RouteError:
         """The error for a response that the application did not complete."""
-        said = {
+        payload = {
             "message": "The engine failed to process this job.",
             "type": "InternalServerError",
             "param": None,
             "code": 500,
         }
-        return self._failed(500, said)
+        return self._failed(500, payload)
 
     def _object(self, content: bytes) -> Reply:
         """Parse a JSON response; anything but an object stays text."""
@@ -81,7 +81,7 @@ class RouteAnswer:
         limits = self._call.reported_limits
         if limits is not None:
             answer["limits"] = limits
-        # A key `error` at the top is how the SDK tells a failure; null says there was none (responses have it).
+        # The SDK treats a top-level key `error` as a failure; null means none (the responses route has it).
         if answer.get("error"):
             raise self._refusal(500, content)
         required = self._call.new.required_call
@@ -132,12 +132,12 @@ class RouteAnswer:
     def _refusal(self, status: int, content: bytes) -> RouteError:
         """The error for a response with an error status, in any of vLLM's shapes."""
         try:
-            said = orjson.loads(content)
+            payload = orjson.loads(content)
         except orjson.JSONDecodeError:
-            said = None
-        error = said.get("error") if isinstance(said, dict) else None
+            payload = None
+        error = payload.get("error") if isinstance(payload, dict) else None
         if not isinstance(error, dict):
-            detail = said.get("detail") if isinstance(said, dict) else None
+            detail = payload.get("detail") if isinstance(payload, dict) else None
             message = str(detail or f"vLLM answered {status}.")
             error = {"message": message, "type": "Error", "param": None, "code": status}
         return self._failed(status, error)

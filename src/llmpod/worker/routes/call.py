@@ -29,7 +29,7 @@ class RouteCall:
     path: str
     query: str
     given: dict[str, Any]  # the client's body
-    prompt: Prompt  # what it says to the model
+    prompt: Prompt  # prompts in the body
     new: Rewritten  # the body as vLLM gets it
     wanted_model: str | None = None  # of /v1/models, the one that is asked for
 

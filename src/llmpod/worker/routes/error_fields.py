@@ -41,8 +41,8 @@ def plain(message: str, field: str | None, body: Mapping[str, Any]) -> str:
         return message
     found = [error for line in lines.splitlines() if isinstance(error := _literal(line), dict)]
     about = [str(error.get("msg")) for error in found if field_of(str(error.get("loc")), "", body) == field]
-    said = "; ".join(dict.fromkeys(about[:10]))
-    return f"{field}: {said}." if said else message
+    shortened = "; ".join(dict.fromkeys(about[:10]))
+    return f"{field}: {shortened}." if shortened else message
 
 
 def _literal(line: str) -> object:
@@ -54,16 +54,16 @@ def _literal(line: str) -> object:
 
 def field_from_message(message: str, body: Mapping[str, Any]) -> str | None:
     """The field named in vLLM's error message, for errors without a path."""
-    said = message.casefold().replace("_", " ")
-    if "empty" in said:
+    text = message.casefold().replace("_", " ")
+    if "empty" in text:
         empty = next((name for name in PROMPT_FIELDS if body.get(name) in ("", [])), None)
         if empty is not None:
             return empty
-    if re.search(r"\b(grammar|regex|schema|structured|structural|guided|choice)\b", said):
+    if re.search(r"\b(grammar|regex|schema|structured|structural|guided|choice)\b", text):
         names = (*limits.CONSTRAINTS, "tools")
-        forced = "structural tag" in said and "tools" in body  # which vLLM makes of the tools
+        forced = "structural tag" in text and "tools" in body  # which vLLM makes of the tools
         found = "tools" if forced else next((name for name in names if name in body), None)
         if found is not None:
             return found
-    named = [name for name in body if name not in ("model", "input", "prompt") and name.replace("_", " ") in said]
+    named = [name for name in body if name not in ("model", "input", "prompt") and name.replace("_", " ") in text]
     return max(named, key=len) if named else next((name for name in PROMPT_FIELDS if name in body), None)

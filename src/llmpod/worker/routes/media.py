@@ -55,7 +55,7 @@ class Pixels:
                 self._left -= image.width * image.height
         except Image.DecompressionBombError:
             self._left = -1
-        except Exception:  # noqa: BLE001 - no image, or a broken one: whoever decodes it says so
+        except Exception:  # noqa: BLE001 - not an image, or a damaged one: the decoder reports it
             return
         if self._left < 0:
             raise JobError(

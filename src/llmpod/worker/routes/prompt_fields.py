@@ -49,7 +49,7 @@ MEDIA_KEYS = frozenset(
         "audio_embeds",
     }
 )
-"""Keys of a content part under which a file stands, as an address or as data: media.py's business, not text."""
+"""Keys of a content part under which a file stands, as an address or as data; handled by media.py."""
 
 _NO_TEXT = frozenset({"role", "type", "id", "call_id", "tool_call_id", "tool_use_id", "format", "detail", "status"})
 _ID_FIELDS = ("prompt", "input", "query", "queries", "items", "documents")

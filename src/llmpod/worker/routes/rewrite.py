@@ -48,7 +48,7 @@ def rewrite(
     if isinstance(body.get("metadata"), dict):
         ids = {f"metadata.{key}": _id(value) for key, value in list(body["metadata"].items())[:8] if key != "user"}
         new.client |= {name: text for name, text in ids.items() if text}
-    new.body.pop("request_id", None)  # the engine's request has the job's id, and nobody else's
+    new.body.pop("request_id", None)  # the engine's request always has the job's id
     if rule.scores:
         _limit_inputs(body)
     if rule.path == "/generative_scoring":
@@ -118,7 +118,7 @@ def _limit_max_tokens(
         body[name] = min(value, max_tokens.effective)
     # A path that only ALLOWED_ROUTES opens may take neither field: metered_engine.py refuses what exceeds the limit.
     known = rule.max_tokens if rule.path in RULES else [name for name in rule.max_tokens if name in (fields or ())]
-    if not given and known and not rule.anthropic:  # Anthropic's API requires it, and vLLM says so
+    if not given and known and not rule.anthropic:  # Anthropic's API requires it, and vLLM checks that
         body[known[0]] = max_tokens.effective
     return max_tokens
 

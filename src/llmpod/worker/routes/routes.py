@@ -64,7 +64,7 @@ class Routes:
                 async with aclosing(answer.replies()) as replies:
                     async for reply in replies:
                         yield reply
-                if call.meter.refusal is not None:  # vLLM's application went on without what was refused
+                if call.meter.refusal is not None:  # vLLM's application continued without the refused request
                     raise call.meter.refusal
         except Broken as error:
             cause = error.__cause__

@@ -74,21 +74,21 @@ def failure(event: bytes) -> dict[str, object] | None:
     Chat and completions send data: {"error": {…}}, messages {"type": "error", …}, responses a response.failed event.
     """
     start = event.find(b"data: ")
-    # Looked at before it is parsed: this runs for every token.
+    # Checked before parsing: this runs for every token.
     head = event[start + 6 : start + 60].replace(b" ", b"")
     named = event.startswith((b"event: error", b"event: response.failed"))
     if not (named or head.startswith((b'{"error":', b'{"type":"error"', b'{"object":"error"'))):
         return None
     try:
-        said = orjson.loads(event[start + 6 :])
+        payload = orjson.loads(event[start + 6 :])
     except orjson.JSONDecodeError:
         return {"message": "The stream failed.", "type": "InternalServerError", "param": None, "code": 500}
-    if isinstance(said, dict):
-        inner = said.get("error") or (said.get("response") or {}).get("error")
+    if isinstance(payload, dict):
+        inner = payload.get("error") or (payload.get("response") or {}).get("error")
         if isinstance(inner, dict):
             return inner
-        return {name: value for name, value in said.items() if name != "object"}
-    return {"message": str(said), "type": "InternalServerError", "param": None, "code": 500}
+        return {name: value for name, value in payload.items() if name != "object"}
+    return {"message": str(payload), "type": "InternalServerError", "param": None, "code": 500}
 
 
 def with_field(event: bytes, name: str, value: object) -> bytes:

@@ -24,7 +24,7 @@ from llmpod.worker.jobs.inputs import GUARD
 from llmpod.worker.settings import Settings
 
 STORED_RESPONSES = 1000
-"""Responses that previous_response_id can go back to; older ones are forgotten."""
+"""Responses available to previous_response_id; older ones are dropped."""
 
 _GUARD_BYTES = GUARD.encode()
 
@@ -40,8 +40,8 @@ class Application:
         self._state: Any = None
         self._guards = False
         self._harmony = llm.model_config.hf_config.model_type == "gpt_oss"
-        self.frame = Frame()  # what the template writes by itself, once `install_guard` has measured it
-        self.asgi: App  # once `start` is through
+        self.frame = Frame()  # the template's own text, measured by `install_guard`
+        self.asgi: App  # set by `start`
         self.routes: list[Route] = []  # every path, open or not
         self.takes_media = bool(llm.model_config.is_multimodal_model)
         self.calls_tools = False
@@ -68,14 +68,14 @@ class Application:
                 "Correct or remove it.",
                 setting="LORA_MODULES",
             ) from error
-        app.state.server = types.SimpleNamespace(should_exit=False)  # what vLLM tells its own server to do
+        app.state.server = types.SimpleNamespace(should_exit=False)  # a flag that vLLM sets on its own server
         for serving in app.state._state.values():
             metered_engine.keep_failures(serving)
         responses = getattr(app.state, "openai_serving_responses", None)
         for store in ("response_store", "msg_store", "event_store"):
             if hasattr(responses, store):
                 setattr(responses, store, metered_engine.Bounded(STORED_RESPONSES))
-        # gpt-oss has a format of its own, which vLLM reads without a parser's name (openai/parser/harmony_utils.py).
+        # gpt-oss has its own format, which vLLM parses without a parser's name (openai/parser/harmony_utils.py).
         self.calls_tools = self._harmony or (arguments.enable_auto_tool_choice and bool(arguments.tool_call_parser))
         self.reads_reasoning = self._harmony or bool(arguments.structured_outputs_config.reasoning_parser)
         self.routes = route_table.read(app)

@@ -27,8 +27,8 @@ class Broken(Exception):  # noqa: N818 - a state of the exchange
     """The application raised, or ended, before its response was complete; the cause is chained."""
 
 
-LAST_WORDS_S = 0.05
-"""How long the end of a body may take when what it was made of has ended; then what is there leaves without it."""
+BODY_END_S = 0.05
+"""How long to wait for the end of a body once its source has ended; then what is there is sent without it."""
 DISCONNECT_GRACE_S = 5.0
 """How long an application may take to notice a disconnect before its task is cancelled."""
 
@@ -65,11 +65,11 @@ class Exchange:
             "client": None,
             "server": None,
         }
-        self.wanted = asyncio.Event()  # somebody waits for the next piece, or nobody ever will again
+        self.wanted = asyncio.Event()  # the reader waits for the next piece, or has gone
         self._context = context
         self._body = body
         self._body_read = False
-        self._gone = asyncio.Event()  # the response is complete, or nobody wants it any more
+        self._gone = asyncio.Event()  # the response is complete, or its reader has gone
         self._news = asyncio.Event()
         self._pending: list[bytes] = []
         self._complete = False
@@ -96,7 +96,7 @@ class Exchange:
             self._task.cancel()
             await asyncio.wait({self._task})
         if not self._task.cancelled():
-            self._task.exception()  # it was raised to whoever read the response, or nobody wants it
+            self._task.exception()  # marks it as retrieved: the reader got it, or has gone
 
     async def started(self) -> None:
         """Wait for status and headers.
@@ -134,7 +134,7 @@ class Exchange:
     async def _completed(self) -> None:
         """Wait for the end of the response."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(LAST_WORDS_S):
+            async with asyncio.timeout(BODY_END_S):
                 await self._gone.wait()
 
     async def _next(self) -> None:

@@ -136,7 +136,7 @@ class MeteredEngine:
             meter = JobMeter()
         if getattr(params, "extra_args", None):
             _check_extra_arguments(params.extra_args, custom=self._custom_processors)
-        # A prompt with a text has been judged when it was rendered (renderer.py); some routes make the ids themselves.
+        # A prompt with a text was checked when rendered (renderer.py); some routes create the ids themselves.
         if self._visible is not None and "prompt_token_ids" in prompt and "prompt" not in prompt:
             judge(self._visible, prompt["prompt_token_ids"])
         limit = meter.max_tokens

@@ -35,7 +35,7 @@ DECIDED_BY_OTHERS = (
     "VLLM_ENABLE_V1_MULTIPROCESSING",
     "VLLM_WORKER_MULTIPROC_METHOD",
 )
-"""Whoever sets one of these knows how vLLM's processes are to start."""
+"""Variables by which an operator decides how vLLM's processes start."""
 
 PRELOADS = {
     "vllm": ("libs/libtcmalloc_minimal*.so*", "libs/libtcmalloc.so*"),

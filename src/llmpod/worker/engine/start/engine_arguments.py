@@ -37,7 +37,7 @@ def read(settings: Settings, environment: Mapping[str, str], emit: Emit) -> Argu
     make_arg_parser, BaseFrontendArgs = _command_line()  # noqa: N806 - a class of vLLM's
     on_cpu = current_platform.is_cpu()
     parser = make_arg_parser(engine_options.Parser(prog="worker", add_help=False))
-    # Of its application's arguments, those that say how requests are answered; not those of a server: host, TLS, keys.
+    # The application's arguments that affect answers; not those of a server: host, TLS, keys.
     fields = {field.name for kind in (AsyncEngineArgs, BaseFrontendArgs) for field in dataclasses.fields(kind)}
     words = engine_options.command_line(parser, fields, settings, environment, emit, on_cpu=on_cpu)
     frontend = parser.parse_args(words)
@@ -90,7 +90,7 @@ def _read_parsers(frontend: Any, environment: Mapping[str, str]) -> None:
     if getattr(frontend, "reasoning_parser_plugin", None):
         ReasoningParserManager.import_reasoning_parser(frontend.reasoning_parser_plugin)
     if frontend.tool_call_parser and not environment.get("ENABLE_AUTO_TOOL_CHOICE", "").strip():
-        frontend.enable_auto_tool_choice = True  # whoever names a parser wants calls to be read
+        frontend.enable_auto_tool_choice = True  # naming a parser implies it
     if frontend.enable_auto_tool_choice and not frontend.tool_call_parser:
         raise StartError(
             "ENABLE_AUTO_TOOL_CHOICE needs a parser for the model's calls.",

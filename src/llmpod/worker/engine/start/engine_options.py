@@ -18,12 +18,12 @@ from llmpod.worker.errors import StartError
 from llmpod.worker.event_log import Emit
 from llmpod.worker.settings import Settings
 
-# Engine arguments whose upper-case name in the environment belongs to somebody else.
+# Engine arguments whose upper-case name is an environment variable of other software.
 NOT_FROM_ENVIRONMENT = {
     "model": "MODEL_NAME is ours",
     "hf_token": "the hub client reads HF_TOKEN itself, as text",
     "log_level": "LOG_LEVEL is ours",
-    "allowed_local_media_path": "files of the worker are nobody's media",
+    "allowed_local_media_path": "clients must not read the worker's files",
     "allowed_media_domains": "ours: media are fetched by the worker, not by vLLM",
     "lora_modules": "LORA_MODULES is ours",
     "chat_template": "CUSTOM_CHAT_TEMPLATE is ours",
@@ -41,7 +41,7 @@ NOT_FROM_ENVIRONMENT = {
 # Of those, and of the arguments of vLLM's server, what a machine sets without meaning vLLM.
 _NOBODYS = {"hf_token", "host", "port", "help", "config", "master_addr", "master_port", "nnodes", "node_rank"}
 
-# What we derive ourselves, unless the operator says otherwise.
+# Arguments that are derived here unless the operator sets them.
 _YIELDING = ("max_lora_rank", "max_loras", "max_cpu_loras", "tool_call_parser", "structured_outputs_config")
 
 # The demonstration model was never taught tools or JSON. With a constraint it writes both, but left to itself it would
@@ -90,8 +90,8 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         words = message.removeprefix("argument ").split(":", 1)
         name = words[0].split("/")[0].strip().lstrip("-").replace("-", "_").upper()
-        said = words[-1].strip()
-        raise StartError(f"{name}: {said}.", "Correct or unset it.", setting=name)
+        reason = words[-1].strip()
+        raise StartError(f"{name}: {reason}.", "Correct or unset it.", setting=name)
 
 
 def command_line(

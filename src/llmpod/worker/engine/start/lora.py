@@ -28,7 +28,7 @@ def rank_for(adapters: Mapping[str, str], model_names: tuple[str, ...]) -> int |
         if not folder.exists():
             if folder.is_absolute() or path.count("/") != 1:
                 raise _refusal(name, f"is not there: {path}.", "Give a folder or a hub id.")
-            continue  # a hub id: vLLM fetches it, and says what is wrong with it
+            continue  # a hub id: vLLM downloads it and reports errors
         rank = _rank(name, folder)
         _check_weights(name, folder)
         largest = max(largest, rank)

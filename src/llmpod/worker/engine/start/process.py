@@ -36,7 +36,7 @@ def prepare(settings: Settings) -> None:
     logging.config.dictConfig(log)  # for what is logged before vLLM reads the file, and over what the SDK set up
     config = scratch() / "logging.json"
     config.write_text(json.dumps(log))
-    warnings.filterwarnings("ignore", module=r"vllm\.")  # its deprecations are not the operator's to mend
+    warnings.filterwarnings("ignore", module=r"vllm\.")  # deprecations inside vLLM; the operator cannot change them
     if cpu_fork_server.on_cpu() and settings.enforce_eager is not False:
         provide({"TORCH_COMPILE_DISABLE": "1"})  # on the CPU one small function takes 16 s, when a job first needs it
     provide(
@@ -44,7 +44,7 @@ def prepare(settings: Settings) -> None:
             "VLLM_LOGGING_CONFIG_PATH": str(config),
             "VLLM_LOGGING_LEVEL": settings.log_level.upper(),
             "VLLM_ENABLE_RESPONSES_API_STORE": "1",  # previous_response_id; application.py bounds the store
-            "VLLM_NO_USAGE_STATS": "1",  # a worker tells nobody what it serves
+            "VLLM_NO_USAGE_STATS": "1",  # no telemetry
             "TOKENIZERS_PARALLELISM": "false",  # one prompt at a time, and forked children do not warn about it
             # What is not a log record would break the form of the log: progress bars, Python's and C++'s warnings.
             "TQDM_DISABLE": "1",
