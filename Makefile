@@ -17,7 +17,7 @@ serve: setup ## a RunPod endpoint on http://127.0.0.1:8000/v2/local with real wo
 
 test: setup ## every test: those that mostly wait two at a time, those of the engine alone
 	@builder/test_tools.sh
-	$(PY) -m pytest -n 2 --dist worksteal tests/endpoint tests/loadtest
+	$(PY) -m pytest -n 2 --dist worksteal tests --ignore tests/worker
 	$(PY) -m pytest tests/worker
 
 lint: setup ## ruff, mypy, generated docs up to date

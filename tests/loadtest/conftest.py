@@ -7,7 +7,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,9 +117,9 @@ async def start_door(
     )
 
 
-def command(*words: str) -> Ended:
+def command(*words: str, entry: Callable[[Sequence[str]], int] = main.main) -> Ended:
     """A command that needs no event loop (report, compare, capacity), in this process, which is a second faster."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = main.main(words)
+        code = entry(words)
     return Ended(code, out.getvalue(), err.getvalue())

@@ -18,7 +18,7 @@ from llmpod.loadtest.cli.planning import make_plan
 from llmpod.loadtest.environ import Secret
 from llmpod.loadtest.errors import UsageError
 from llmpod.loadtest.model import run_files
-from tests.loadtest.conftest import DATA, ROOT, Ended, Result, command, door, result_of
+from tests.loadtest.conftest import ROOT, Ended, Result, command, door, result_of
 from tests.loadtest.scripted import Script, scripted
 
 LoadTest = Callable[..., Awaitable[Result]]
@@ -186,12 +186,6 @@ USAGE = [
     (["frobnicate"], "no command 'frobnicate'"),
     (["report"], "needs a DIR"),
     (["report", "/no/such/dir"], "is no directory"),
-    (["report", "--import-legacy", "/no/such.csv", "-c", "1"], "cannot read"),
-    (["report", "--import-legacy", str(DATA / "rp_results_20251010T063208Z.csv")], "needs --concurrency"),
-    (
-        ["report", "--import-legacy", str(DATA / "rp_results_20251010T063208Z.csv"), "-c", "1", "2", "3"],
-        "check --concurrency",
-    ),
     (["compare", "/no/a", "/no/b"], "is no directory"),
     (["capacity", "/no/a"], "is no directory"),
     (["resume", "/no/a"], "is no directory"),

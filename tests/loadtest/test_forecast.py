@@ -12,12 +12,12 @@ from llmpod.loadtest.analysis.slo import parse as parse_slo
 from llmpod.loadtest.capacity.capacity import simulate_rate, smallest_fleet, to_jobs
 from llmpod.loadtest.capacity.fit import fit, on_one_axis
 from llmpod.loadtest.capacity.simulate import Autoscaler, Fixed, Outcome, Service, Simulation, Withheld
-from llmpod.loadtest.cli import legacy
 from llmpod.loadtest.cli.compare import compare
 from llmpod.loadtest.model.arrivals import Arrivals, steady
 from llmpod.loadtest.stats import effective_n, lag1, nearest_rank, quantiles
-from tests.loadtest.conftest import DATA, Result, command, door
+from tests.loadtest.conftest import DATA, ROOT, Result, command, door
 from tests.loadtest.scripted import JobScript, Script, scripted
+from tools import import_old_csv
 
 LoadTest = Callable[..., Awaitable[Result]]
 
@@ -56,7 +56,7 @@ def old(stamp: str) -> Path:
 def test_an_old_csv_tells_its_corrected_story(
     stamp: str, levels: list[int], wanted: list[tuple[float, int, float]]
 ) -> None:
-    phases = legacy.import_files([old(stamp)], levels)
+    phases = import_old_csv.import_files([old(stamp)], levels)
     assert [phase.concurrency for phase in phases] == levels
     for phase, (p50_ms, workers, per_min) in zip(phases, wanted, strict=True):
         if not p50_ms:
@@ -74,24 +74,24 @@ def test_every_old_file_is_covered() -> None:
 
 
 def test_one_client_alone_gives_the_workers_cycle_of_3450_ms() -> None:
-    phases = [phase for stamp, levels, _ in GOLDEN for phase in legacy.import_files([old(stamp)], levels)]
-    cycle = legacy.cycle_ms(phases)
+    phases = [phase for stamp, levels, _ in GOLDEN for phase in import_old_csv.import_files([old(stamp)], levels)]
+    cycle = import_old_csv.cycle_ms(phases)
     assert cycle == pytest.approx(CYCLE_MS, rel=0.01)
 
 
 def test_the_hidden_failure_is_found_a_90_s_wait_counted_as_success() -> None:
-    (phase,) = legacy.import_files([old("071309")], [1])
+    (phase,) = import_old_csv.import_files([old("071309")], [1])
     assert [job.error_class for job in phase.jobs].count("wait_expired") == 1
     assert phase.jobs[0].total_ms == pytest.approx(90_470, abs=1)
     assert not phase.jobs[0].ok
-    assert "wait that expired after 90 s" in legacy.story([phase], None)[0]
+    assert "wait that expired after 90 s" in import_old_csv.story([phase], None)[0]
     for stamp, levels, _ in GOLDEN:
         if stamp != "071309":
-            assert all(job.ok for one in legacy.import_files([old(stamp)], levels) for job in one.jobs)
+            assert all(job.ok for one in import_old_csv.import_files([old(stamp)], levels) for job in one.jobs)
 
 
 def test_the_scaler_change_alone_changed_nothing_the_second_worker_did() -> None:
-    before, after, two = (legacy.import_files([old(stamp)], [4])[0] for stamp in ("071544", "072123", "072902"))
+    before, after, two = (import_old_csv.import_files([old(stamp)], [4])[0] for stamp in ("071544", "072123", "072902"))
     assert before.steady_p50_ms is not None
     assert after.steady_p50_ms is not None
     assert two.steady_p50_ms is not None
@@ -100,7 +100,7 @@ def test_the_scaler_change_alone_changed_nothing_the_second_worker_did() -> None
 
 
 def test_the_soak_is_two_states_and_its_2000_jobs_are_worth_about_50() -> None:
-    (soak,) = legacy.import_files([old("121412")], [2])
+    (soak,) = import_old_csv.import_files([old("121412")], [2])
     totals = [job.total_ms for job in soak.jobs if job.total_ms is not None]
     assert len(totals) == 2000
     assert nearest_rank(sorted(totals), 50) == pytest.approx(3449, abs=1)
@@ -110,7 +110,7 @@ def test_the_soak_is_two_states_and_its_2000_jobs_are_worth_about_50() -> None:
     (p95,) = quantiles(totals, [95])
     assert (p95.low, p95.high) == (None, None)  # two states: no interval of the whole holds
     assert p95.n_eff < 60
-    (said,) = [line for line in legacy.story([soak], CYCLE_MS) if "two states" in line]
+    (said,) = [line for line in import_old_csv.story([soak], CYCLE_MS) if "two states" in line]
     assert "of 69.6 min" in said
     minutes = float(said.split("two states: ")[1].split(" of")[0])
     assert minutes == pytest.approx(26.0, abs=1.0)
@@ -118,7 +118,8 @@ def test_the_soak_is_two_states_and_its_2000_jobs_are_worth_about_50() -> None:
 
 async def test_the_door_prints_the_corrected_story(tmp_path: Path) -> None:
     out = tmp_path / "old"
-    ended = command("report", "--import-legacy", str(old("061713")), "--concurrency", "1", "4", "--out", str(out))
+    words = [str(old("061713")), "--concurrency", "1", "4", "--out", str(out)]
+    ended = command(*words, entry=import_old_csv.main)
     assert ended.code == 0
     assert re.search(r"= 4 x 3\.4\d s / (0\.9\d|1\.0\d): 1 worker;", ended.out)
     assert "17.4 jobs/min per worker" in ended.out
@@ -127,6 +128,22 @@ async def test_the_door_prints_the_corrected_story(tmp_path: Path) -> None:
     verdicts = {phase["phase"]["name"]: phase["verdicts"][0]["passed"] for phase in json.loads(again.out)["phases"]}
     assert any("17.4 jobs/min per worker" in note for note in json.loads(again.out)["notes"])
     assert verdicts == {"c=1": True, "c=4": False}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["/no/such.csv", "-c", "1"], "cannot read"),
+        ([str(DATA / "rp_results_20251010T063208Z.csv")], "--concurrency is needed"),
+        ([str(DATA / "rp_results_20251010T063208Z.csv"), "-c", "1", "2", "3"], "check --concurrency"),
+        ([str(ROOT / "README.md"), "-c", "1"], "it has no column"),
+    ],
+)
+def test_a_wrong_import_is_one_line_and_exit_2(words: list[str], said: str, tmp_path: Path) -> None:
+    ended = command(*words, "--out", str(tmp_path / "out"), entry=import_old_csv.main)
+    assert (ended.code, ended.out, ended.err.count("\n")) == (2, "", 1)
+    assert said in ended.err
+    assert list(tmp_path.iterdir()) == []
 
 
 # -- the simulation --

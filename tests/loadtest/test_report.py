@@ -26,6 +26,7 @@ from llmpod.loadtest.model.job_record import Job
 from llmpod.loadtest.model.plan import Phase
 from tests.loadtest.conftest import DATA, ROOT, Result, command, door
 from tests.loadtest.scripted import JobScript, Script, scripted
+from tools import import_old_csv
 
 LoadTest = Callable[..., Awaitable[Result]]
 
@@ -99,9 +100,8 @@ async def test_the_page_opens_offline_and_says_what_the_run_says(
 
 async def test_the_soaks_page_shows_its_two_states(tmp_path: Path, browser: webdriver.Chrome) -> None:
     soak = DATA / "rp_results_20251010T121412Z.csv"
-    ended = await door(
-        "report", "--import-legacy", str(soak), "-c", "2", "--out", str(tmp_path / "soak"), "--format", "quiet"
-    )
+    words = [str(soak), "-c", "2", "--out", str(tmp_path / "soak"), "--format", "quiet"]
+    ended = command(*words, entry=import_old_csv.main)
     assert (ended.code, ended.out) == (0, "")
     page = tmp_path / "soak" / "report.html"
     assert page.stat().st_size < 200_000

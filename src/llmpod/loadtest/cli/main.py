@@ -26,10 +26,20 @@ from llmpod.loadtest.report.report import Report, build, to_json
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns its exit code. Never lets a traceback reach the person at the keyboard."""
+
+    def act(environment: environ.Environment) -> Exit:
+        command, chosen = options.parse(sys.argv[1:] if argv is None else argv)
+        return COMMANDS[command](chosen, environment)
+
+    return guarded(act)
+
+
+def guarded(act: Callable[[environ.Environment], Exit]) -> int:
+    """Calls `act` with the environment and returns its exit code; an exception becomes one line on stderr and its
+    exit code."""
     environment = environ.read()
     try:
-        command, chosen = options.parse(sys.argv[1:] if argv is None else argv)
-        return int(COMMANDS[command](chosen, environment))
+        return int(act(environment))
     except LoadTestError as error:
         return _fail(environment.api_key.redact(str(error)), error.exit_code)
     except KeyboardInterrupt:
@@ -71,14 +81,8 @@ def _resume(chosen: argparse.Namespace, environment: environ.Environment) -> Exi
 
 
 def _report(chosen: argparse.Namespace, environment: environ.Environment) -> Exit:
-    if chosen.import_legacy:
-        from llmpod.loadtest.cli.legacy import report_legacy
-
-        if chosen.directory:
-            raise UsageError("report takes a DIR or --import-legacy, not both")
-        return report_legacy(chosen, environment, publish)
     if chosen.directory is None:
-        raise UsageError("report needs a DIR, or --import-legacy FILE --concurrency N")
+        raise UsageError("report needs a DIR")
     directory = Path(chosen.directory)
     gc.disable()  # a hundred thousand records are made, and none of them becomes garbage before the end
     try:

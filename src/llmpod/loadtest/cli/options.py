@@ -1,5 +1,4 @@
-"""The command line. Names that people know from other tools are aliases of ours; the old script's flags mean what they
-meant."""
+"""Options of the command line, with the names of other load testers as aliases."""
 
 import argparse
 import math
@@ -16,14 +15,14 @@ PROG = "llmpod loadtest"
 
 EPILOG = """\
 exit codes:  0 pass   1 the run could not be done   2 usage   3 an SLO failed   4 stopped by a guard
-             5 the numbers are not to be believed   130 interrupted (the report is still written)
+             5 the measurement is not valid   130 interrupted (the report is still written)
 
 commands:    run (the default), report DIR, compare A B, resume DIR, capacity DIR...   each has its own --help
 
 examples:
-  rp_load_test.py --endpoint-id abc123 --concurrency 1 4 8 --runs 40 --slo 'total.p95<8s'
-  rp_load_test.py --base-url http://127.0.0.1:8000/v2/local --request-rate 2 --arrival poisson --duration 5m
-  rp_load_test.py --soak 2h --concurrency 2 --slo-preset soak --gpu-price 0.40 --max-cost 2
+  llmpod loadtest --endpoint-id abc123 --concurrency 1 4 8 --runs 40 --slo 'total.p95<8s'
+  llmpod loadtest --base-url http://127.0.0.1:8000/v2/local --request-rate 2 --arrival poisson --duration 5m
+  llmpod loadtest --soak 2h --concurrency 2 --slo-preset soak --gpu-price 0.40 --max-cost 2
 """
 
 
@@ -34,7 +33,7 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message} (see {self.prog} --help)")
 
 
-def _duration(text: str) -> float:
+def duration(text: str) -> float:
     try:
         return parse_duration_s(text)
     except UsageError as error:
@@ -72,7 +71,7 @@ def _share(text: str) -> float:
     return value
 
 
-def _levels(text: str) -> list[int]:
+def levels(text: str) -> list[int]:
     return [_positive(part) for part in text.split(",") if part]
 
 
@@ -92,16 +91,16 @@ def run_parser() -> Parser:
 
     shape = p.add_argument_group("load: closed loop (clients that wait for their answers)")
     shape.add_argument(
-        "--concurrency", "-c", nargs="+", type=_levels, metavar="N", help="clients; several numbers are phases: 1 4 8"
+        "--concurrency", "-c", nargs="+", type=levels, metavar="N", help="clients; several numbers are phases: 1 4 8"
     )
     shape.add_argument(
-        "--ramp-up", type=_duration, default=0.0, metavar="TIME", help="start the clients one by one over TIME"
+        "--ramp-up", type=duration, default=0.0, metavar="TIME", help="start the clients one by one over TIME"
     )
     shape.add_argument(
         "--sweep", metavar="auto|A..B|A,B,C", help="climb a ladder of clients until an SLO breaks or nothing is gained"
     )
     shape.add_argument(
-        "--soak", type=_duration, metavar="TIME", help="like --duration, with time slices; the worker count may change"
+        "--soak", type=duration, metavar="TIME", help="like --duration, with time slices; the worker count may change"
     )
     rate = p.add_argument_group("load: open loop (requests that leave on schedule)")
     rate.add_argument("--request-rate", "--rate", "-q", type=_number, metavar="PER_S")
@@ -142,7 +141,7 @@ def run_parser() -> Parser:
         metavar="N",
         help="measured requests per phase (40)",
     )
-    stop.add_argument("--duration", "-z", type=_duration, metavar="TIME", help="measured time per phase, like 30m")
+    stop.add_argument("--duration", "-z", type=duration, metavar="TIME", help="measured time per phase, like 30m")
     stop.add_argument(
         "--warmup-requests",
         "--num-warmups",
@@ -150,13 +149,13 @@ def run_parser() -> Parser:
         metavar="N",
         help="default: one per client; 1 in an open loop",
     )
-    stop.add_argument("--warmup-duration", type=_duration, default=0.0, metavar="TIME")
+    stop.add_argument("--warmup-duration", type=duration, default=0.0, metavar="TIME")
     stop.add_argument(
-        "--cooldown", type=_duration, default=0.0, metavar="TIME", help="open loop: load goes on unmeasured at the end"
+        "--cooldown", type=duration, default=0.0, metavar="TIME", help="open loop: load goes on unmeasured at the end"
     )
     stop.add_argument(
         "--settle",
-        type=_duration,
+        type=duration,
         default=30.0,
         metavar="TIME",
         help="longest wait for an empty queue between phases (30s)",
@@ -164,10 +163,10 @@ def run_parser() -> Parser:
 
     job = p.add_argument_group("jobs")
     job.add_argument(
-        "--timeout", type=_duration, default=120.0, metavar="TIME", help="of one job, then it is cancelled (120s)"
+        "--timeout", type=duration, default=120.0, metavar="TIME", help="of one job, then it is cancelled (120s)"
     )
     job.add_argument(
-        "--wait", type=_duration, default=90.0, metavar="TIME", help="/runsync's wait (90s, RunPod's default)"
+        "--wait", type=duration, default=90.0, metavar="TIME", help="/runsync's wait (90s, RunPod's default)"
     )
     job.add_argument(
         "--retries",
@@ -176,7 +175,7 @@ def run_parser() -> Parser:
         metavar="N",
         help="of a submit that met 429, 5xx or no connection, in any mode (0)",
     )
-    job.add_argument("--poll-interval", type=_duration, metavar="TIME", help="poll /status at a fixed gap")
+    job.add_argument("--poll-interval", type=duration, metavar="TIME", help="poll /status at a fixed gap")
     job.add_argument(
         "--poll", choices=["auto", "adaptive"], default="auto", help="auto: long poll where the service has it"
     )
@@ -229,12 +228,12 @@ def run_parser() -> Parser:
     out.add_argument("--metadata", action="append", default=[], metavar="K=V", help="kept in run.json")
     out.add_argument("--ui", choices=["auto", "live", "plain", "none"], default="auto")
     out.add_argument("--no-tui", action="store_const", const="plain", dest="ui")
-    out.add_argument("--health-interval", type=_duration, default=2.0, metavar="TIME", help="0 asks nothing")
-    _view(p)
+    out.add_argument("--health-interval", type=duration, default=2.0, metavar="TIME", help="0 asks nothing")
+    view_options(p)
     return p
 
 
-def _view(p: Parser) -> None:
+def view_options(p: Parser) -> None:
     view = p.add_argument_group("judging and showing")
     view.add_argument(
         "--slo",
@@ -250,7 +249,7 @@ def _view(p: Parser) -> None:
     view.add_argument("--percentiles", "--metric-percentiles", default="50,90,95,99", metavar="P,P")
     view.add_argument("--metric", choices=["total", "exec", "delay"], help="show this latency only (all are recorded)")
     view.add_argument("--gpu-price", type=_number, metavar="USD/H", help="of one worker")
-    view.add_argument("--slice", type=_duration, metavar="TIME", help="width of the time slices")
+    view.add_argument("--slice", type=duration, metavar="TIME", help="width of the time slices")
     view.add_argument("--scaler-value", type=_number, metavar="N", help="REQUEST_COUNT scaler: jobs per worker")
     view.add_argument("--workers-min", type=_count, default=0, metavar="N")
     view.add_argument("--workers-max", type=_count, metavar="N")
@@ -267,29 +266,9 @@ def report_parser() -> Parser:
         allow_abbrev=False,
     )
     p.add_argument("directory", nargs="?", metavar="DIR")
-    p.add_argument(
-        "--import-legacy",
-        nargs="+",
-        metavar="FILE",
-        help="CSVs of the old script (ok,status,latency_ms,tokens_generated)",
-    )
-    p.add_argument(
-        "--concurrency",
-        "-c",
-        nargs="+",
-        type=_levels,
-        metavar="N",
-        help="of each phase in the old CSV: it does not say",
-    )
-    p.add_argument(
-        "--cycle",
-        type=_duration,
-        metavar="TIME",
-        help="old CSVs: what one worker takes per job; default: the c=1 phases' p50",
-    )
     p.add_argument("--out", metavar="DIR", help="write the report's files there (default: DIR)")
     p.add_argument("--csv", metavar="FILE", help="a copy of requests.csv")
-    _view(p)
+    view_options(p)
     return p
 
 
@@ -331,13 +310,13 @@ def capacity_parser() -> Parser:
     p.add_argument("--burstiness", type=_number, default=1.0, metavar="K", help="of the arrivals; 1 is Poisson")
     p.add_argument("--max-workers", type=_positive, default=50, metavar="N")
     p.add_argument("--gpu-price", type=_number, metavar="USD/H")
-    p.add_argument("--duration", type=_duration, default=3600.0, metavar="TIME", help="simulated time per answer (1h)")
+    p.add_argument("--duration", type=duration, default=3600.0, metavar="TIME", help="simulated time per answer (1h)")
     p.add_argument(
         "--scaler", metavar="TYPE:VALUE", help="also simulate an autoscaler: REQUEST_COUNT:1 or QUEUE_DELAY:4"
     )
     p.add_argument("--workers-min", type=_count, default=0, metavar="N")
-    p.add_argument("--idle-timeout", type=_duration, default=5.0, metavar="TIME")
-    p.add_argument("--cold-start", type=_duration, metavar="TIME", help="default: as measured, else 60s")
+    p.add_argument("--idle-timeout", type=duration, default=5.0, metavar="TIME")
+    p.add_argument("--cold-start", type=duration, metavar="TIME", help="default: as measured, else 60s")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--format", choices=["table", "json"], default="table")
     return p

@@ -1,21 +1,26 @@
-"""The old script's CSVs, read again: ok,status,latency_ms,tokens_generated in the order of completion, and nothing
-else.
+"""Import of CSV files with the columns ok,status,latency_ms,tokens_generated as a run of the load tester.
 
-What the file does not say is worked out where that is possible, and named where it is not: the phases (given by
---concurrency), when
-each request was sent (a client's next request follows its last answer), which "successes" were none, and how many
-workers there were
-(N clients on m workers, each S seconds per job, wait N*S/m: Little's law).
+    python tools/import_old_csv.py rp_results_1.csv --concurrency 1 4 8 [--cycle TIME] [--out DIR] [report options]
+
+The rows are in the order of completion. What the file does not say is worked out where that is possible, and named
+where it is not: the phases (given by --concurrency), when each request was sent (a client's next request follows its
+last answer), which "successes" were none, and how many workers there were (N clients on m workers, each S seconds per
+job, wait N*S/m: Little's law).
 """
 
 import argparse
 import csv
 import heapq
 import math
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+
+from llmpod.loadtest.cli import options
+from llmpod.loadtest.cli.main import guarded, publish
 from llmpod.loadtest.cli.viewing import make_view
 from llmpod.loadtest.environ import Environment
 from llmpod.loadtest.errors import Exit, UsageError
@@ -24,7 +29,7 @@ from llmpod.loadtest.model import run_files
 from llmpod.loadtest.model.job_record import Job
 from llmpod.loadtest.model.plan import Phase, Plan
 from llmpod.loadtest.model.run_files import Recorded
-from llmpod.loadtest.report.report import Report, build
+from llmpod.loadtest.report.report import build
 from llmpod.loadtest.stats import nearest_rank
 from llmpod.loadtest.units import show_duration, show_ms
 
@@ -36,6 +41,8 @@ LONG_RUN = 500
 
 @dataclass(frozen=True, slots=True)
 class OldRow:
+    """A line of the CSV."""
+
     ok: bool
     status: int | None
     latency_ms: float | None
@@ -65,12 +72,13 @@ class OldPhase:
 
 
 def read_rows(path: Path) -> list[OldRow]:
+    """The lines of a file. Raises UsageError."""
     try:
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
             missing = [name for name in COLUMNS if name not in (reader.fieldnames or [])]
             if missing:
-                raise UsageError(f"{path} is no CSV of the old script: it has no column {', '.join(missing)}")
+                raise UsageError(f"{path} cannot be imported: it has no column {', '.join(missing)}")
             rows = [_row(row, path, reader.line_num) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
@@ -98,7 +106,7 @@ def _row(row: dict[str, str], path: Path, line: int) -> OldRow:
             int(tokens) if tokens is not None else None,
         )
     except ValueError:
-        raise UsageError(f"{path} line {line}: a number is none") from None
+        raise UsageError(f"{path} line {line}: a value is not a number") from None
 
 
 def split(rows: Sequence[OldRow], levels: Sequence[int], path: Path) -> list[tuple[int, Sequence[OldRow]]]:
@@ -161,7 +169,7 @@ def cycle_ms(phases: Sequence[OldPhase]) -> float | None:
 
 
 def story(phases: Sequence[OldPhase], cycle: float | None) -> list[str]:
-    """What the old script's summary got wrong, said per phase."""
+    """Corrections of the figures that were read from these files, per phase."""
     out = []
     for phase in phases:
         expired = sum(1 for job in phase.jobs if job.error_class == "wait_expired")
@@ -217,15 +225,40 @@ def _percentile(phase: OldPhase, p: float) -> float:
     return nearest_rank(sorted(job.total_ms for job in phase.jobs if job.total_ms is not None), p)
 
 
-def report_legacy(
-    chosen: argparse.Namespace,
-    environment: Environment,
-    publish: Callable[[Report, Recorded, Path, argparse.Namespace, Environment], Exit],
-) -> Exit:
+def parser() -> options.Parser:
+    """The command line of this script."""
+    p = options.Parser(
+        prog="tools/import_old_csv.py",
+        description="Imports CSVs (ok,status,latency_ms,tokens_generated) as a run and reports on it.",
+        allow_abbrev=False,
+    )
+    p.add_argument("files", nargs="+", metavar="FILE")
+    p.add_argument(
+        "--concurrency", "-c", nargs="+", type=options.levels, metavar="N", help="of each phase: the CSV does not say"
+    )
+    p.add_argument(
+        "--cycle",
+        type=options.duration,
+        metavar="TIME",
+        help="what one worker takes per job; default: the c=1 phases' p50",
+    )
+    p.add_argument("--out", metavar="DIR", help="the run's directory (default: runs/legacy-…)")
+    p.add_argument("--csv", metavar="FILE", help="a copy of requests.csv")
+    options.view_options(p)
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Imports, reports, and returns the exit code of the report."""
+    return guarded(lambda environment: import_and_report(parser().parse_args(argv), environment))
+
+
+def import_and_report(chosen: argparse.Namespace, environment: Environment) -> Exit:
+    """Writes the run's directory and its report. Raises UsageError."""
     levels = [level for group in chosen.concurrency or [] for level in group]
     if not levels:
-        raise UsageError("--import-legacy needs --concurrency: the old CSV does not say how many clients there were")
-    paths = [Path(name) for name in chosen.import_legacy]
+        raise UsageError("--concurrency is needed: the CSV does not say how many clients there were")
+    paths = [Path(name) for name in chosen.files]
     phases = import_files(paths, levels)
     directory = Path(chosen.out) if chosen.out else Path("runs") / f"legacy-{paths[0].stem.removeprefix('rp_results_')}"
     if (directory / run_files.PLAN).exists() and not run_files.read(directory).plan.get("imported"):
@@ -269,3 +302,7 @@ def write_run(directory: Path, phases: Sequence[OldPhase], paths: Sequence[Path]
     log.event("imported", 0.0, notes=notes)
     log.close()
     return run_files.read(directory)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
