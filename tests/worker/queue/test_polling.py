@@ -16,11 +16,11 @@ from tests.worker.scripted import ScriptedEngine, serving, until
 Answer = Callable[[int], Awaitable[list[Any] | None]]
 
 
-class Seats:
-    """A worker with so many seats, which notes what is asked for on its behalf."""
+class PolledWorker:
+    """A worker with so many slots, which notes what is asked for on its behalf."""
 
-    def __init__(self, seats: int, answer: Answer) -> None:
-        self.seats = seats
+    def __init__(self, slots: int, answer: Answer) -> None:
+        self.slots = slots
         self.answer = answer
         self.jobs: list[Any] = []
         self.asking: list[int] = []
@@ -32,7 +32,7 @@ class Seats:
         assert wanted > 0
         self.asking.append(wanted)
         self.most_calls = max(self.most_calls, len(self.asking))
-        assert sum(self.asking) + len(self.jobs) <= self.seats, "more were asked for than there are seats"
+        assert sum(self.asking) + len(self.jobs) <= self.slots, "more were asked for than there are slots"
         try:
             return await self.answer(wanted)
         finally:
@@ -41,7 +41,7 @@ class Seats:
     @asynccontextmanager
     async def taking(self) -> AsyncIterator[Poller]:
         poller = Poller(
-            lambda: self.seats - len(self.jobs),
+            lambda: self.slots - len(self.jobs),
             self.fetch,
             self.jobs.append,
             lambda event, **fields: self.told.append(event),
@@ -76,18 +76,18 @@ def queue_of(count: int, *, most: int, rtt_s: float = 0.01) -> Answer:
 
 
 async def test_one_call_takes_what_a_generous_queue_has() -> None:
-    seats = Seats(100, queue_of(100, most=1000))
-    async with seats.taking():
-        await until(lambda: len(seats.jobs) == 100)
-    assert seats.most_calls == 1
+    worker = PolledWorker(100, queue_of(100, most=1000))
+    async with worker.taking():
+        await until(lambda: len(worker.jobs) == 100)
+    assert worker.most_calls == 1
 
 
 async def test_a_queue_that_gives_one_job_a_call_is_asked_side_by_side() -> None:
-    seats = Seats(200, queue_of(150, most=1))
-    async with seats.taking():
-        await until(lambda: len(seats.jobs) == 150)
-        assert seats.most_calls == MOST_ABREAST
-        await until(lambda: len(seats.asking) == MOST_ABREAST)
+    worker = PolledWorker(200, queue_of(150, most=1))
+    async with worker.taking():
+        await until(lambda: len(worker.jobs) == 150)
+        assert worker.most_calls == MOST_ABREAST
+        await until(lambda: len(worker.asking) == MOST_ABREAST)
 
 
 async def test_an_idle_worker_has_one_call_open() -> None:
@@ -100,24 +100,24 @@ async def test_an_idle_worker_has_one_call_open() -> None:
         await asyncio.wait_for(held.wait(), 0.3)
         return None
 
-    seats = Seats(50, answer)
-    async with seats.taking():
-        await until(lambda: seats.most_calls == MOST_ABREAST)
+    worker = PolledWorker(50, answer)
+    async with worker.taking():
+        await until(lambda: worker.most_calls == MOST_ABREAST)
         held.set()  # every call comes back empty
         held.clear()
-        await until(lambda: len(seats.asking) == 1)
-        assert sum(seats.asking) == 50 - len(seats.jobs)
+        await until(lambda: len(worker.asking) == 1)
+        assert sum(worker.asking) == 50 - len(worker.jobs)
 
 
 async def test_a_full_worker_asks_when_a_seat_becomes_free() -> None:
-    seats = Seats(2, queue_of(5, most=10, rtt_s=0))
-    async with seats.taking() as poller:
-        await until(lambda: len(seats.jobs) == 2)
+    worker = PolledWorker(2, queue_of(5, most=10, rtt_s=0))
+    async with worker.taking() as poller:
+        await until(lambda: len(worker.jobs) == 2)
         await asyncio.sleep(0.02)
-        assert not seats.asking
-        seats.jobs.pop()
+        assert not worker.asking
+        worker.jobs.pop()
         poller.wake()
-        await until(lambda: len(seats.jobs) == 2)
+        await until(lambda: len(worker.jobs) == 2)
 
 
 async def test_failures_are_told_and_repeated_with_pauses() -> None:
@@ -127,12 +127,12 @@ async def test_failures_are_told_and_repeated_with_pauses() -> None:
         calls.append(time.monotonic())
         raise OSError("no network")
 
-    seats = Seats(5, answer)
-    async with seats.taking():
+    worker = PolledWorker(5, answer)
+    async with worker.taking():
         await until(lambda: len(calls) == 4)
     assert calls[3] - calls[0] > 0.1
-    assert set(seats.told) == {"take_failed"}
-    assert seats.most_calls == 1
+    assert set(worker.told) == {"take_failed"}
+    assert worker.most_calls == 1
 
 
 @pytest.mark.parametrize("policy", ["fill", "one", "random"])

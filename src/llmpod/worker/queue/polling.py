@@ -60,10 +60,10 @@ class Poller:
 
     async def run(self) -> None:
         """Poll until shutdown."""
-        async with contextlib.AsyncExitStack() as stack, asyncio.TaskGroup() as takers:
+        async with contextlib.AsyncExitStack() as stack, asyncio.TaskGroup() as loops:
             for number, session in enumerate(self._sessions):
                 await stack.enter_async_context(session.client)
-                takers.create_task(self._take(number, session))
+                loops.create_task(self._poll_loop(number, session))
 
     def wake(self) -> None:
         """Poll again: a slot has become free."""
@@ -75,7 +75,7 @@ class Poller:
             session.half_close()
         self._wakeup.set()
 
-    async def _take(self, number: int, session: sdk.PollSession) -> None:
+    async def _poll_loop(self, number: int, session: sdk.PollSession) -> None:
         backoff = Backoff()
         while not self._shutdown.is_set():
             wanted = self._share(number)

@@ -183,7 +183,7 @@ async def _refuse_redirects(
 def open_session(connector: aiohttp.TCPConnector | None = None) -> aiohttp.ClientSession:
     """A pooled client session with the SDK's headers; its own factory takes no connector.
 
-    A redirect is a failure: followed, it would take a result or the key elsewhere, and a login page for an answer.
+    A redirect is a failure: following it would send a result or the key elsewhere, or read a login page as an answer.
     """
     return aiohttp.ClientSession(
         middlewares=(_refuse_redirects,),

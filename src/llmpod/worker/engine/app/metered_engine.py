@@ -41,8 +41,8 @@ def count_cut_requests(engine: Any) -> None:
 def keep_failures(serving: Any) -> None:
     """Record in the job's meter why a stream of one of vLLM's serving objects fails.
 
-    What is made of the stream afterwards may not carry it: /v1/messages reads the error event of the chat answer as if
-    it were a part of that answer (vllm/entrypoints/anthropic/serving.py).
+    The error may be lost afterwards: /v1/messages reads the error event of the chat answer as if it were a part of
+    that answer (vllm/entrypoints/anthropic/serving.py).
     """
     event_of = getattr(serving, "create_streaming_error_response", None)
     if event_of is None:

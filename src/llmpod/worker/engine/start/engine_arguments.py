@@ -1,6 +1,6 @@
 """Engine arguments: settings and environment variables parsed by vLLM's own parser, with its defaults.
 
-Which words the parser gets is engine_options.py's to decide; what they come to is asked of vLLM here.
+engine_options.py decides which words the parser gets; this module calls vLLM with them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def read(settings: Settings, environment: Mapping[str, str], emit: Emit) -> Argu
     """Build vLLM's arguments from the settings and from variables named after arguments.
 
     Raises:
-        StartError: a variable nearly bears an argument's name, or vLLM's parser refuses its value.
+        StartError: a variable's name resembles an argument's, or vLLM's parser refuses its value.
     """
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.entrypoints.openai.models.protocol import LoRAModulePath

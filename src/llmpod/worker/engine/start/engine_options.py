@@ -1,7 +1,7 @@
 """Engine options: settings and environment variables as words for vLLM's command line parser.
 
-The parser is vLLM's (made from its dataclass, so values mean here what they mean to `vllm serve`) and comes in as an
-argument: this module decides, and engine_arguments.py asks vLLM.
+The parser is vLLM's (created from its dataclass, so values have the same meaning as for `vllm serve`) and is passed in
+by engine_arguments.py: this module does not import vLLM.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def command_line(
     MAX_NUM_BATCHED_TOKENS and TENSOR_PARALLEL_SIZE's default are not among them: both depend on the model's config.
 
     Raises:
-        StartError: a variable in `environment` nearly bears an argument's name, or is no boolean where one is needed.
+        StartError: a variable in `environment` has a name like an argument's, or is not a boolean where required.
     """
     arguments = {action.dest: action for action in parser._actions if action.option_strings and action.dest in fields}
     open_names = {name.upper(): name for name in arguments if name not in NOT_FROM_ENVIRONMENT}
@@ -189,7 +189,7 @@ def _option(action: argparse.Action, name: str, value: str) -> list[str]:
 
 
 def _correction(name: str, value: str, default: object) -> Correction | None:
-    """`None` as a word, or a 0 where vLLM's default is "not set", as web forms leave them (ranks do start at 0)."""
+    """Correct `None` as a word, or 0 where vLLM's default is "not set", as web forms send them (ranks start at 0)."""
     if value.lower() in ("none", "null", "undefined"):
         return Correction(name.upper(), value, None, "the word stands for no value")
     if value == "0" and default is None and not name.endswith("_rank"):
