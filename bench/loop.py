@@ -25,7 +25,7 @@ from llmpod.worker.queue.loop import EngineJobScaler, EventJobScaler  # noqa: E4
 from tests.worker.scripted import ScriptedEngine, Serving, serving  # noqa: E402
 
 PACE = 100
-SEATS = 16
+SLOTS = 16
 CLIENTS = 64
 
 
@@ -34,7 +34,7 @@ async def main() -> None:
     columns = {}
     for name, base in (("stock loop", EngineJobScaler), ("llmpod", EventJobScaler)):
         with pytest.MonkeyPatch.context() as patch:
-            engine = ScriptedEngine(tokens_per_s=PACE, max_num_seqs=SEATS)
+            engine = ScriptedEngine(tokens_per_s=PACE, max_num_seqs=SLOTS)
             async with serving(patch, engine, base=base, options={"rate_limits": False}) as served:
                 columns[name] = await figures(served)
             crowd = ScriptedEngine(tokens_per_s=PACE, max_num_seqs=CLIENTS)
@@ -61,7 +61,7 @@ async def figures(served: Serving) -> dict[str, float]:
     found["token age ms, p50, 50 ms per POST"] = 1000 * statistics.median(await ages(served))
     served.endpoint.set_faults(post_latency_ms=0)
     began = time.monotonic()
-    ids = [await served.submit(sampling_params={"max_tokens": 21}) for _ in range(20 * SEATS)]
+    ids = [await served.submit(sampling_params={"max_tokens": 21}) for _ in range(20 * SLOTS)]
     for job_id in ids:
         await served.ended(job_id, 120)
     found["seconds for 20 rounds of 0.2 s, all slots"] = time.monotonic() - began

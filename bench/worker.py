@@ -37,7 +37,7 @@ from llmpod.endpoint.fleet.process_guard import give_way  # noqa: E402
 
 TOKENS = 128
 JOB = {"prompt": "How do I prepare for a job interview?", "sampling_params": {"max_tokens": TOKENS, "ignore_eos": True}}
-SEATS = 128
+SLOTS = 128
 OUTSIDE = "of it outside the engine"
 Figures = dict[str, float]
 
@@ -85,16 +85,16 @@ class Bench:
         """Share of engine slots that stood empty while jobs were queued."""
         began = last = time.monotonic()
         empty = seconds = 0.0
-        burst = asyncio.create_task(self.load(5 * SEATS, 5 * SEATS, stream=False))
+        burst = asyncio.create_task(self.load(5 * SLOTS, 5 * SLOTS, stream=False))
         while not burst.done():
             await asyncio.sleep(0.005)
             now = time.monotonic()
             held = sum(len(worker.jobs) for worker in self.endpoint.broker.live())
             if now - began > 1 and len(self.endpoint.store.queue):
-                empty += (now - last) * max(0, SEATS - held)
+                empty += (now - last) * max(0, SLOTS - held)
                 seconds += now - last
             last = now
-        return empty / (SEATS * seconds) if seconds else 0.0
+        return empty / (SLOTS * seconds) if seconds else 0.0
 
     async def outside_ms(self, jobs: list[Job]) -> list[float]:
         """The jobs' median time outside the engine; nothing of a worker whose log does not tell."""
@@ -238,7 +238,7 @@ def peer_variables() -> dict[str, str]:
         "MODEL_NAME": os.environ.get("MODEL_NAME", str(REPOSITORY / "src" / "llmpod" / "worker" / "demo_model")),
         "DTYPE": "float32",
         "ENFORCE_EAGER": "true",
-        "MAX_NUM_SEQS": str(SEATS),
+        "MAX_NUM_SEQS": str(SLOTS),
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }

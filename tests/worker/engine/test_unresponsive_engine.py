@@ -1,4 +1,4 @@
-"""A real engine whose process lives and does not hear: stopped by a signal, then with a dead input thread."""
+"""A real engine whose process runs and does not respond: stopped by a signal, then with a dead input thread."""
 
 from __future__ import annotations
 
