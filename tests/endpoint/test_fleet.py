@@ -71,9 +71,9 @@ async def test_a_killed_worker_s_job_runs_again_and_its_ping_process_dies_too(tm
     note = tmp_path / "ran"
     async with serve(workers_max=1) as client:
         (first,) = await client.endpoint.ready()
-        keeper = client.endpoint.fleet.processes[first]
-        await eventually(lambda: keeper.pid is not None)
-        family = [keeper.pid, *children_of(keeper.pid)]
+        supervisor = client.endpoint.fleet.processes[first]
+        await eventually(lambda: supervisor.pid is not None)
+        family = [supervisor.pid, *children_of(supervisor.pid)]
         assert len(family) > 1, "the SDK's ping process is a child of the worker"
         job_id = await client.run({"sleep_ms": 700, "echo": "again", "note": str(note)})
         await eventually(note.exists)

@@ -249,7 +249,7 @@ def script_of(output: Any, mode: str) -> Script:
 
 @pytest.mark.parametrize("mode", ["runsync", "run", "stream", "openai"])
 async def test_a_worker_that_answers_nothing_is_not_certified(load_test: LoadTest, mode: str) -> None:
-    """Every job blocked, no token generated, and objectives that say nothing of it: the run is not to be believed."""
+    """Every job blocked, no token generated, and objectives that say nothing of it: the run is not valid."""
     output = {"error": {"code": "blocked", "message": "no"}} if mode == "openai" else BLOCKED
     async with scripted(script_of(output, mode)) as server:
         result = await load_test(server.url, "--mode", mode, *ONCE, "--slo", "total.p50<5s")

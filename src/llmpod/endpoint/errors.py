@@ -1,4 +1,4 @@
-"""Errors that reach a client or a worker, as values: a status code and one sentence, never a traceback."""
+"""Errors of the API: an HTTP status and one sentence."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What production does to a worker, as knobs: slow networks, lost connections, refusals, kills, scarce machines.
+"""Fault injection: slow networks, lost connections, refusals, kills, scarce machines.
 
 `Faults` is plain data that can be replaced while the endpoint runs; the functions beside it decide, given a random
 number generator, and touch nothing.

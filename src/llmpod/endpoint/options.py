@@ -249,7 +249,7 @@ class Options(BaseModel):
     journal: str = Field(
         "-", description="where the JSON line per job transition goes: a path, '-' for stdout, '' for nowhere"
     )
-    console: bool = Field(True, description="show workers' logs and the fleet's doings on stderr")
+    console: bool = Field(True, description="show workers' logs and starts and ends of workers on stderr")
 
     faults: Faults = Field(default_factory=Faults, description="what production does to a worker; see --help, Faults")
 

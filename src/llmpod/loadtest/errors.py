@@ -1,4 +1,4 @@
-"""What ends a command, and with which exit code.
+"""Exceptions that end a command, and exit codes.
 
 The codes are a contract with whoever scripts this tool; other tools' codes differ (k6 leaves with 99, Gatling with 2).
 """
@@ -12,7 +12,7 @@ class Exit(IntEnum):
     USAGE = 2
     SLO_FAILED = 3
     ABORTED = 4  # a guard stopped it: cost, error rate, or an SLO with --abort-on-fail
-    INVALID = 5  # measured, but the numbers are not to be believed
+    INVALID = 5  # measured, but the measurement does not meet the validity checks
     INTERRUPTED = 130
 
 

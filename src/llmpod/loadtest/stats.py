@@ -1,4 +1,4 @@
-"""Percentiles that can be believed, and a clear "n/a" where they cannot.
+"""Percentiles with distribution-free confidence intervals, or "n/a" where the sample is too small.
 
 Percentile: nearest rank (the smallest value that at least p % of the sample do not exceed): always a latency that
 happened. Interval: distribution-free, from order statistics: the number of samples below the true quantile is binomial,

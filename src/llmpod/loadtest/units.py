@@ -1,4 +1,4 @@
-"""Durations, counts and money: read from what people type, written as people read."""
+"""Parsing and formatting of durations, counts, rates and money."""
 
 import math
 import re

@@ -1,4 +1,4 @@
-"""The public API of one endpoint: what RunPod's clients call. One method per operation; server.py has the paths."""
+"""Client API of one endpoint: one method per operation; router.py has the paths."""
 
 from __future__ import annotations
 

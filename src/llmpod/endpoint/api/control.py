@@ -1,4 +1,4 @@
-"""/control/*: what the page shows, and the knobs that turn while the endpoint runs. Not part of RunPod's API."""
+"""Control API (/control/*) for the page and for changes while the endpoint runs. Not part of RunPod's API."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every route shares: reading a body under a limit, JSON answers, cut connections, waiting for a job."""
+"""HTTP helpers of all routes: bodies under a limit, JSON answers, cut connections, waiting for a job."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The HTTP face: one place where a path becomes an operation, and where keys, hosts, rates and faults are checked."""
+"""Router: maps paths to operations, and checks keys, hosts, rates and faults."""
 
 from __future__ import annotations
 

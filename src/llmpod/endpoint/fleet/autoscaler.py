@@ -1,4 +1,4 @@
-"""How many workers there should be: RunPod's two rules, and what follows from them, as functions on plain numbers."""
+"""Autoscaler rules of RunPod (QUEUE_DELAY, REQUEST_COUNT) as functions on plain numbers."""
 
 from __future__ import annotations
 

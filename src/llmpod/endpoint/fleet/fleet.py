@@ -1,4 +1,4 @@
-"""Keeps as many worker processes running as the scaler asks for, and tells the broker when one is gone."""
+"""Worker fleet: keeps as many processes running as the autoscaler asks for; reports ends to the broker."""
 
 from __future__ import annotations
 

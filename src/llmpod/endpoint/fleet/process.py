@@ -1,4 +1,4 @@
-"""One worker's processes: started under a keeper (reaper.py), observed through pipes, ended for certain."""
+"""Worker process: started under a supervisor (process_guard.py), observed through pipes, terminated."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from llmpod.endpoint.fleet import process_guard
 
 EXIT_POLL_S = 0.02
 LAST_LINES_S = 2.0
-"""How long output is read after the end. It ends by itself, unless a process that escaped a killed keeper holds it."""
+"""How long output is read after the end. It ends by itself, unless a process that outlived the supervisor holds it."""
 LINE_LIMIT = 8192
 """Characters of a log line that are kept; the SDK at DEBUG prints whole outputs."""
 
@@ -32,14 +32,14 @@ class WorkerProcess:
         self.last_line = ""
         self.last_error_line = ""
         self.pid: int | None = None
-        """Of the command itself, known a few milliseconds after the start; the keeper has another."""
+        """Of the command itself, known a few milliseconds after the start; the supervisor has another."""
         asyncio.get_running_loop().add_reader(status_fd, self._read_pid)
 
     @classmethod
     async def start(
         cls, command: Sequence[str], cwd: Path, env: Mapping[str, str], on_line: Callable[[str], None]
     ) -> WorkerProcess:
-        """Raises OSError when not even the keeper can be started; a bad `command` shows as exit code 127."""
+        """Raises OSError when not even the supervisor can be started; a bad `command` shows as exit code 127."""
         status_read, status_write = os.pipe()
         try:
             process = await asyncio.create_subprocess_exec(
@@ -82,11 +82,11 @@ class WorkerProcess:
             asyncio.create_task(self._read_lines(self._process.stderr, is_error=True)),
         ]
         try:
-            # Process.wait() would also wait for the pipes, which what escaped from a killed keeper may hold for ever.
+            # Process.wait() would also wait for the pipes, which a process that outlived the supervisor may hold.
             while (code := self._process.returncode) is None:  # noqa: ASYNC110 -- there is no event to wait for
                 await asyncio.sleep(EXIT_POLL_S)
             if code < 0:
-                # Somebody killed the keeper. Its command died with it (PR_SET_PDEATHSIG), the command's group may not.
+                # The supervisor was killed. Its command died with it (PR_SET_PDEATHSIG), the command's group may not.
                 if self.pid is not None:
                     with contextlib.suppress(ProcessLookupError, PermissionError):
                         os.killpg(self.pid, signal.SIGKILL)

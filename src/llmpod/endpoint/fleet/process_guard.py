@@ -1,14 +1,14 @@
-"""A worker's keeper: runs one command and guarantees that nothing of it stays behind.
+"""Process supervisor of a worker: runs one command and leaves none of its processes behind.
 
-Usage (by worker_process.py only): python -I -S reaper.py STATUS_FD COMMAND [ARGUMENT ...]
+Usage (by process.py only): python -I -S process_guard.py STATUS_FD COMMAND [ARGUMENT ...]
 
 Why a process of its own: a worker starts children (the SDK's ping process is one) that outlive it, and the endpoint
-itself can be killed with SIGKILL, after which it can clean up nothing. The keeper is the child subreaper of everything
-the command starts, so no descendant escapes to init, and its standard input is a pipe whose other end only the endpoint
-holds: when the endpoint is gone, however it went, the pipe closes and the keeper kills all descendants.
+itself can be killed with SIGKILL, after which it can clean up nothing. The supervisor is the child subreaper of all
+that the command starts, so no descendant escapes to init, and its standard input is a pipe whose other end only the
+endpoint holds: when the endpoint is gone, however it went, the pipe closes and the supervisor kills all descendants.
 
-Orders are single bytes on that pipe. The keeper ends when the command ends, with its exit code (128 + N for signal N),
-and as the death of PID 1 ends a container, what the command left running is killed then.
+Orders are single bytes on that pipe. The supervisor ends when the command ends, with its exit code (128 + N for
+signal N), and as the death of PID 1 ends a container, what the command left running is killed then.
 
 Standard library only, and no site-packages: it starts in about 20 ms.
 """
@@ -35,7 +35,7 @@ LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 def die_with_parent() -> None:
-    """In the command's process, before exec: SIGKILL when the keeper dies, should somebody kill the keeper itself."""
+    """Has the kernel kill the command (SIGKILL) when the supervisor dies; called in its process before exec."""
     if LIBC is not None:
         LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
@@ -131,7 +131,7 @@ def keep(status_fd: int, command: list[str]) -> int:
         return 127
     os.write(status_fd, b"%d\n" % child.pid)
     os.close(status_fd)
-    # The worker's output pipes must reach their end when the worker's processes are gone, not when the keeper is.
+    # The worker's output pipes must reach their end when the worker's processes are gone, not when the supervisor is.
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
     os.dup2(null, 2)

@@ -1,4 +1,4 @@
-"""What a person at the terminal sees, on stderr: a banner, the fleet's doings, workers' lines with a prefix."""
+"""Terminal output on stderr: a banner, starts and ends of workers, and workers' log lines with a prefix."""
 
 from __future__ import annotations
 

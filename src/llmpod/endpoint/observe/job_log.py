@@ -1,4 +1,4 @@
-"""One JSON line per job transition, written in batches off the event loop. Inputs and outputs are never in it."""
+"""Job log: one JSON line per transition, written off the event loop, without inputs and outputs."""
 
 from __future__ import annotations
 

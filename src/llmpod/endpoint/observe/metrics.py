@@ -1,4 +1,4 @@
-"""/metrics: the state of the endpoint in Prometheus text form, read from the store when it is asked for."""
+"""Prometheus metrics (/metrics), read from the store on request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tells a client's webhook that its job has ended: a POST of the status object, tried again until it answers 200."""
+"""Webhook delivery: POSTs the status of a job that ended, and retries until it is answered 200."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Between the queue and the workers: open polls, hand-outs, results, stop signals, pings, and the loss of a worker.
+"""Job broker between queue and workers: polls, assignments, results, stop signals, pings, lost workers.
 
 No HTTP here: worker_api.py turns requests into these calls, fleet.py reports what happens to processes.
 """

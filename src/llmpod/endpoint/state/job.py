@@ -1,4 +1,4 @@
-"""A job: what was asked, where it stands, and the only way it may move."""
+"""Job: its request, its state, and the transitions that are allowed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A worker as the endpoint sees it: what it holds, when it was last heard, and the state that follows from that."""
+"""Worker state of the endpoint: its jobs, its last ping, and the state that follows from them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From recorded jobs to what a report says. Everything here can be done again from the files, as often as one likes."""
+"""Analysis of recorded jobs into a phase's figures; repeatable from the files of a run."""
 
 import itertools
 import math
@@ -16,7 +16,7 @@ from llmpod.loadtest.analysis.littles_law import Little, little
 from llmpod.loadtest.analysis.slo import Slo, Verdict, judge
 from llmpod.loadtest.analysis.timeline import HealthReport, InFlight, Scaler
 from llmpod.loadtest.analysis.timeline import report as health_report
-from llmpod.loadtest.analysis.validity import Doubt, doubts
+from llmpod.loadtest.analysis.validity import ValidityIssue, doubts
 from llmpod.loadtest.analysis.workers import (
     StartClass,
     Stratum,
@@ -163,7 +163,7 @@ class PhaseReport:
     refusals: dict[str, int]  # why submits were refused before one was taken: "429" -> 2
     retry_wait_s: float
     poll_overshoot_ms: float | None  # the mean that polling would have added to the total, had it not been corrected
-    doubts: tuple[Doubt, ...]
+    doubts: tuple[ValidityIssue, ...]
     verdicts: tuple[Verdict, ...]
     why: str
 

@@ -1,4 +1,4 @@
-"""One sentence that says where the time went, or why there is nothing to say."""
+"""Explanation in one sentence: where the time went, or why that cannot be told."""
 
 import math
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""The table of latencies: which metrics there are, and each one's row."""
+"""Latency metrics, and the row of each in the table."""
 
 import math
 from collections.abc import Callable, Sequence

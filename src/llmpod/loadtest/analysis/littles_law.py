@@ -1,4 +1,4 @@
-"""Little's law, checking a closed loop: throughput x latency is the number of clients, or some of them were idle."""
+"""Little's law as a check of a closed loop: throughput x latency = clients, else some were idle."""
 
 import math
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""A sweep's climb and its answer: how many clients, or which rate, hold the objectives."""
+"""Sweep: the next load to try, and the highest load that meets the objectives."""
 
 import math
 from collections.abc import Sequence

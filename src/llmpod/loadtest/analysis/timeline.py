@@ -1,4 +1,4 @@
-"""The endpoint's own timeline, from /health samples: how many workers there were, and how many the load wanted."""
+"""Endpoint timeline from /health samples: live workers, and workers the load needed."""
 
 import itertools
 from bisect import bisect_right

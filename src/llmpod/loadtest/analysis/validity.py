@@ -1,4 +1,4 @@
-"""Can the numbers be believed? Reasons to doubt them, each with what to do about it."""
+"""Validity checks of a measurement, and the issues they find."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,14 +15,14 @@ ACHIEVED_SHARE = 0.95
 
 
 @dataclass(frozen=True, slots=True)
-class Doubt:
+class ValidityIssue:
     """`fatal`: no verdict is given on these numbers (exit code 5)."""
 
     text: str
     fatal: bool
 
 
-def doubts(report: "PhaseReport", *, allow_worker_change: bool) -> tuple[Doubt, ...]:
+def doubts(report: "PhaseReport", *, allow_worker_change: bool) -> tuple[ValidityIssue, ...]:
     found = [
         *_nothing_generated(report),
         *_client(report.client, _p50(report, "total")),
@@ -32,7 +32,7 @@ def doubts(report: "PhaseReport", *, allow_worker_change: bool) -> tuple[Doubt, 
     law = report.little
     if law is not None and not law.holds and not report.failed:  # a client pauses after a failure
         found.append(
-            Doubt(
+            ValidityIssue(
                 f"Little's law: {law.throughput_per_s:.2f}/s x {law.latency_s:.2f} s = {law.ratio * law.clients:.1f}, "
                 f"but there were {law.clients} clients: some of them were idle (ramping up, or unable to keep up)",
                 fatal=False,
@@ -40,31 +40,33 @@ def doubts(report: "PhaseReport", *, allow_worker_change: bool) -> tuple[Doubt, 
         )
     if report.rows.get("total") is not None and report.tokens_estimated:
         found.append(
-            Doubt(f"tokens of {report.tokens_estimated} answers are estimated (no usage in the output)", fatal=False)
+            ValidityIssue(
+                f"tokens of {report.tokens_estimated} answers are estimated (no usage in the output)", fatal=False
+            )
         )
     if report.silences:
         told = ", ".join(f"{one.from_s:.1f} to {one.to_s:.1f} s" for one in report.silences[:3])
         more = f" and {count(len(report.silences) - 3, 'more time')}" if len(report.silences) > 3 else ""
         most = max(one.in_flight for one in report.silences)
         text = f"nothing was answered from {told}{more} of the window, with up to {count(most, 'job')} in flight"
-        found.append(Doubt(text, fatal=False))
+        found.append(ValidityIssue(text, fatal=False))
     inconsistent = report.warnings.get("timing_inconsistent", 0)
     if inconsistent:
         found.append(
-            Doubt(
+            ValidityIssue(
                 f"{inconsistent} jobs report times that do not fit what the client saw (retries, restarts)", fatal=False
             )
         )
     return tuple(found)
 
 
-def _nothing_generated(report: "PhaseReport") -> list[Doubt]:
+def _nothing_generated(report: "PhaseReport") -> list[ValidityIssue]:
     """A phase without a single answer measured no model, whatever its latencies say."""
     blocked = report.outcomes.get("blocked", 0)
     if report.ok or not blocked:
         return []
     return [
-        Doubt(
+        ValidityIssue(
             f"nothing was generated: {count(blocked, 'job')} of {report.counted} blocked by the worker's policy; "
             "--expect-blocked if that is what is tested",
             fatal=True,
@@ -72,13 +74,13 @@ def _nothing_generated(report: "PhaseReport") -> list[Doubt]:
     ]
 
 
-def _client(client: Mapping[str, Any], p50_ms: float | None) -> list[Doubt]:
+def _client(client: Mapping[str, Any], p50_ms: float | None) -> list[ValidityIssue]:
     lag = client.get("loop_lag_p99_ms")
     if not isinstance(lag, int | float) or lag <= LAG_MS:
         return []
     fatal = p50_ms is not None and lag > LAG_SHARE * p50_ms
     return [
-        Doubt(
+        ValidityIssue(
             f"this client was slow: its event loop woke up {show_ms(lag)} late at p99"
             + (", more than 5 % of the total's p50; use fewer clients or a faster machine" if fatal else ""),
             fatal,
@@ -86,7 +88,7 @@ def _client(client: Mapping[str, Any], p50_ms: float | None) -> list[Doubt]:
     ]
 
 
-def _schedule(report: "PhaseReport") -> list[Doubt]:
+def _schedule(report: "PhaseReport") -> list[ValidityIssue]:
     found = []
     asked, sent = report.requested_per_s, report.achieved_per_s
     if asked is not None and sent is not None and sent < ACHIEVED_SHARE * asked:
@@ -96,20 +98,26 @@ def _schedule(report: "PhaseReport") -> list[Doubt]:
             if capped
             else "this client or a rate limit held requests back"
         )
-        found.append(Doubt(f"only {show_rate(sent)} of {show_rate(asked)} was sent: {reason}", fatal=True))
+        found.append(ValidityIssue(f"only {show_rate(sent)} of {show_rate(asked)} was sent: {reason}", fatal=True))
     late = _p50(report, "schedule_delay")
     if late is not None and late > SCHEDULE_DELAY_MS:
-        found.append(Doubt(f"half of the requests left {show_ms(late)} or more after they were due", fatal=True))
+        found.append(
+            ValidityIssue(f"half of the requests left {show_ms(late)} or more after they were due", fatal=True)
+        )
     return found
 
 
-def _workers(report: "PhaseReport", allowed: bool) -> list[Doubt]:
+def _workers(report: "PhaseReport", allowed: bool) -> list[ValidityIssue]:
     health = report.health
     if health is None or health.steady:
         return []
     fatal = not (allowed or report.phase.workers_may_change)
     text = f"the number of live workers changed during the measured window ({health.live_min} to {health.live_max})"
-    return [Doubt(text + ("; warm up longer, fix workersMin, or pass --allow-worker-change" if fatal else ""), fatal)]
+    return [
+        ValidityIssue(
+            text + ("; warm up longer, fix workersMin, or pass --allow-worker-change" if fatal else ""), fatal
+        )
+    ]
 
 
 def _p50(report: "PhaseReport", metric: str) -> float | None:

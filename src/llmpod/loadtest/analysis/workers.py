@@ -1,4 +1,4 @@
-"""Jobs by the worker that ran them, by how warm it was, and by how many workers there were."""
+"""Jobs grouped by worker, by cold or warm start, and by number of live workers."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence

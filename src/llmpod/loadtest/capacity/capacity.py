@@ -1,4 +1,4 @@
-"""How many workers hold a rate within an SLO, and what that costs: a simulation fitted to measured runs."""
+"""Capacity planning: workers and cost for a rate within an SLO, by a simulation fitted to runs."""
 
 import argparse
 import dataclasses

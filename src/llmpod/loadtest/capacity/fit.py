@@ -1,4 +1,4 @@
-"""From measured jobs to the numbers of a worker: what the simulation needs to know."""
+"""Fit of the simulation's worker parameters to measured jobs."""
 
 import math
 import random

@@ -1,4 +1,4 @@
-"""--dry-run: what a run would send, how fast, and what it would cost at least. Sends nothing."""
+"""Dry run (--dry-run): prints what a run would send, how fast and its least cost; sends nothing."""
 
 import argparse
 import json

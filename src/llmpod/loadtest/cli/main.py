@@ -1,4 +1,4 @@
-"""The commands, and the one place where an exception becomes a line and an exit code."""
+"""Commands of the load tester, and the mapping of exceptions to messages and exit codes."""
 
 import argparse
 import asyncio

@@ -1,4 +1,4 @@
-"""From options to a plan: which phases, in which shape. Contradictions are found here, before anything is sent."""
+"""Plan from options: phases and their shapes. Contradictions are found before anything is sent."""
 
 import argparse
 import json

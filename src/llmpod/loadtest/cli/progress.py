@@ -1,4 +1,4 @@
-"""What one sees while a run goes on: a live panel on a terminal, a line every 10 s elsewhere, or nothing."""
+"""Progress display: a live panel on a terminal, a line every 10 s elsewhere, or nothing."""
 
 import asyncio
 import contextlib

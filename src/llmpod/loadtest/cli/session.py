@@ -1,4 +1,4 @@
-"""One run from its options to its report: set up, run, clean up, read back from disk, publish."""
+"""Session: one run from its options to its report (set-up, run, clean-up, reading back, publishing)."""
 
 import argparse
 import asyncio
@@ -33,7 +33,7 @@ from llmpod.loadtest.model.run_files import Journal, Recorded
 from llmpod.loadtest.report.report import Report, build
 from llmpod.loadtest.run.client import RUNPOD_BASE, RunPod
 from llmpod.loadtest.run.clock import Clock, utc_now
-from llmpod.loadtest.run.context import JobOptions, Rig
+from llmpod.loadtest.run.context import JobOptions, RunContext
 from llmpod.loadtest.run.guards import Guards, Stop
 from llmpod.loadtest.run.payload import PayloadOptions, Payloads
 from llmpod.loadtest.run.polling import PollPace
@@ -177,13 +177,13 @@ async def _execute(setup: Setup, payloads: Payloads, publish: Publish, before: R
                 openai_path=options.openai_path,
                 expect_blocked=options.expect_blocked,
             )
-            rig = Rig(client, clock, log, job_options, PollPace(options.poll_interval))
+            context = RunContext(client, clock, log, job_options, PollPace(options.poll_interval))
             if before is not None and before.orphans:
-                done = await asyncio.gather(*(rig.cancel(job_id) for job_id in before.orphans))
+                done = await asyncio.gather(*(context.cancel(job_id) for job_id in before.orphans))
                 notes.append(
                     f"{sum(done)} of {len(before.orphans)} jobs that the earlier session left behind were cancelled"
                 )
-            health = HealthWatch(rig, options.health_interval)
+            health = HealthWatch(context, options.health_interval)
             guards = Guards(
                 worker_s=lambda: health.worker_s,
                 alarm=lambda: health.alarm if health.deserted_s else None,
@@ -191,9 +191,9 @@ async def _execute(setup: Setup, payloads: Payloads, publish: Publish, before: R
                 usd_per_s=options.gpu_price / 3600 if options.gpu_price else None,
                 max_error_rate=options.max_error_rate,
             )
-            judge = _Judge(setup, rig, health)
+            judge = _Judge(setup, context, health)
             runner = Runner(
-                rig,
+                context,
                 setup.plan,
                 payloads,
                 guards,
@@ -256,9 +256,9 @@ def _limit_notes(gate_map: dict[str, Gate]) -> list[str]:
 class _Judge:
     """Looks at the objectives while the run goes on, seldom enough not to disturb it."""
 
-    def __init__(self, setup: Setup, rig: Rig, health: HealthWatch) -> None:
+    def __init__(self, setup: Setup, context: RunContext, health: HealthWatch) -> None:
         self.runner: Runner | None = None
-        self._setup, self._rig, self._health = setup, rig, health
+        self._setup, self._context, self._health = setup, context, health
         self._next_s = 0.0
         self._rungs: list[PhaseReport] = []
 

@@ -1,4 +1,4 @@
-"""How a recorded run is to be judged and shown: what was asked now, else what was asked when it was run."""
+"""Report options of a recorded run: those given now, else those the run was started with."""
 
 import argparse
 from typing import Any

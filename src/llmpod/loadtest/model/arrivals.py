@@ -1,4 +1,4 @@
-"""When requests are due: schedules, made from a seed before the first request leaves.
+"""Arrival schedules of an open loop, generated from a seed before the first request is sent.
 
 Every open shape is the same two things: a rate that changes with time (a chain of straight lines), and a stream of
 "units of work due" that is mapped through the rate's integral. Constant arrivals take the units 0, 1, 2, …; Poisson and

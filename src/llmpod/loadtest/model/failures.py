@@ -1,4 +1,4 @@
-"""The names of what can become of a job: error classes and warnings, each with its meaning."""
+"""Error classes and warnings of jobs, each with its meaning."""
 
 import json
 from typing import Any, Literal

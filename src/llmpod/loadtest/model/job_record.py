@@ -1,4 +1,4 @@
-"""One job, as it is measured and as it stands in requests.jsonl.
+"""Job record: one measured job, and its line in requests.jsonl.
 
 Times are milliseconds on the run's monotonic clock, 0 being the start of the run; `sent_at` is the one wall-clock
 stamp. A record is filled in while its job runs and is not changed once it is written.

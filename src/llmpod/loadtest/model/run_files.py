@@ -1,4 +1,4 @@
-"""The run on disk, line by line, before anybody is told about it.
+"""Files of a run's directory, written line by line while the run goes on.
 
 `requests.jsonl` has one line per finished job; `events.jsonl` has what happened around them: sessions, phases, the ids
 of accepted jobs (so that a run that was killed can be cleaned up), aborts. A line is handed to the kernel before

@@ -1,4 +1,4 @@
-"""What a CI system reads: the objectives as JUnit test cases, and a summary in Markdown."""
+"""CI reports: objectives as JUnit test cases, and a summary in Markdown."""
 
 from pathlib import Path
 from xml.etree import ElementTree
@@ -11,7 +11,7 @@ MARKS = frozenset("\\`*_[]<>|&")
 
 
 def junit(report: Report) -> str:
-    """A suite per phase: a case for "the numbers can be believed" and one per objective. In a sweep only the answer is
+    """A suite per phase: a case for validity and one per objective. In a sweep only the answer is
     a case: rungs miss their objectives on purpose."""
     root = ElementTree.Element("testsuites", name="load test")
     if report.answer is not None:

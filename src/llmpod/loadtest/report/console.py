@@ -1,4 +1,4 @@
-"""The report in a terminal: one glance for pass or fail, then the numbers, then why."""
+"""Terminal report: the verdict, the figures, and the explanation."""
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table

@@ -1,4 +1,4 @@
-"""The whole run's report, from its directory; and its JSON form."""
+"""Report of a whole run, built from its directory, and its JSON form (run.json)."""
 
 import dataclasses
 import math
@@ -105,7 +105,7 @@ def build(recorded: Recorded, view: View) -> Report:
 
 
 def exit_code(phases: Sequence[PhaseReport], forced: Exit | None, answer: Answer | None = None) -> Exit:
-    """A stop's own code comes first; then a run nobody answered, numbers not to be believed, failed objectives. A sweep
+    """A stop's own code comes first; then a run nobody answered, an invalid measurement, failed objectives. A sweep
     climbs until an objective fails: it has failed when not even its first rung holds."""
     if forced is not None:
         return forced

@@ -1,4 +1,4 @@
-"""What a report shows, worked out once for the terminal, report.html and the summary: tables of text, and facts."""
+"""Report tables and facts as text, shared by the terminal, report.html and the summary."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,8 +16,8 @@ HEADLINES = {
     Exit.ERROR: ("ERROR: nothing usable was measured", "bad"),
     Exit.SLO_FAILED: ("FAIL: an objective was missed", "bad"),
     Exit.ABORTED: ("ABORTED by a guard", "bad"),
-    Exit.INVALID: ("INVALID: the numbers are not to be believed", "warn"),
-    Exit.INTERRUPTED: ("INTERRUPTED: this is what was measured until then", "warn"),
+    Exit.INVALID: ("INVALID: the measurement does not meet the validity checks (see above)", "warn"),
+    Exit.INTERRUPTED: ("INTERRUPTED: results up to the interruption", "warn"),
 }
 MOST_WORKERS = 50
 
@@ -43,7 +43,7 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """Whether a phase can be believed, what speaks for it, and (text, fatal) for each doubt."""
+    """Validity of a phase: the verdict, supporting facts, and (text, fatal) for each issue."""
 
     valid: Cell
     facts: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""RunPod's HTTP API, one call at a time: sends, times, and turns what went wrong into a class.
+"""HTTP client of RunPod's API: sends one call, times it and classifies its failure.
 
 One aiohttp session serves the whole run, so TCP and TLS handshakes are not part of every latency. (httpx's pool is
 quadratic in the number of connections: at 64 clients it reported 353 ms for a 50 ms server; aiohttp 52 ms.)

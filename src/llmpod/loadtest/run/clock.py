@@ -1,4 +1,4 @@
-"""The run's time: milliseconds on a monotonic clock, beside UTC stamps for people."""
+"""Run clock: milliseconds on a monotonic clock, and UTC timestamps."""
 
 from datetime import UTC, datetime
 from time import perf_counter

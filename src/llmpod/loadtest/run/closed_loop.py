@@ -1,4 +1,4 @@
-"""Which job a closed loop's client sends next: warm-up, measured, or filler while the last measured ones finish."""
+"""Job feed of a closed loop: warm-up, measured, or filler jobs while the last measured ones finish."""
 
 from dataclasses import dataclass, field
 
@@ -36,7 +36,7 @@ class Feed:
         return max(0, self.phase.requests - len(self.already) - self.measured_sent)
 
     def next(self, now_ms: float) -> tuple[Role, int] | None:
-        """The next job, or None when this client may go home."""
+        """Return the next (role, index), or None when the client should stop."""
         if self.begun_ms is None:
             self.begun_ms = now_ms
         warming = self.warmup_sent < self.phase.warmup_requests or now_ms - self.begun_ms < self.phase.warmup_s * 1000

@@ -1,4 +1,4 @@
-"""What a job needs to be run: the client, the clock, the disk, and the list of jobs that are out there."""
+"""Run context: what every job shares (client, clock, files, and the jobs in flight)."""
 
 import asyncio
 import random
@@ -27,7 +27,7 @@ class JobOptions:
 
 
 @dataclass(slots=True)
-class Rig:
+class RunContext:
     client: RunPod
     clock: Clock
     journal: Journal

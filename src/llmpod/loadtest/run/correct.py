@@ -3,7 +3,7 @@
 A poll sees a job's end late, by anything up to the gap between two polls. What is certain are two bounds: the job was
 not done when the last poll that said so was sent, and it was done when the poll that said so came back. RunPod's own
 `delayTime + executionTime`, plus one round trip to carry the request and the answer, says where between the two it was;
-outside of them it is not believed.
+outside of them it is not used.
 """
 
 from dataclasses import dataclass

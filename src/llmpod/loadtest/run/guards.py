@@ -1,5 +1,4 @@
-"""When to stop before the plan is done: too expensive, too many failures, nobody there, or an SLO that cannot be met
-any more."""
+"""Abort conditions of a run: cost, failures, no workers, or an objective that cannot be met."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field

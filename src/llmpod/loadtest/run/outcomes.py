@@ -1,4 +1,4 @@
-"""What became of a job: read from its status and its output, never from an HTTP 200."""
+"""Outcome of a job, read from its status and its output, not from the HTTP status."""
 
 from dataclasses import dataclass
 from typing import Any

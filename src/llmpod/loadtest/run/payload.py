@@ -1,4 +1,4 @@
-"""What is sent: prompts (one, a data set, or made to length), put into the shape the mode wants."""
+"""Payloads: prompts (one, a data set, or made to length) in the request format of the mode."""
 
 import json
 import random
@@ -9,7 +9,7 @@ from typing import Any
 from llmpod.loadtest.errors import UsageError
 from llmpod.loadtest.model.plan import Mode
 
-DEFAULT_PROMPT = "Give concise career advice for switching from SDE to PM."
+DEFAULT_PROMPT = "Explain in a few sentences how a queue with several workers behaves under load."
 # fmt: off
 _WORDS = [
     "time", "year", "people", "way", "day", "man", "thing", "woman", "life", "child", "world", "school", "state",

@@ -1,4 +1,4 @@
-"""How long to wait before asking for a job's status again, where a long poll is not to be had."""
+"""Polling intervals for /status, where a long poll is not available."""
 
 from bisect import insort
 from dataclasses import dataclass, field

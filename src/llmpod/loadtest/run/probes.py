@@ -1,4 +1,4 @@
-"""What is watched beside the jobs: the endpoint's /health, and whether this client itself keeps up."""
+"""Probes beside the jobs: samples of /health, and the client's own event loop lag and CPU."""
 
 import asyncio
 import time
@@ -9,7 +9,7 @@ from llmpod.loadtest.intake import line
 from llmpod.loadtest.model.health import deserted, health_sample, live_workers
 from llmpod.loadtest.run.client import CallError
 from llmpod.loadtest.run.clock import utc_now
-from llmpod.loadtest.run.context import Rig, describe
+from llmpod.loadtest.run.context import RunContext, describe
 from llmpod.loadtest.stats import nearest_rank
 from llmpod.loadtest.units import show_duration
 
@@ -20,7 +20,7 @@ DESERTED_S = 60.0
 class HealthWatch:
     """Asks /health every `interval_s`, writes each answer to disk, and keeps the last."""
 
-    def __init__(self, rig: Rig, interval_s: float) -> None:
+    def __init__(self, context: RunContext, interval_s: float) -> None:
         self.samples: list[dict[str, Any]] = []
         self.problem: str | None = None
         self.worker_s = 0.0  # live and initializing worker time so far
@@ -28,7 +28,7 @@ class HealthWatch:
         self.deserted_s = 0.0  # for so long jobs have waited without a worker live or starting
         self.alarm: str | None = None
         self._deserted_since_ms: float | None = None
-        self._rig = rig
+        self._context = context
         self._interval_s = interval_s
 
     @property
@@ -38,7 +38,7 @@ class HealthWatch:
     async def ask(self) -> dict[str, Any] | None:
         """One look. None, with `problem` set, when there is no answer."""
         try:
-            reply = await self._rig.client.call("health", "GET", "/health", timeout_s=10, quick=True)
+            reply = await self._context.client.call("health", "GET", "/health", timeout_s=10, quick=True)
         except CallError as error:
             self.problem = error.detail
             return None
@@ -46,14 +46,14 @@ class HealthWatch:
         if counts is None:
             self.problem = describe(reply)
             return None
-        sample = {"t_ms": round(self._rig.clock.ms(reply.received_s), 1), "at": utc_now(), **counts}
+        sample = {"t_ms": round(self._context.clock.ms(reply.received_s), 1), "at": utc_now(), **counts}
         if self.samples:
             before = self.samples[-1]
             workers = (live_workers(before["workers"]) or 0) + before["workers"].get("initializing", 0)
             self.worker_s += workers * (sample["t_ms"] - before["t_ms"]) / 1000
         self.samples.append(sample)
         self._watch_for_desertion(sample)
-        self._rig.journal.health(sample)
+        self._context.journal.health(sample)
         return sample
 
     def _watch_for_desertion(self, sample: dict[str, Any]) -> None:

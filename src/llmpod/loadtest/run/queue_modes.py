@@ -1,4 +1,4 @@
-"""One job by /runsync or /run: submitted, followed to its end, classified."""
+"""Queue modes: one job by /runsync or /run, submitted, followed to its end and classified."""
 
 import asyncio
 from dataclasses import replace
@@ -10,7 +10,7 @@ from llmpod.loadtest.model.failures import TERMINAL, submit_class
 from llmpod.loadtest.model.job_record import Job
 from llmpod.loadtest.run import outcomes
 from llmpod.loadtest.run.client import CallError, Reply
-from llmpod.loadtest.run.context import Rig, describe
+from llmpod.loadtest.run.context import RunContext, describe
 from llmpod.loadtest.run.correct import correct_total
 from llmpod.loadtest.run.output import read_output
 
@@ -21,57 +21,57 @@ HELD_MS = 25.0
 BAD_POLLS_IN_A_ROW = 8
 
 
-async def runsync(rig: Rig, job: Job, body: dict[str, Any]) -> None:
+async def runsync(context: RunContext, job: Job, body: dict[str, Any]) -> None:
     """POST /runsync?wait=…: usually one request. When the wait ends first, HTTP 200 brings a job that is not done: it
     is followed."""
-    deadline_s = _deadline(rig)
+    deadline_s = _deadline(context)
     # The wait ends before the client's patience does: otherwise the id, and with it the means to cancel, would never
     # arrive.
-    wait_s = min(max(min(rig.options.wait_s, rig.options.timeout_s - 1.0), SHORTEST_WAIT_S), LONGEST_WAIT_S)
+    wait_s = min(max(min(context.options.wait_s, context.options.timeout_s - 1.0), SHORTEST_WAIT_S), LONGEST_WAIT_S)
     path = f"/runsync?wait={int(wait_s * 1000)}"
-    reply = await submit(rig, job, "runsync", path, body, deadline_s)
+    reply = await submit(context, job, "runsync", path, body, deadline_s)
     if reply is None:
         return
-    at_ms = rig.clock.ms(reply.received_s)
+    at_ms = context.clock.ms(reply.received_s)
     status = reply.job_status
     if status in TERMINAL:
         job.job_id = intake.job_id(reply.body.get("id"))
         total = at_ms - _sent(job)
-        finish(rig, job, reply, total_ms=total)
+        finish(context, job, reply, total_ms=total)
         return
     job.warn("wait_expired")
-    rig.accepted(job, str(reply.body["id"]), at_ms)
-    await follow(rig, job, reply, deadline_s)
+    context.accepted(job, str(reply.body["id"]), at_ms)
+    await follow(context, job, reply, deadline_s)
 
 
-async def run(rig: Rig, job: Job, body: dict[str, Any]) -> None:
+async def run(context: RunContext, job: Job, body: dict[str, Any]) -> None:
     """POST /run, then the status until it is final."""
-    deadline_s = _deadline(rig)
-    reply = await submit(rig, job, "run", "/run", body, deadline_s, quick=True)
+    deadline_s = _deadline(context)
+    reply = await submit(context, job, "run", "/run", body, deadline_s, quick=True)
     if reply is None:
         return
-    at_ms = rig.clock.ms(reply.received_s)
-    rig.accepted(job, str(reply.body["id"]), at_ms)
+    at_ms = context.clock.ms(reply.received_s)
+    context.accepted(job, str(reply.body["id"]), at_ms)
     if reply.job_status in TERMINAL:
-        finish(rig, job, reply, total_ms=at_ms - _sent(job))
+        finish(context, job, reply, total_ms=at_ms - _sent(job))
         return
-    await follow(rig, job, reply, deadline_s)
+    await follow(context, job, reply, deadline_s)
 
 
 async def submit(
-    rig: Rig, job: Job, op: str, path: str, body: dict[str, Any], deadline_s: float, *, quick: bool = False
+    context: RunContext, job: Job, op: str, path: str, body: dict[str, Any], deadline_s: float, *, quick: bool = False
 ) -> Reply | None:
     """The reply that took the job, or None after the job was marked as failed. Retries only what --retries allows."""
     while True:
         reply: Reply | None = None
         try:
             left = max(0.5, deadline_s - asyncio.get_running_loop().time())
-            reply = await rig.client.call(
-                op, "POST", path, body=body, timeout_s=left, quick=quick, on_send=lambda at_s: rig.sent(job, at_s)
+            reply = await context.client.call(
+                op, "POST", path, body=body, timeout_s=left, quick=quick, on_send=lambda at_s: context.sent(job, at_s)
             )
             job.http_status = reply.status
             if reply.job_status in TERMINAL or (reply.status < 300 and _is_accepted(reply)):
-                rig.answered(job)
+                context.answered(job)
                 return reply
             error_class = submit_class(reply.status) if reply.status >= 300 else "bad_reply"
             detail = describe(reply)
@@ -79,72 +79,74 @@ async def submit(
             error_class, detail = error.error_class, error.detail
             if error_class == "client_timeout":
                 job.warn("left_running")
-        rig.answered(job)
-        if not await rig.again(job, error_class, detail, reply.retry_after_s if reply else None, deadline_s):
-            job.done_ms = rig.clock.ms(reply.received_s) if reply else rig.clock.now_ms()
+        context.answered(job)
+        if not await context.again(job, error_class, detail, reply.retry_after_s if reply else None, deadline_s):
+            job.done_ms = context.clock.ms(reply.received_s) if reply else context.clock.now_ms()
             job.total_ms = job.done_ms - _sent(job)
-            refuse(rig, job, error_class, detail, reply)
+            refuse(context, job, error_class, detail, reply)
             return None
 
 
-def refuse(rig: Rig, job: Job, error_class: str, detail: str, reply: Reply | None) -> None:
+def refuse(context: RunContext, job: Job, error_class: str, detail: str, reply: Reply | None) -> None:
     """A submit that was not taken. The service's own code is kept, and a policy's refusal told from others."""
     verdict = outcomes.failed(error_class, reply.body if reply else None)
-    outcomes.settle(job, replace(verdict, error=detail), expect_blocked=rig.options.expect_blocked)
+    outcomes.settle(job, replace(verdict, error=detail), expect_blocked=context.options.expect_blocked)
 
 
 def _is_accepted(reply: Reply) -> bool:
     return reply.job_status is not None and intake.job_id(reply.body.get("id")) is not None
 
 
-async def follow(rig: Rig, job: Job, reply: Reply, deadline_s: float) -> None:
+async def follow(context: RunContext, job: Job, reply: Reply, deadline_s: float) -> None:
     """Asks until the state is final, the result is gone, or the deadline passed (then the job is cancelled)."""
     loop = asyncio.get_running_loop()
     lower_s = reply.sent_s
     state = reply.job_status
     if state:
-        job.see(state, rig.clock.ms(reply.received_s))
+        job.see(state, context.clock.ms(reply.received_s))
     bad = 0
     while True:
         left = deadline_s - loop.time()
         if left <= 0:
-            await give_up(rig, job)
+            await give_up(context, job)
             return
-        long = rig.options.poll == "auto" and rig.long_poll is not False
+        long = context.options.poll == "auto" and context.long_poll is not False
         if not long or bad:
-            age_s = (rig.clock.now_ms() - _sent(job)) / 1000
-            gap = rig.pace.gap_s(age_s, job.polls) if not bad else 0.25 * 2 ** min(bad, 5)
+            age_s = (context.clock.now_ms() - _sent(job)) / 1000
+            gap = context.pace.gap_s(age_s, job.polls) if not bad else 0.25 * 2 ** min(bad, 5)
             await asyncio.sleep(min(gap, left))
             if loop.time() >= deadline_s:
                 continue
         job.polls += 1
         try:
-            reply = await _ask(rig, job, long, max(0.5, deadline_s - loop.time()))
+            reply = await _ask(context, job, long, max(0.5, deadline_s - loop.time()))
         except CallError as error:
             bad += 1
             if bad > BAD_POLLS_IN_A_ROW:
-                _fail_poll(rig, job, error.error_class, error.detail)
+                _fail_poll(context, job, error.error_class, error.detail)
                 return
             continue
         status = reply.job_status
         if reply.status == 404:
-            _fail_poll(rig, job, "result_expired", describe(reply))
+            _fail_poll(context, job, "result_expired", describe(reply))
             return
         if status is None or reply.status in (401, 403):
             bad += 1
             if bad > BAD_POLLS_IN_A_ROW or reply.status in (401, 403):
-                _fail_poll(rig, job, "poll_failed", describe(reply))
+                _fail_poll(context, job, "poll_failed", describe(reply))
                 return
             continue
         bad = 0
-        held = long and rig.long_poll is True and reply.took_ms > max(HELD_MS, 2 * (rig.client.rtt_min_ms or 0.0))
+        held = (
+            long and context.long_poll is True and reply.took_ms > max(HELD_MS, 2 * (context.client.rtt_min_ms or 0.0))
+        )
         if status in TERMINAL:
             waited_ms = job.retry_wait_ms or 0.0
             began_ms = _sent(job) + waited_ms
             total = correct_total(
-                lower_ms=rig.clock.ms(reply.sent_s if held else lower_s) - began_ms,
-                upper_ms=rig.clock.ms(reply.received_s) - began_ms,
-                rtt_min_ms=rig.client.rtt_min_ms,
+                lower_ms=context.clock.ms(reply.sent_s if held else lower_s) - began_ms,
+                upper_ms=context.clock.ms(reply.received_s) - began_ms,
+                rtt_min_ms=context.client.rtt_min_ms,
                 delay_ms=number(reply.body.get("delayTime")),
                 exec_ms=number(reply.body.get("executionTime")),
                 held=held,
@@ -153,48 +155,48 @@ async def follow(rig: Rig, job: Job, reply: Reply, deadline_s: float) -> None:
             job.total_lower_ms, job.total_upper_ms = total.lower_ms + waited_ms, total.upper_ms + waited_ms
             if total.inconsistent:
                 job.warn("timing_inconsistent")
-            finish(rig, job, reply, total_ms=total.corrected_ms + waited_ms)
+            finish(context, job, reply, total_ms=total.corrected_ms + waited_ms)
             return
-        job.see(status, rig.clock.ms(reply.received_s))
+        job.see(status, context.clock.ms(reply.received_s))
         lower_s = reply.sent_s
         if long and not held:
-            await asyncio.sleep(min(rig.pace.gap_s((rig.clock.now_ms() - _sent(job)) / 1000, job.polls), left))
+            await asyncio.sleep(min(context.pace.gap_s((context.clock.now_ms() - _sent(job)) / 1000, job.polls), left))
 
 
-async def _ask(rig: Rig, job: Job, long: bool, left_s: float) -> Reply:
+async def _ask(context: RunContext, job: Job, long: bool, left_s: float) -> Reply:
     """One question about a job: a long poll where the service has it. The first 404 of one is checked against
     /status."""
     status = job_path("status", job.job_id)
     if not long:
-        return await rig.client.call("status", "GET", status, timeout_s=min(left_s, 30), quick=True)
+        return await context.client.call("status", "GET", status, timeout_s=min(left_s, 30), quick=True)
     wait_s = min(max(left_s - 0.5, SHORTEST_WAIT_S), 90.0)
     path = f"{job_path('status-sync', job.job_id)}?wait={int(wait_s * 1000)}"
-    reply = await rig.client.call("status", "GET", path, timeout_s=min(left_s, wait_s + 15))
+    reply = await context.client.call("status", "GET", path, timeout_s=min(left_s, wait_s + 15))
     if reply.status < 300 and reply.job_status is not None:
-        rig.long_poll = True
+        context.long_poll = True
         return reply
-    if rig.long_poll is None and reply.status in (400, 404, 405, 501):
-        plain = await rig.client.call("status", "GET", status, timeout_s=min(left_s, 30), quick=True)
+    if context.long_poll is None and reply.status in (400, 404, 405, 501):
+        plain = await context.client.call("status", "GET", status, timeout_s=min(left_s, 30), quick=True)
         if plain.status < 300:
-            rig.long_poll = False
-            rig.journal.event("long_poll_unavailable", rig.clock.now_ms(), http_status=reply.status)
+            context.long_poll = False
+            context.journal.event("long_poll_unavailable", context.clock.now_ms(), http_status=reply.status)
         return plain
     return reply
 
 
-def finish(rig: Rig, job: Job, reply: Reply, *, total_ms: float) -> None:
+def finish(context: RunContext, job: Job, reply: Reply, *, total_ms: float) -> None:
     """Takes everything a final status object tells."""
     body = reply.body
-    job.done_ms = rig.clock.ms(reply.received_s)
+    job.done_ms = context.clock.ms(reply.received_s)
     job.total_ms = total_ms
     job.see(body["status"], job.done_ms)
     take_timings(job, body)
     answer = read_output(body.get("output"))
     verdict = outcomes.judge(answer, body["status"], body.get("error"))
-    outcomes.note(job, answer, verdict, expect_blocked=rig.options.expect_blocked)
+    outcomes.note(job, answer, verdict, expect_blocked=context.options.expect_blocked)
     if job.ok:
-        rig.pace.learn(total_ms / 1000)
-    rig.settled(job)
+        context.pace.learn(total_ms / 1000)
+    context.settled(job)
 
 
 def take_timings(job: Job, body: dict[str, Any]) -> None:
@@ -206,29 +208,29 @@ def take_timings(job: Job, body: dict[str, Any]) -> None:
         job.warn("retried")
 
 
-async def give_up(rig: Rig, job: Job) -> None:
+async def give_up(context: RunContext, job: Job) -> None:
     """--timeout passed: the job is cancelled, so that it neither bills on nor stands in the way of the next."""
-    job.done_ms = rig.clock.now_ms()
+    job.done_ms = context.clock.now_ms()
     job.total_ms = job.done_ms - _sent(job)
     last = job.states[-1][0] if job.states else "unknown"
-    taken = job.job_id is not None and await rig.cancel(job.job_id)
+    taken = job.job_id is not None and await context.cancel(job.job_id)
     end = "cancelled" if taken else "and the service did not take its cancel"
-    job.fail("client_timeout", f"still {last} after {rig.options.timeout_s:g} s; {end}")
-    rig.settled(job)
+    job.fail("client_timeout", f"still {last} after {context.options.timeout_s:g} s; {end}")
+    context.settled(job)
 
 
-def _fail_poll(rig: Rig, job: Job, error_class: str, detail: str) -> None:
+def _fail_poll(context: RunContext, job: Job, error_class: str, detail: str) -> None:
     if error_class not in ("result_expired", "poll_failed"):
         error_class, detail = "poll_failed", f"{error_class}: {detail}"
-    job.done_ms = rig.clock.now_ms()
+    job.done_ms = context.clock.now_ms()
     job.total_ms = job.done_ms - _sent(job)
     job.fail(error_class, detail)
     if error_class == "result_expired":
-        rig.settled(job)
+        context.settled(job)
 
 
-def _deadline(rig: Rig) -> float:
-    return asyncio.get_running_loop().time() + rig.options.timeout_s
+def _deadline(context: RunContext) -> float:
+    return asyncio.get_running_loop().time() + context.options.timeout_s
 
 
 def _sent(job: Job) -> float:

@@ -11,13 +11,13 @@ from llmpod.loadtest.model.job_record import Job, Role
 from llmpod.loadtest.model.plan import Phase, Plan
 from llmpod.loadtest.run import queue_modes, stream_modes
 from llmpod.loadtest.run.closed_loop import Feed
-from llmpod.loadtest.run.context import Rig, left_running
+from llmpod.loadtest.run.context import RunContext, left_running
 from llmpod.loadtest.run.guards import Guards, Stop
 from llmpod.loadtest.run.payload import Payloads
 from llmpod.loadtest.run.probes import HealthWatch, LagWatch
 from llmpod.loadtest.units import count
 
-MODES: dict[str, Callable[[Rig, Job, dict[str, Any]], Awaitable[None]]] = {
+MODES: dict[str, Callable[[RunContext, Job, dict[str, Any]], Awaitable[None]]] = {
     "runsync": queue_modes.runsync,
     "run": queue_modes.run,
     "stream": stream_modes.stream,
@@ -53,7 +53,7 @@ class Runner:
 
     def __init__(
         self,
-        rig: Rig,
+        context: RunContext,
         plan: Plan,
         payloads: Payloads,
         guards: Guards,
@@ -67,7 +67,7 @@ class Runner:
         self.tally = Tally()
         self.lag = LagWatch()
         self.stopped: Stop | None = None
-        self._rig, self._plan, self._payloads, self._guards, self._health = rig, plan, payloads, guards, health
+        self._context, self._plan, self._payloads, self._guards, self._health = context, plan, payloads, guards, health
         self._options = options or RunnerOptions()
         self._already = list(already)
         self._check, self._climb = check, climb
@@ -76,15 +76,15 @@ class Runner:
     def stop(self, stop: Stop) -> None:
         if self.stopped is None:
             self.stopped = stop
-            self._rig.journal.event(
-                "stopped", self._rig.clock.now_ms(), reason=stop.reason, exit_code=int(stop.exit_code)
+            self._context.journal.event(
+                "stopped", self._context.clock.now_ms(), reason=stop.reason, exit_code=int(stop.exit_code)
             )
         self._stopping.set()
 
     def left(self) -> str:
         """What a stop does about the jobs that are out there, in words."""
-        known = len(self._rig.outstanding)
-        lost = left_running(self._rig.unnamed, purge=self._options.purge)
+        known = len(self._context.outstanding)
+        lost = left_running(self._context.unnamed, purge=self._options.purge)
         cancelled = f"{count(known, 'outstanding job')} {'is' if known == 1 else 'are'} cancelled"
         return "; ".join(part for part in (cancelled if known or not lost else None, lost) if part)
 
@@ -101,7 +101,7 @@ class Runner:
                 why = None if self.stopped else self._climb(phase, self.tally.finished)
                 if why:
                     self.tally.notes.append(why)
-                    self._rig.journal.event("sweep_ended", self._rig.clock.now_ms(), reason=why)
+                    self._context.journal.event("sweep_ended", self._context.clock.now_ms(), reason=why)
                     break
         finally:
             for watcher in watchers:
@@ -111,23 +111,23 @@ class Runner:
 
     async def clean_up(self) -> None:
         """Cancels what is still out there, as fast as /cancel's own limit allows, and says so when it could not."""
-        ids = list(self._rig.outstanding)
-        lost = left_running(self._rig.unnamed, purge=self._options.purge and self.stopped is not None)
+        ids = list(self._context.outstanding)
+        lost = left_running(self._context.unnamed, purge=self._options.purge and self.stopped is not None)
         if lost:
             self.tally.notes.append(lost)
-            self._rig.journal.event("left_running", self._rig.clock.now_ms(), jobs=len(self._rig.unnamed))
+            self._context.journal.event("left_running", self._context.clock.now_ms(), jobs=len(self._context.unnamed))
         if not ids and not (self._options.purge and self.stopped):
             return
         results: list[Any] = []
         try:
             async with asyncio.timeout(self._options.clean_up_s):
-                results = await asyncio.gather(*(self._rig.cancel(job_id) for job_id in ids))
+                results = await asyncio.gather(*(self._context.cancel(job_id) for job_id in ids))
                 if self._options.purge and self.stopped:
-                    await self._rig.client.call("purge-queue", "POST", "/purge-queue", timeout_s=10)
+                    await self._context.client.call("purge-queue", "POST", "/purge-queue", timeout_s=10)
         except Exception as error:  # noqa: BLE001 - nothing that goes wrong here may cost the report
             self.tally.notes.append(f"the clean-up did not end: {type(error).__name__}")
         cancelled = sum(1 for done in results if done)
-        self._rig.outstanding.clear()
+        self._context.outstanding.clear()
         if ids:
             self.tally.notes.append(f"{cancelled} of {len(ids)} outstanding jobs were cancelled on the endpoint")
 
@@ -141,8 +141,8 @@ class Runner:
             )
 
     async def _phase(self, phase: Phase) -> None:
-        now = self._rig.clock.now_ms()
-        self._rig.journal.event("phase_started", now, phase=phase.name)
+        now = self._context.clock.now_ms()
+        self._context.journal.event("phase_started", now, phase=phase.name)
         self.lag.facts()
         body = self._closed(phase) if phase.kind == "closed" else self._open(phase)
         work = asyncio.create_task(body)
@@ -153,7 +153,9 @@ class Runner:
             for task in (work, stopping):
                 task.cancel()
             results = await asyncio.gather(work, stopping, return_exceptions=True)
-            self._rig.journal.event("phase_ended", self._rig.clock.now_ms(), phase=phase.name, client=self.lag.facts())
+            self._context.journal.event(
+                "phase_ended", self._context.clock.now_ms(), phase=phase.name, client=self.lag.facts()
+            )
         if isinstance(results[0], Exception):
             raise results[0]
 
@@ -168,10 +170,10 @@ class Runner:
             if phase.ramp_up_s:
                 await asyncio.sleep(phase.ramp_up_s * number / phase.concurrency)
             in_a_row = 0
-            while (due := feed.next(self._rig.clock.now_ms())) is not None:
+            while (due := feed.next(self._context.clock.now_ms())) is not None:
                 job = Job(phase.name, due[1], due[0], self._plan.mode)
                 await self._one(job)
-                feed.done(job.role, self._rig.clock.now_ms())
+                feed.done(job.role, self._context.clock.now_ms())
                 in_a_row = 0 if job.ok else in_a_row + 1
                 if in_a_row:
                     # An endpoint that refuses in a millisecond is not to be asked a thousand times a second.
@@ -193,9 +195,9 @@ class Runner:
                 if start_ms is None:
                     # A resumed schedule starts with its first request that is not done; nothing is caught up on in a
                     # burst.
-                    start_ms = self._rig.clock.now_ms() - (at_s * 1000 if done else 0.0)
+                    start_ms = self._context.clock.now_ms() - (at_s * 1000 if done else 0.0)
                 due_ms = start_ms + at_s * 1000
-                wait_s = (due_ms - self._rig.clock.now_ms()) / 1000
+                wait_s = (due_ms - self._context.clock.now_ms()) / 1000
                 await asyncio.sleep(max(0.0, wait_s))
                 job = Job(phase.name, index, role, self._plan.mode, scheduled_ms=due_ms)
                 task = asyncio.create_task(self._one(job, cap))
@@ -212,24 +214,24 @@ class Runner:
             job.workers_at_submit = self._health.live
             try:
                 job.prompt = self._payloads.name(job.index)
-                await MODES[job.mode](self._rig, job, self._payloads.body(self._plan.mode, job.phase, job.index))
+                await MODES[job.mode](self._context, job, self._payloads.body(self._plan.mode, job.phase, job.index))
             finally:
                 self.tally.in_flight -= 1
                 if cap is not None:
                     cap.release()
         except asyncio.CancelledError:
-            job.done_ms = self._rig.clock.now_ms()
+            job.done_ms = self._context.clock.now_ms()
             job.fail("client_cancelled", "the run was stopped")
-            if id(job) in self._rig.unnamed:
+            if id(job) in self._context.unnamed:
                 job.warn("left_running")
                 job.error = "the run was stopped before the service had named the job: it may run on"
             raise
         except Exception as error:  # noqa: BLE001 - the edge of a job: a defect here is one failed record, not a lost run
-            job.done_ms = self._rig.clock.now_ms()
-            job.fail("internal", f"{type(error).__name__}: {self._rig.client.clean(str(error))[:200]}")
+            job.done_ms = self._context.clock.now_ms()
+            job.fail("internal", f"{type(error).__name__}: {self._context.client.clean(str(error))[:200]}")
         finally:
             if job.sent_ms is not None or job.error_class != "client_cancelled":
-                self._rig.journal.request(job)
+                self._context.journal.request(job)
             self._count(job)
         self._guards.take(job)
         stop = self._guards.check() or self._check(self.tally.finished)

@@ -1,4 +1,4 @@
-"""Server-sent events, parsed on bytes as they arrive.
+"""Parser of server-sent events, on bytes as they arrive.
 
 On bytes, because a read may end in the middle of a UTF-8 character, of a CRLF or of a field name; decoding is done per
 whole line only. Rules: WHATWG HTML, section 9.2.6 (event stream interpretation).

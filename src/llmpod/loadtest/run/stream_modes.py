@@ -1,4 +1,4 @@
-"""One job whose answer is read while it grows: RunPod's GET /stream, or the OpenAI route's server-sent events."""
+"""Streaming modes: one job read through GET /stream or through the OpenAI route's server-sent events."""
 
 import asyncio
 from array import array
@@ -14,7 +14,7 @@ from llmpod.loadtest.model.failures import TERMINAL, submit_class
 from llmpod.loadtest.model.job_record import Job
 from llmpod.loadtest.run import outcomes
 from llmpod.loadtest.run.client import CallError, Reply, read_whole
-from llmpod.loadtest.run.context import Rig, describe
+from llmpod.loadtest.run.context import RunContext, describe
 from llmpod.loadtest.run.outcomes import Verdict
 from llmpod.loadtest.run.output import Answer, Reading, joined, read_output
 from llmpod.loadtest.run.queue_modes import BAD_POLLS_IN_A_ROW, HELD_MS, give_up, refuse, submit, take_timings
@@ -27,16 +27,16 @@ MOST_GAPS = 100_000
 class _Growing:
     """Collects an answer piece by piece, with the times that matter."""
 
-    def __init__(self, rig: Rig, job: Job) -> None:
+    def __init__(self, context: RunContext, job: Job) -> None:
         self.reading, self.parser = Reading(), SseParser()
-        self._rig, self._job = rig, job
+        self._context, self._job = context, job
         self._gaps: list[float] = []
 
     def take(self, piece: Answer, at_s: float) -> None:
         """Times one chunk. A chunk without content (usage, a role) is no token and moves no token time."""
         if not piece.chars and not piece.content:
             return
-        at_ms = self._rig.clock.ms(at_s)
+        at_ms = self._context.clock.ms(at_s)
         self._job.chunks += 1
         if self._job.first_chunk_ms is None:
             self._job.first_chunk_ms = at_ms
@@ -51,7 +51,7 @@ class _Growing:
         return self.reading.close()
 
 
-async def stream(rig: Rig, job: Job, body: dict[str, Any]) -> None:
+async def stream(context: RunContext, job: Job, body: dict[str, Any]) -> None:
     """POST /run, then GET /stream until the state is final; a last GET /status brings RunPod's own times.
 
     The first chunk is known only to have come between two GETs; both ends are recorded. Total ends with the last
@@ -59,23 +59,23 @@ async def stream(rig: Rig, job: Job, body: dict[str, Any]) -> None:
     state may be reported much later, when the caller has long had the answer.
     """
     loop = asyncio.get_running_loop()
-    deadline_s = loop.time() + rig.options.timeout_s
-    accepted = await submit(rig, job, "run", "/run", body, deadline_s, quick=True)
+    deadline_s = loop.time() + context.options.timeout_s
+    accepted = await submit(context, job, "run", "/run", body, deadline_s, quick=True)
     if accepted is None:
         return
-    rig.accepted(job, str(accepted.body["id"]), rig.clock.ms(accepted.received_s))
-    growing = _Growing(rig, job)
+    context.accepted(job, str(accepted.body["id"]), context.clock.ms(accepted.received_s))
+    growing = _Growing(context, job)
     bad, before_s = 0, accepted.sent_s
     while True:
         left = deadline_s - loop.time()
         if left <= 0:
-            _note(rig, job, growing.close(), Verdict("failed", "client_timeout"))
-            await give_up(rig, job)
+            _note(context, job, growing.close(), Verdict("failed", "client_timeout"))
+            await give_up(context, job)
             return
         job.polls += 1
         reply: Reply | None = None
         try:
-            reply = await rig.client.call("stream", "GET", job_path("stream", job.job_id), timeout_s=min(left, 100))
+            reply = await context.client.call("stream", "GET", job_path("stream", job.job_id), timeout_s=min(left, 100))
             problem = describe(reply)
         except CallError as error:
             problem = error.detail
@@ -84,7 +84,7 @@ async def stream(rig: Rig, job: Job, body: dict[str, Any]) -> None:
             gone = reply is not None and reply.status == 404
             if gone or bad > BAD_POLLS_IN_A_ROW:
                 verdict = Verdict("failed", "result_expired" if gone else "poll_failed", problem)
-                _end(rig, job, growing.close(), verdict)
+                _end(context, job, growing.close(), verdict)
                 return
             await asyncio.sleep(min(0.25 * 2**bad, left))
             continue
@@ -92,18 +92,18 @@ async def stream(rig: Rig, job: Job, body: dict[str, Any]) -> None:
         had = job.chunks
         _take_chunks(growing, reply)
         if job.first_chunk_ms is not None and job.first_chunk_after_ms is None:
-            job.first_chunk_after_ms = rig.clock.ms(before_s)
+            job.first_chunk_after_ms = context.clock.ms(before_s)
         if job.chunks == had:
             job.empty_polls += 1
         before_s = reply.sent_s
         status = reply.job_status or ""
-        job.see(status, rig.clock.ms(reply.received_s))
+        job.see(status, context.clock.ms(reply.received_s))
         if status in TERMINAL:
-            await _close(rig, job, growing.close(), reply)
+            await _close(context, job, growing.close(), reply)
             return
         if job.chunks == had and reply.took_ms < HELD_MS:
             # The service does not hold the GET. Ask on, but all clients together within the limit of the operation.
-            await asyncio.sleep(min(left, rig.options.poll_s or max(0.05, len(rig.outstanding) / 150)))
+            await asyncio.sleep(min(left, context.options.poll_s or max(0.05, len(context.outstanding) / 150)))
 
 
 def _take_chunks(growing: _Growing, reply: Reply) -> None:
@@ -113,13 +113,13 @@ def _take_chunks(growing: _Growing, reply: Reply) -> None:
         growing.take(growing.reading.take(output), reply.received_s)
 
 
-async def _close(rig: Rig, job: Job, answer: Answer, last: Reply) -> None:
-    job.done_ms = rig.clock.ms(last.received_s)
+async def _close(context: RunContext, job: Job, answer: Answer, last: Reply) -> None:
+    job.done_ms = context.clock.ms(last.received_s)
     sent = job.sent_ms or 0.0
     job.total_ms = (job.last_token_ms if job.last_token_ms is not None else job.done_ms) - sent
     status, error = str(last.job_status), last.body.get("error")
     try:
-        reply = await rig.client.call("status", "GET", job_path("status", job.job_id), timeout_s=10, quick=True)
+        reply = await context.client.call("status", "GET", job_path("status", job.job_id), timeout_s=10, quick=True)
     except CallError:
         reply = None
     if reply is not None and reply.status < 300 and isinstance(reply.body, dict):
@@ -130,76 +130,76 @@ async def _close(rig: Rig, job: Job, answer: Answer, last: Reply) -> None:
         job.warn("not_streamed")
     # What the chunks left out: a worker may send usage, or an error, only with the whole.
     answer = joined(replace(whole, chars=0) if job.chunks else whole, answer)
-    _note(rig, job, answer, outcomes.judge(answer, status, error))
-    rig.settled(job)
+    _note(context, job, answer, outcomes.judge(answer, status, error))
+    context.settled(job)
 
 
-async def openai(rig: Rig, job: Job, body: dict[str, Any]) -> None:
+async def openai(context: RunContext, job: Job, body: dict[str, Any]) -> None:
     """POST /openai/v1/…: SSE when the service streams, one JSON object when it does not.
 
     The route tells neither queue nor execution time, and no job id: the queue is inside TTFT, and closing the
     connection is the only way to cancel.
     """
-    deadline_s = asyncio.get_running_loop().time() + rig.options.timeout_s
-    while await _attempt(rig, job, body, deadline_s):
+    deadline_s = asyncio.get_running_loop().time() + context.options.timeout_s
+    while await _attempt(context, job, body, deadline_s):
         pass
 
 
-async def _attempt(rig: Rig, job: Job, body: dict[str, Any], deadline_s: float) -> bool:
+async def _attempt(context: RunContext, job: Job, body: dict[str, Any], deadline_s: float) -> bool:
     """One request; True when it was refused and is to be sent again."""
-    growing = _Growing(rig, job)
+    growing = _Growing(context, job)
     left_s = max(0.5, deadline_s - asyncio.get_running_loop().time())
     try:
-        async with rig.client.open_stream(
-            rig.options.openai_path, body, left_s, on_send=lambda at_s: rig.sent(job, at_s)
+        async with context.client.open_stream(
+            context.options.openai_path, body, left_s, on_send=lambda at_s: context.sent(job, at_s)
         ) as (response, sent_s):
             job.http_status = response.status
-            job.accepted_ms = rig.clock.now_ms()
+            job.accepted_ms = context.clock.now_ms()
             if response.status >= 300 or "text/event-stream" not in response.headers.get("Content-Type", ""):
                 raw = await read_whole(response)
                 retry_after = response.headers.get("Retry-After")
-                reply = rig.client.reply(response.status, raw, sent_s, perf_counter(), retry_after)
+                reply = context.client.reply(response.status, raw, sent_s, perf_counter(), retry_after)
                 if response.status < 300:
-                    _whole(rig, job, reply)
+                    _whole(context, job, reply)
                     return False
             else:
-                await _events(rig, growing, response)
-                _close_stream(rig, job, growing)
+                await _events(context, growing, response)
+                _close_stream(context, job, growing)
                 return False
         error_class, detail = submit_class(reply.status), describe(reply)
-        if await rig.again(job, error_class, detail, reply.retry_after_s, deadline_s):
+        if await context.again(job, error_class, detail, reply.retry_after_s, deadline_s):
             return True
-        _time(rig, job)
-        refuse(rig, job, error_class, detail, reply)
+        _time(context, job)
+        refuse(context, job, error_class, detail, reply)
     except CallError as error:
         started = job.first_chunk_ms is not None
-        if not started and await rig.again(job, error.error_class, error.detail, None, deadline_s):
+        if not started and await context.again(job, error.error_class, error.detail, None, deadline_s):
             return True
         broken = started and error.error_class == "connect"
         verdict = Verdict("failed", "stream_broken" if broken else error.error_class, error.detail)
-        _end(rig, job, growing.close(), verdict)
+        _end(context, job, growing.close(), verdict)
     return False
 
 
-async def _events(rig: Rig, growing: _Growing, response: aiohttp.ClientResponse) -> None:
+async def _events(context: RunContext, growing: _Growing, response: aiohttp.ClientResponse) -> None:
     parser = growing.parser
     async for chunk in response.content.iter_any():
         at_s = perf_counter()
         for data in parser.feed(chunk):
-            growing.take(growing.reading.event(data, rig.client.clean), at_s)
+            growing.take(growing.reading.event(data, context.client.clean), at_s)
 
 
-def _close_stream(rig: Rig, job: Job, growing: _Growing) -> None:
+def _close_stream(context: RunContext, job: Job, growing: _Growing) -> None:
     answer = growing.close()
     whole = answer.ended or (answer.finish_reason is not None and not growing.parser.pending)
     if answer.error is None and not whole:
         detail = "the events ended without [DONE] and without a finish reason"
-        _end(rig, job, answer, Verdict("failed", "stream_broken", detail))
+        _end(context, job, answer, Verdict("failed", "stream_broken", detail))
     else:
-        _end(rig, job, answer, outcomes.judge(answer))
+        _end(context, job, answer, outcomes.judge(answer))
 
 
-def _whole(rig: Rig, job: Job, reply: Reply) -> None:
+def _whole(context: RunContext, job: Job, reply: Reply) -> None:
     """An answer that was not streamed (then there is no TTFT, rather than a false one)."""
     answer = read_output(reply.body)
     if answer.known or answer.error is not None:
@@ -208,20 +208,20 @@ def _whole(rig: Rig, job: Job, reply: Reply) -> None:
         verdict = outcomes.failed("output_error", reply.body)
     else:
         verdict = Verdict("failed", "bad_reply", describe(reply).replace("no job", "no answer of this API"))
-    _end(rig, job, answer, verdict)
+    _end(context, job, answer, verdict)
 
 
-def _end(rig: Rig, job: Job, answer: Answer, verdict: Verdict) -> None:
-    _time(rig, job)
-    _note(rig, job, answer, verdict)
-    rig.settled(job)
+def _end(context: RunContext, job: Job, answer: Answer, verdict: Verdict) -> None:
+    _time(context, job)
+    _note(context, job, answer, verdict)
+    context.settled(job)
 
 
-def _time(rig: Rig, job: Job) -> None:
-    rig.answered(job)
-    job.done_ms = rig.clock.now_ms()
+def _time(context: RunContext, job: Job) -> None:
+    context.answered(job)
+    job.done_ms = context.clock.now_ms()
     job.total_ms = job.done_ms - (job.sent_ms if job.sent_ms is not None else job.done_ms)
 
 
-def _note(rig: Rig, job: Job, answer: Answer, verdict: Verdict) -> None:
-    outcomes.note(job, answer, verdict, expect_blocked=rig.options.expect_blocked)
+def _note(context: RunContext, job: Job, answer: Answer, verdict: Verdict) -> None:
+    outcomes.note(job, answer, verdict, expect_blocked=context.options.expect_blocked)
