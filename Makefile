@@ -20,6 +20,9 @@ test: setup ## every test: those that mostly wait two at a time, those of the en
 	$(PY) -m pytest -n 2 --dist worksteal tests --ignore tests/worker
 	$(PY) -m pytest tests/worker
 
+test-fast: setup ## what needs no engine, no worker process and no browser: under a minute
+	$(PY) -m pytest -q -n 2 --dist worksteal -m "not engine and not process and not browser"
+
 lint: setup ## ruff, mypy, generated docs up to date
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .

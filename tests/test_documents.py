@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from llmpod.__main__ import worker_parser
+from llmpod.__main__ import COMMANDS as LLMPOD_COMMANDS
+from llmpod.__main__ import EXTRAS, worker_parser
 from llmpod.endpoint import cli as endpoint
 from llmpod.loadtest.cli import options as loadtest
 from llmpod.worker.environ import names
@@ -23,11 +24,11 @@ from llmpod.worker.jobs import inputs
 from llmpod.worker.other_workers import REFUSED, RENAMED, RETIRED
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", ROOT / "bench" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "bench/README.md")] + sorted(ROOT.glob("docs/*.md"))
 MAKE_TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 BUILD_ARGUMENTS = set(re.findall(r"^ARG (\w+)", (ROOT / "Dockerfile").read_text(), re.MULTILINE))
 
-COMMANDS = ("make", "python", "docker", "curl", "export")
+COMMANDS = ("make", "python", "docker", "curl", "export", "llmpod (?:worker|serve|loadtest)", "uvx", "pip")
 
 # Variables of RunPod, of the hub's client and of Docker's user that the pages name, and words in capitals.
 OTHERS = re.compile(r"RUNPOD_\w+|HF_\w+|HUGGING_FACE_HUB_TOKEN|VLLM_\w+|CUDA_\w+|[A-Z]+_[A-Z]+ERROR|PYTORCH_ALLOC_CONF")
@@ -112,6 +113,14 @@ def check(words: list[str]) -> None:
     elif command == "docker":
         given = {after.partition("=")[0] for word, after in pairwise(rest) if word == "--build-arg"}
         assert given <= BUILD_ARGUMENTS
+    elif command in ("llmpod", "uvx"):
+        name, *options = rest[rest.index("llmpod") + 1 :] if command == "uvx" else rest
+        assert name in LLMPOD_COMMANDS, name
+        if name == "loadtest" and "--help" not in options:
+            loadtest.parse(options)
+    elif command == "pip":
+        extras = re.findall(r"\[(.*?)\]", " ".join(rest))
+        assert set(extras) <= set(EXTRAS.values()), rest
     elif command == "curl":
         for word, after in pairwise(rest):
             if word in ("-d", "--data"):
@@ -198,3 +207,20 @@ def test_what_is_wrong_is_found() -> None:
     ):
         with pytest.raises((AssertionError, SystemExit, Exception)):
             check(shlex.split(line))
+
+
+def test_every_relative_link_and_every_path_of_the_architecture_page_leads_somewhere() -> None:
+    for page in [*PAGES, ROOT / "CHANGELOG.md"]:
+        for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text()):
+            if "://" not in target and not target.startswith("mailto:"):
+                assert (page.parent / target).exists(), f"{page.name}: {target}"
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    bases = [
+        ROOT,
+        ROOT / "src" / "llmpod",
+        *(ROOT / "src" / "llmpod" / name for name in ("worker", "endpoint", "loadtest")),
+    ]
+    named = re.findall(r"`([\w./]+(?:\.py|/))`", text) + re.findall(r"\| (tests/[\w/.]+)", text)
+    assert len(named) > 40
+    for name in named:
+        assert any((base / name).exists() for base in bases), name
