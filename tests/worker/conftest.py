@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -18,7 +17,8 @@ from llmpod.worker.worker import Worker
 Json = dict[str, Any]
 
 # As when an engine starts: vLLM's models, which some test may import before one does, are made as they are in a worker.
-contextlib.ExitStack().enter_context(first_error.only())
+_first_error_only = first_error.only()  # kept: what is collected is undone
+_first_error_only.__enter__()
 
 
 class Events:

@@ -66,7 +66,7 @@ def app_with(tokens: Tokens) -> Starlette:
             Route("/stream", stream),
             Route("/echo", echo, methods=["GET", "POST"]),
             Route("/broken", broken),
-            Route("/form", multipart, methods=["POST"]),
+            Route("/form", form, methods=["POST"]),
         ]
     )
 

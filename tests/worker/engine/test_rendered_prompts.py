@@ -174,7 +174,7 @@ async def test_no_field_of_a_job_hides_its_text_from_policy_or_length(
     blocked = await error_of(make_worker(profile="career"), job(name, "What is the salary of a nurse?"), "policy")
     assert (blocked["status"], blocked["code"]) == (400, "content_filter")
     assert events.end_of("policy")["intent"] == "salary_intelligence"
-    long = await error_of(make_worker(), job(name, "word " * 300), "length")
+    long = await error_of(make_worker(max_prompt_chars=500), job(name, "word " * 150), "length")
     assert (long["status"], long["code"]) == (400, "prompt_too_long")
     assert not printed
 

@@ -160,7 +160,7 @@ async def test_sigterm_lets_a_running_job_finish_and_leaves_no_process(
 async def test_sigterm_while_the_model_loads_ends_at_once_and_leaves_no_process(endpoint: LocalEndpoint) -> None:
     worker = await spawn(endpoint, "worker-2")
     await worker.event("loading")
-    await asyncio.sleep(2)  # into the start of the engine's processes
+    await asyncio.sleep(0.3)  # into the start of the engine's processes; a quick machine loads the model in two seconds
     family = worker.family()
     asked = time.monotonic()
     worker.process.send_signal(signal.SIGTERM)
