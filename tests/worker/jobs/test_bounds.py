@@ -99,3 +99,21 @@ def test_a_schema_may_have_bounds_that_no_integer_has() -> None:
         {"tools": [{"type": "function", "function": {"parameters": {"properties": {"x": schema}}}}]},
     ):
         list(bounds.walk({"openai_route": "/v1/chat/completions", "openai_input": body}, 1000, Size()))
+
+
+@pytest.mark.parametrize(
+    ("job_input", "accepted"),
+    [
+        ({"messages": [{"content": [{"type": "image_url", "image_url": {"url": "x" * 9_000_000}}]}]}, True),
+        ({"file": "x" * 9_000_000}, True),
+        ({"prompt": "x" * 9_000_000}, False),
+        ({"openai_route": "/v1/completions", "openai_input": {"prompt_logprobs": ["x" * 9_000_000]}}, False),
+    ],
+)
+async def test_a_text_that_is_no_file_has_a_limit_of_its_own(job_input: object, accepted: bool) -> None:
+    if accepted:
+        assert (await bounds.check(job_input, 1000)).large
+        return
+    with pytest.raises(JobError, match=f"9000000 characters; {bounds.MAX_TEXT_CHARS} are accepted") as refused:
+        await bounds.check(job_input, 1000)
+    assert refused.value.field is not None

@@ -21,6 +21,29 @@ MAX_DEPTH = 32
 MAX_KEY_CHARS = 1000
 MAX_CHARS = 20_000_000
 """Characters of all texts and keys: RunPod carries requests of 20 MB (docs.runpod.io, /runsync)."""
+MEDIA_KEYS = frozenset(
+    {
+        "image_url",
+        "audio_url",
+        "video_url",
+        "input_audio",
+        "input_video",
+        "image",
+        "images",
+        "audio",
+        "video",
+        "source",
+        "file",
+        "file_url",
+        "file_data",
+        "image_embeds",
+        "audio_embeds",
+    }
+)
+"""Keys of a content part under which a file stands, as an address or as data: a file, and not text."""
+
+MAX_TEXT_CHARS = 8_000_000
+"""Characters of one text that is not a file: what vLLM cannot read it quotes, several times, in the event loop."""
 OBJECT_IN_LIST = 10
 """Values that an object in a list counts for: a message or a tool is validated against every form it may have."""
 SLICE = 1000
@@ -104,6 +127,8 @@ def walk(job_input: object, max_values: int, size: Size) -> Iterator[None]:
             size.chars += len(value)
             if size.chars > MAX_CHARS:
                 raise _refused(keys, f"input has more than {MAX_CHARS} characters.")
+            if len(value) > MAX_TEXT_CHARS and MEDIA_KEYS.isdisjoint(keys):
+                raise _refused(keys, f"{{}} has {len(value)} characters; {MAX_TEXT_CHARS} are accepted.")
             _check_text(value, keys)
         elif isinstance(value, float) and not math.isfinite(value):
             raise _refused(keys, f"{{}} must be a finite number, not {value}.")

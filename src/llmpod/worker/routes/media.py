@@ -25,7 +25,7 @@ from PIL import Image
 from yarl import URL
 
 from llmpod.worker.errors import Code, JobError
-from llmpod.worker.routes.prompt_fields import MEDIA_KEYS
+from llmpod.worker.jobs.bounds import MEDIA_KEYS
 from llmpod.worker.settings import Settings
 
 FETCH_TIMEOUT_S = 20.0

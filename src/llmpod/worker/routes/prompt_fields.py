@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from llmpod.worker.jobs.bounds import MEDIA_KEYS
+
 # Fields whose text becomes part of the prompt, on whichever route they stand.
 PROMPT_FIELDS = (
     "messages",
@@ -30,27 +32,6 @@ PROMPT_FIELDS = (
     "inputs",
     "data",
 )
-MEDIA_KEYS = frozenset(
-    {
-        "image_url",
-        "audio_url",
-        "video_url",
-        "input_audio",
-        "input_video",
-        "image",
-        "images",
-        "audio",
-        "video",
-        "source",
-        "file",
-        "file_url",
-        "file_data",
-        "image_embeds",
-        "audio_embeds",
-    }
-)
-"""Keys of a content part under which a file stands, as an address or as data; handled by media.py."""
-
 _NO_TEXT = frozenset({"role", "type", "id", "call_id", "tool_call_id", "tool_use_id", "format", "detail", "status"})
 _ID_FIELDS = ("prompt", "input", "query", "queries", "items", "documents")
 
