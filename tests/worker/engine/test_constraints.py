@@ -181,8 +181,9 @@ def config() -> Any:
     """vLLM's configuration of the demonstration model: what an engine would be made of."""
     from vllm.engine.arg_utils import AsyncEngineArgs
 
-    environ.provide({"VLLM_CPU_KVCACHE_SPACE": "1"})
-    return AsyncEngineArgs(model=str(settings.DEMO_MODEL)).create_engine_config()
+    # vLLM sets variables on the way, which the next engine would take for a person's.
+    with environ.temporarily({"VLLM_CPU_KVCACHE_SPACE": "1"}):
+        return AsyncEngineArgs(model=str(settings.DEMO_MODEL)).create_engine_config()
 
 
 @pytest.fixture(scope="module")
