@@ -251,7 +251,7 @@ BAD: list[tuple[str, Any, int, str | None]] = [
     (CHAT, {"messages": "Hi"}, 400, "messages"),
     (CHAT, {"messages": []}, 400, "messages"),
     (CHAT, {"messages": [{"content": "Hi"}]}, 400, "messages.0.role"),
-    (CHAT, {"messages": [{"role": "user", "content": "x" * 10_000_000}]}, 400, "messages"),
+    (CHAT, {"messages": [{"role": "user", "content": "x" * 10_000_000}]}, 400, "messages[0].content"),
     (CHAT, {"messages": QUESTION, "max_tokens": -1}, 400, "max_tokens"),
     (CHAT, {"messages": QUESTION, "max_tokens": "many"}, 400, "max_tokens"),
     (CHAT, {"messages": QUESTION, "temperature": "hot"}, 400, "temperature"),

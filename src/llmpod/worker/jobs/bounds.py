@@ -42,7 +42,7 @@ MEDIA_KEYS = frozenset(
 )
 """Keys of a content part under which a file stands, as an address or as data: a file, and not text."""
 
-MAX_TEXT_CHARS = 8_000_000
+MAX_TEXT_CHARS = 5_000_000
 """Characters of one text that is not a file: what vLLM cannot read it quotes, several times, in the event loop."""
 OBJECT_IN_LIST = 10
 """Values that an object in a list counts for: a message or a tool is validated against every form it may have."""
