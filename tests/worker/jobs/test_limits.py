@@ -197,3 +197,13 @@ def test_stop_strings_and_bad_words_are_bounded_in_number_and_length(field: str)
 def test_an_empty_message_counts_as_a_character() -> None:
     empty = parse({"messages": [{"role": "user", "content": "x"}, *[{"role": "user", "content": ""}] * 99]}, ())
     assert empty.chars == 100
+
+
+@pytest.mark.parametrize(("text", "fits"), [("a" * 250_000, True), ("a" * 250_001, False), ("\ufdfa" * 90_000, False)])
+def test_a_text_that_is_only_tokenized_is_limited_by_its_bytes(text: str, fits: bool) -> None:
+    if fits:
+        limits.check_bytes(["", text], field="prompt")
+        return
+    with pytest.raises(JobError, match="tokenizes 250000 at a time") as refused:
+        limits.check_bytes([text], field="prompt")
+    assert (refused.value.code, refused.value.field) == (Code.PROMPT_TOO_LONG, "prompt")

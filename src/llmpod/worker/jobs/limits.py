@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +21,10 @@ MAX_WORD_CHARS = 10_000
 MAX_INPUTS = 1024
 """Texts that one job may have embedded, scored or classified. vLLM's work on them in the event loop grows with their
 square: a tenth of a second for these."""
+
+
+MAX_TOKENIZED_BYTES = 250_000
+"""Bytes of text that a route which only tokenizes accepts: its answer is a list of ids, written in the event loop."""
 
 
 @dataclass(frozen=True)
@@ -162,6 +166,25 @@ def check_words(given: Mapping[str, Any], *, within: str = "") -> None:
                     given=count,
                     limit=most,
                 )
+
+
+def check_bytes(texts: Sequence[str], *, field: str) -> None:
+    """MAX_TOKENIZED_BYTES for texts that are only tokenized, whose ids may be as many as their bytes.
+
+    Raises:
+        JobError: prompt_too_long, with both numbers.
+    """
+    count = sum(map(len, texts))
+    if count > MAX_TOKENIZED_BYTES // 4:  # no character has more than four
+        count = sum(len(text.encode()) for text in texts)
+    if count > MAX_TOKENIZED_BYTES:
+        raise JobError(
+            Code.PROMPT_TOO_LONG,
+            f"The text has {count} bytes; this worker tokenizes {MAX_TOKENIZED_BYTES} at a time.",
+            field=field,
+            bytes=count,
+            limit=MAX_TOKENIZED_BYTES,
+        )
 
 
 def check_n(request: NativeRequest, settings: Settings) -> None:

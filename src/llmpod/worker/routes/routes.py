@@ -169,6 +169,8 @@ class Routes:
         limits.check_chars(prompt.chars + len(prompt.token_ids), self.settings, field=prompt.field)
         decoded = self.engine.application.decode(prompt.token_ids)
         limits.check_chars(prompt.chars + len(decoded), self.settings, field=prompt.field)
+        if call.rule.kind == "tokens":
+            limits.check_bytes(prompt.texts, field=prompt.field)
         if not call.generates:
             return
         limits.check_words(call.given)
