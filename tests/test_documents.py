@@ -217,6 +217,7 @@ def test_every_relative_link_and_every_path_of_the_architecture_page_leads_somew
     text = (ROOT / "docs" / "architecture.md").read_text()
     bases = [
         ROOT,
+        ROOT / "src",
         ROOT / "src" / "llmpod",
         *(ROOT / "src" / "llmpod" / name for name in ("worker", "endpoint", "loadtest")),
     ]
