@@ -3,8 +3,10 @@
     python bench/worker.py                                 this worker, and the SDK's stock loop beside it
     python bench/worker.py --peer DIR --peer-command "python -u src/main.py"     another worker's checkout, too
 
-Jobs are native ({"prompt", "sampling_params", "stream"}), 128 tokens each. Times are read from the endpoint's clock:
-submission, first stream chunk, result. A run takes some minutes; absolute figures belong to the machine.
+Every worker gets the settings that are printed above the table; another worker is measured a second time with its own
+limit on jobs. Jobs are native ({"prompt", "sampling_params", "stream"}), 128 tokens each. Times are read from the
+endpoint's clock: submission, first stream chunk, result. A run takes some minutes; absolute figures belong to the
+machine.
 "Outside the engine" is a job's total without the time from its arrival in the engine to its last token, by the
 engine's clock: a machine that changes its pace between two runs changes the total, but hardly this.
 """
@@ -38,6 +40,8 @@ from llmpod.endpoint.fleet.process_guard import give_way  # noqa: E402
 TOKENS = 128
 JOB = {"prompt": "How do I prepare for a job interview?", "sampling_params": {"max_tokens": TOKENS, "ignore_eos": True}}
 SLOTS = 128
+SETTINGS = {"MAX_NUM_SEQS": str(SLOTS), "MAX_CONCURRENCY": str(SLOTS + SLOTS // 4), "VLLM_CPU_KVCACHE_SPACE": "1"}
+"""Of every worker. MAX_CONCURRENCY is what llmpod takes by itself for so many slots; worker-vllm's default is 30."""
 OUTSIDE = "of it outside the engine"
 Figures = dict[str, float]
 
@@ -238,8 +242,6 @@ def peer_variables() -> dict[str, str]:
         "MODEL_NAME": os.environ.get("MODEL_NAME", str(REPOSITORY / "src" / "llmpod" / "worker" / "demo_model")),
         "DTYPE": "float32",
         "ENFORCE_EAGER": "true",
-        "MAX_NUM_SEQS": str(SLOTS),
-        "VLLM_CPU_KVCACHE_SPACE": "1",
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }
     try:
@@ -293,13 +295,19 @@ def main() -> None:
 
     said = subprocess.run([sys.executable, __file__, "--bare"], check=True, capture_output=True, text=True).stdout
     note("bare engine", json.loads(said.splitlines()[-1]))
-    note("llmpod", asyncio.run(measure(ours, REPOSITORY, {"MODEL_NAME": "llmpod-demo"})))
+    own = SETTINGS | {"MODEL_NAME": "llmpod-demo"}
+    note("llmpod", asyncio.run(measure(ours, REPOSITORY, own)))
     if arguments.peer:
-        command = shlex.split(arguments.peer_command)
-        note("peer", asyncio.run(measure(command, arguments.peer.resolve(), peer_variables())))
+        command, folder = shlex.split(arguments.peer_command), arguments.peer.resolve()
+        variables = SETTINGS | peer_variables()
+        note("peer", asyncio.run(measure(command, folder, variables)))
+        del variables["MAX_CONCURRENCY"]
+        note("peer, its default MAX_CONCURRENCY", asyncio.run(measure(command, folder, variables)))
     if not arguments.no_stock:
-        note("stock loop", asyncio.run(measure(ours, REPOSITORY, {"JOB_LOOP": "stock", "MODEL_NAME": "llmpod-demo"})))
-    print(f"{os.cpu_count()} cores, {TOKENS}-token answers; RTT in ms, added to every call of the worker\n")
+        note("stock loop", asyncio.run(measure(ours, REPOSITORY, own | {"JOB_LOOP": "stock"})))
+    print(f"{os.cpu_count()} cores, {TOKENS}-token answers; RTT in ms, added to every call of the worker")
+    print("every worker: " + ", ".join(f"{name}={value}" for name, value in SETTINGS.items()))
+    print("and the demonstration model in float32, without torch.compile\n")
     print(table(columns))
 
 

@@ -264,7 +264,7 @@ class Options(BaseModel):
         return self
 
     def check_exposure(self) -> None:
-        """Refuses to open a door to the network that has no lock. Raises StartError."""
+        """Refuses to listen on the network without an API key. Raises StartError."""
         if not is_loopback(self.host) and not self.api_key:
             raise StartError(f"--host {self.host} is not loopback: set --api-key or {API_KEY_VARIABLE} first")
 

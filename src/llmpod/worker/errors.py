@@ -42,7 +42,7 @@ class Code(enum.Enum):
     )
     UNSUPPORTED = Failure("unsupported", 400, False, "This worker does not do that; see the message.")
     NOT_FOUND = Failure("not_found", 404, False, "Use one of the names in the message.")
-    ROUTE_CLOSED = Failure("route_closed", 403, False, "Only who runs this worker can open a route: ALLOWED_ROUTES.")
+    ROUTE_CLOSED = Failure("route_closed", 403, False, "Only the worker's operator can open a route: ALLOWED_ROUTES.")
     BLOCKED = Failure("content_filter", 400, False, "This worker does not answer such requests.")
     CANCELLED = Failure("cancelled", 409, True, "Send the job again if it was not meant to be stopped.")
     OVERLOADED = Failure("overloaded", 503, True, "Send the job again later.")

@@ -115,8 +115,6 @@ class Worker:
         record.finish(step, answer, validation)
         limits.check_whole(request, answer.finish_reasons, max_tokens, reply, tokens=step.usage.completion_tokens)
         ending = native_reply.ending(request, answer, step.usage, max_tokens, self.engine.model_name, record.id)
-        if not self.settings.show_cached_tokens:
-            ending["usage"].pop("cached", None)
         yield reply | ending | ({"validation": validation} if validation else {})
 
     def _validates(self, request: inputs.NativeRequest) -> bool:

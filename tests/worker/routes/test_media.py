@@ -163,7 +163,7 @@ async def test_a_name_that_leads_to_a_private_address_is_not_connected_to(monkey
         await media.PublicResolver().resolve("files.example.org", 80)
     body = chat("http://files.example.org/a.png")
     with pytest.raises(JobError, match="cannot be fetched"):
-        await media.inline(media.find(body), OPEN)
+        await media.fetch(media.check_all(media.find(body), OPEN), OPEN)
 
 
 class ToHere(AbstractResolver):
@@ -211,7 +211,7 @@ async def server() -> AsyncIterator[ToHere]:
 @pytest.mark.parametrize("path", ["/ok", "/moved"])
 async def test_an_allowed_file_becomes_a_data_uri(server: ToHere, path: str) -> None:
     body = chat(f"http://files.example.org{path}")
-    await media.inline(media.find(body), OPEN, server)
+    await media.fetch(media.check_all(media.find(body), OPEN), OPEN, server)
     url = body["messages"][0]["content"][0]["image_url"]["url"]
     assert url == "data:image/png;base64," + base64.b64encode(b"picture").decode()
 
@@ -229,7 +229,7 @@ async def test_an_allowed_file_becomes_a_data_uri(server: ToHere, path: str) -> 
 async def test_a_fetch_that_goes_astray_is_refused(server: ToHere, path: str, what: str) -> None:
     body = chat(f"http://files.example.org{path}")
     with pytest.raises(JobError, match=what):
-        await media.inline(media.find(body), OPEN, server)
+        await media.fetch(media.check_all(media.find(body), OPEN), OPEN, server)
     assert set(server.asked) == {"files.example.org"}
 
 

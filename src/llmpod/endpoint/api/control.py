@@ -11,7 +11,7 @@ from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from llmpod.endpoint.api.client import summary
-from llmpod.endpoint.api.http import json_response, read_body
+from llmpod.endpoint.api.http import bad_request, json_response, read_body
 from llmpod.endpoint.api.rate_limit import parse_json
 from llmpod.endpoint.errors import ApiError
 from llmpod.endpoint.faults import Faults
@@ -125,8 +125,7 @@ class ControlApi:
         try:
             self.broker.faults = Faults.model_validate(self.broker.faults.model_dump() | changes)
         except ValidationError as error:
-            first = error.errors()[0]
-            raise ApiError(400, f"{'.'.join(map(str, first['loc']))}: {first['msg'].lower()}") from None
+            raise bad_request(error) from None
         if changes.get("seed") is not None:
             self.broker.random.seed(self.broker.faults.seed)
         return self.broker.faults
@@ -138,8 +137,7 @@ class ControlApi:
         try:
             scale = Scale.model_validate(changes)
         except ValidationError as error:
-            first = error.errors()[0]
-            raise ApiError(400, f"{'.'.join(map(str, first['loc']))}: {first['msg'].lower()}") from None
+            raise bad_request(error) from None
         least = self.fleet.workers_min if scale.workersMin is None else scale.workersMin
         most = self.fleet.workers_max if scale.workersMax is None else scale.workersMax
         if least > most:

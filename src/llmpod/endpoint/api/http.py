@@ -7,6 +7,7 @@ from typing import Any
 
 import orjson
 from aiohttp import web
+from pydantic import ValidationError
 
 from llmpod.endpoint.errors import ApiError
 from llmpod.endpoint.state.job import Job
@@ -14,6 +15,12 @@ from llmpod.endpoint.state.job import Job
 
 def json_response(value: Any, status: int = 200) -> web.Response:
     return web.Response(body=orjson.dumps(value), status=status, content_type="application/json")
+
+
+def bad_request(error: ValidationError) -> ApiError:
+    """ApiError 400 with the first thing that a model found wrong."""
+    first = error.errors()[0]
+    return ApiError(400, f"{'.'.join(map(str, first['loc']))}: {first['msg'].lower()}")
 
 
 async def read_body(request: web.Request, limit_bytes: int) -> bytes:

@@ -12,6 +12,7 @@ from typing import Any
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from llmpod.endpoint.api.http import bad_request
 from llmpod.endpoint.errors import ApiError
 from llmpod.endpoint.state.job import JobRequest
 from llmpod.protocol import RATE_WINDOW_S, Rate
@@ -87,8 +88,7 @@ def parse_request(body: bytes, *, any_input: bool, bounds: bool) -> JobRequest:
     try:
         parsed = RunBody.model_validate(value)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise ApiError(400, f"{'.'.join(map(str, first['loc']))}: {first['msg'].lower()}") from None
+        raise bad_request(error) from None
     if not any_input and not isinstance(parsed.input, dict):
         raise ApiError(400, "input: must be an object")
     for name in ("webhook", "webhookV2"):

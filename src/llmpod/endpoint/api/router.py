@@ -34,7 +34,7 @@ KEEPALIVE_S = 75.0
 
 @dataclass(frozen=True)
 class Operation:
-    """One operation of the API: methods, what runs, how many path segments follow its name, and whose door it is."""
+    """One operation of the API: methods, what runs, how many path segments follow its name, and who may call it."""
 
     methods: tuple[str, ...]
     handler: Handler

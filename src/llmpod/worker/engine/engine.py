@@ -257,7 +257,6 @@ class Engine:
             JobError: the model's chat template or the job's guardrails refuse it, it is too long to count, or the
                 model does not generate.
         """
-        assert self._prompts is not None
         if not self.generates:
             raise JobError(
                 Code.UNSUPPORTED, "This worker embeds and scores (RUNNER=pooling): call its routes, /v1/embeddings …"
@@ -266,14 +265,18 @@ class Engine:
             raise JobError(
                 Code.CONTEXT_LENGTH_EXCEEDED,
                 f"The prompt has {request.chars} characters, which are more than {self.max_model_len} tokens.",
-                field="prompt" if request.prompt is not None else "messages",
+                field=request.prompt_field,
                 chars=request.chars,
                 max_model_len=self.max_model_len,
             )
         if request.chars > 20_000 or len(request.messages or ()) > 200:
-            ids, text = await asyncio.to_thread(self._prompts.rendered, request)
-        else:
-            ids, text = self._prompts.rendered(request)
+            return await asyncio.to_thread(self._render, request)
+        return self._render(request)
+
+    def _render(self, request: NativeRequest) -> list[int]:
+        """Render a request and apply the guardrails of the job at work."""
+        assert self._prompts is not None
+        ids, text = self._prompts.rendered(request)
         meter = metering.current_meter.get()
         if meter is not None and meter.judge is not None:
             meter.judge(text)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
+from llmpod.protocol import RUNSYNC_LIMIT_BYTES
 from llmpod.worker.errors import Code, JobError
 from llmpod.worker.jobs.inputs import GUARD
 from llmpod.worker.jobs.limits import CONSTRAINTS
@@ -19,8 +20,8 @@ from llmpod.worker.jobs.limits import CONSTRAINTS
 MAX_DEPTH = 32
 """Deepest nesting of lists and objects in a job. A JSON schema for structured output needs the most."""
 MAX_KEY_CHARS = 1000
-MAX_CHARS = 20_000_000
-"""Characters of all texts and keys: RunPod carries requests of 20 MB (docs.runpod.io, /runsync)."""
+MAX_CHARS = RUNSYNC_LIMIT_BYTES
+"""Characters of all texts and keys: RunPod carries no larger request."""
 MEDIA_KEYS = frozenset(
     {
         "image_url",
@@ -40,10 +41,10 @@ MEDIA_KEYS = frozenset(
         "audio_embeds",
     }
 )
-"""Keys of a content part under which a file stands, as an address or as data: a file, and not text."""
+"""Keys of a content part that hold a file, as an address or as data."""
 
 MAX_TEXT_CHARS = 5_000_000
-"""Characters of one text that is not a file: what vLLM cannot read it quotes, several times, in the event loop."""
+"""Characters of one text that is not a file: vLLM quotes a value of the wrong type several times in the event loop."""
 OBJECT_IN_LIST = 10
 """Values that an object in a list counts for: a message or a tool is validated against every form it may have."""
 SLICE = 1000

@@ -57,7 +57,7 @@ REFUSED = {
     "web_search_options": Refusal("This worker has no web search: put the information into the prompt.", (), True),
     "plugins": Refusal("This worker has no plugins."),
     "store": Refusal("Only /v1/responses keeps its answers, for a while."),
-    "background": Refusal("Only /v1/responses can answer in the background; RunPod's /run can on every route."),
+    "background": Refusal("Send the job to RunPod's /run, which works in the background on every route."),
     "conversation": Refusal(
         "This worker does not store conversations: send the earlier turns, or previous_response_id."
     ),

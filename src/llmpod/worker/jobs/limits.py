@@ -21,8 +21,6 @@ MAX_WORD_CHARS = 10_000
 MAX_INPUTS = 1024
 """Texts that one job may have embedded, scored or classified. vLLM's work on them in the event loop grows with their
 square: a tenth of a second for these."""
-
-
 MAX_TOKENIZED_BYTES = 250_000
 """Bytes of text that a route which only tokenizes accepts: its answer is a list of ids, written in the event loop."""
 
@@ -92,14 +90,7 @@ def check_constraint(given: Mapping[str, Any], settings: Settings, *, within: st
     limit = settings.max_constraint_chars
     for field in CONSTRAINTS if limit else ():
         chars = len(orjson.dumps(given[field])) if given.get(field) is not None else 0
-        if chars > limit:
-            raise JobError(
-                Code.INVALID_INPUT,
-                f"{within}{field} has {chars} characters; this worker accepts {limit}.",
-                field=within + field,
-                given=chars,
-                limit=limit,
-            )
+        _check_count(chars, limit, "characters", field=within + field)
 
 
 def constrained(given: Mapping[str, Any]) -> bool:
@@ -158,18 +149,22 @@ def check_words(given: Mapping[str, Any], *, within: str = "") -> None:
         words = value if isinstance(value, list) else [value]
         chars = sum(len(word) for word in words if isinstance(word, str))
         for count, most, what in ((len(words), MAX_WORDS, "texts"), (chars, MAX_WORD_CHARS, "characters")):
-            if count > most:
-                raise JobError(
-                    Code.INVALID_INPUT,
-                    f"{within}{field} has {count} {what}; this worker accepts {most}.",
-                    field=within + field,
-                    given=count,
-                    limit=most,
-                )
+            _check_count(count, most, what, field=within + field)
+
+
+def _check_count(count: int, limit: int, what: str, *, field: str) -> None:
+    if count > limit:
+        raise JobError(
+            Code.INVALID_INPUT,
+            f"{field} has {count} {what}; this worker accepts {limit}.",
+            field=field,
+            given=count,
+            limit=limit,
+        )
 
 
 def check_bytes(texts: Sequence[str], *, field: str) -> None:
-    """MAX_TOKENIZED_BYTES for texts that are only tokenized, whose ids may be as many as their bytes.
+    """Check MAX_TOKENIZED_BYTES for texts that are only tokenized, which gives up to one id per byte.
 
     Raises:
         JobError: prompt_too_long, with both numbers.

@@ -240,15 +240,6 @@ class PublicResolver(AbstractResolver):
         """Does nothing: no resources are held."""
 
 
-async def inline(items: list[Item], settings: Settings, resolver: AbstractResolver | None = None) -> None:
-    """Replace addresses among `items` by data URIs, in place.
-
-    Raises:
-        JobError: an address leads to where it may not, or the file cannot be had.
-    """
-    await fetch(check_all(items, settings), settings, resolver)
-
-
 async def fetch(wanted: Wanted, settings: Settings, resolver: AbstractResolver | None = None) -> None:
     """Download the `wanted` files and replace them by data URIs.
 
