@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).parent
-WITHOUT_PROCESSES = ("endpoint/test_rules.py", "endpoint/test_store.py", "loadtest/test_pure.py")
+WITHOUT_PROCESSES = (
+    *("endpoint/test_rules.py", "endpoint/test_store.py", "loadtest/test_pure.py", "loadtest/test_quality.py"),
+)
 """Of the folders whose other tests serve, run workers or send a load."""
 PROCESSES = (
     *("endpoint", "loadtest", "worker/test_chaos.py", "worker/test_cleanup.py", "worker/test_demo_model.py"),

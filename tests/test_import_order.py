@@ -26,7 +26,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "__main__.py",
     ),
     "endpoint": ("", "state", "fleet", "api", "observe", "endpoint.py", "cli.py", "__init__.py", "__main__.py"),
-    "loadtest": ("", "model", "run", "analysis", "capacity", "report", "cli", "__main__.py"),
+    "loadtest": ("", "model", "run", "analysis", "capacity", "quality", "report", "cli", "__main__.py"),
 }
 
 

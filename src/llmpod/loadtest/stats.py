@@ -13,6 +13,7 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from operator import mul
+from statistics import NormalDist
 
 CONFIDENCE = 0.95
 # See `dependent` and `quantiles`.
@@ -97,6 +98,14 @@ def share_is_clear(hits: int, n: int, limit: float, level: float = 1 - CONFIDENC
     below = math.fsum(_binomial_pmf(k, n, limit) for k in range(hits + 1))
     at_least = 1 - below + _binomial_pmf(hits, n, limit)
     return min(below, at_least) <= level / 2
+
+
+def wilson(share: float, n: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Wilson's score interval of a share measured on `n` samples: also near 0 and 1 it stays within them."""
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def two_shares(hits_a: int, n_a: int, hits_b: int, n_b: int) -> float:

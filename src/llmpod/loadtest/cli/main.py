@@ -95,7 +95,10 @@ def _report(chosen: argparse.Namespace, environment: environ.Environment) -> Exi
 
 def _compare(chosen: argparse.Namespace, environment: environ.Environment) -> Exit:
     from llmpod.loadtest.cli.compare import compare_directories
+    from llmpod.loadtest.cli.quality import compare_quality, is_quality
 
+    if is_quality(chosen):
+        return compare_quality(chosen, make_console(environment))
     return compare_directories(chosen, make_console(environment))
 
 
@@ -103,6 +106,12 @@ def _capacity(chosen: argparse.Namespace, environment: environ.Environment) -> E
     from llmpod.loadtest.capacity.capacity import answer
 
     return answer(chosen, make_console(environment))
+
+
+def _quality(chosen: argparse.Namespace, environment: environ.Environment) -> Exit:
+    from llmpod.loadtest.cli.quality import run_quality
+
+    return asyncio.run(run_quality(chosen, environment, make_console(environment)))
 
 
 def make_console(environment: environ.Environment, *, stderr: bool = False) -> Console:
@@ -157,4 +166,11 @@ def _print(built: Report, directory: Path, chosen: argparse.Namespace, environme
         console.print(f"files  {directory}/  report.html  run.json  requests.jsonl  requests.csv", style="dim")
 
 
-COMMANDS = {"run": _run, "resume": _resume, "report": _report, "compare": _compare, "capacity": _capacity}
+COMMANDS = {
+    "run": _run,
+    "resume": _resume,
+    "report": _report,
+    "compare": _compare,
+    "capacity": _capacity,
+    "quality": _quality,
+}

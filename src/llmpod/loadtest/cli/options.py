@@ -10,14 +10,15 @@ from llmpod.loadtest.errors import UsageError
 from llmpod.loadtest.run.payload import DEFAULT_PROMPT
 from llmpod.loadtest.units import parse_duration_s
 
-COMMANDS = ("run", "report", "compare", "resume", "capacity")
+COMMANDS = ("run", "report", "compare", "resume", "capacity", "quality")
 PROG = "llmpod loadtest"
 
 EPILOG = """\
 exit codes:  0 pass   1 the run could not be done   2 usage   3 an SLO failed   4 stopped by a guard
              5 the measurement is not valid   130 interrupted (the report is still written)
 
-commands:    run (the default), report DIR, compare A B, resume DIR, capacity DIR...   each has its own --help
+commands:    run (the default), report DIR, compare A B, resume DIR, capacity DIR...,
+             quality --dataset FILE   each has its own --help
 
 examples:
   llmpod loadtest --endpoint-id abc123 --concurrency 1 4 8 --runs 40 --slo 'total.p95<8s'
@@ -282,6 +283,7 @@ def compare_parser() -> Parser:
     p.add_argument(
         "--fail-on-slower", type=_share, metavar="SHARE", help="exit 3 when total is certainly slower by more than this"
     )
+    p.add_argument("--fail-on-worse", action="store_true", help="quality runs: exit 3 when a pass rate clearly fell")
     p.add_argument("--format", choices=["table", "json"], default="table")
     return p
 
@@ -322,12 +324,19 @@ def capacity_parser() -> Parser:
     return p
 
 
+def _quality_parser() -> Parser:
+    from llmpod.loadtest.cli.quality_options import quality_parser
+
+    return quality_parser()
+
+
 PARSERS = {
     "run": run_parser,
     "report": report_parser,
     "compare": compare_parser,
     "resume": resume_parser,
     "capacity": capacity_parser,
+    "quality": _quality_parser,
 }
 
 

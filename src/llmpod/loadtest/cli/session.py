@@ -77,7 +77,7 @@ async def run_new(options: argparse.Namespace, environment: Environment, publish
         )
     facts = {
         "format": run_files.FORMAT,
-        "meta": _meta(options, base_url),
+        "meta": made_by(options, base_url),
         "plan": plans.to_dict(plan),
         "options": vars(options),
     }
@@ -140,7 +140,8 @@ def make_payloads(options: argparse.Namespace) -> Payloads:
     )
 
 
-def _meta(options: argparse.Namespace, base_url: str) -> dict[str, Any]:
+def made_by(options: argparse.Namespace, base_url: str) -> dict[str, Any]:
+    """Facts about a run for its files: endpoint, time, versions, and --metadata."""
     extra = {}
     for text in options.metadata:
         name, equals, value = text.partition("=")
@@ -207,8 +208,8 @@ async def _execute(setup: Setup, payloads: Payloads, publish: Publish, before: R
             gc.collect()
             gc.freeze()  # what exists now lives as long as the run: the collector need not look at it again
             ui = make_ui(options.ui, setup, runner, health, guards)
-            with _signals(runner), ui:
-                await _run(runner, notes)
+            with signals(runner), ui:
+                await run_to_end(runner, notes)
             notes += runner.tally.notes
             notes += _limit_notes(gate_map)
             if health.alarm and not (runner.stopped and health.alarm in runner.stopped.reason):
@@ -223,7 +224,7 @@ async def _execute(setup: Setup, payloads: Payloads, publish: Publish, before: R
     return publish(build(recorded, setup.view), recorded, setup.directory, options, setup.environment)
 
 
-async def _run(runner: Runner, notes: list[str]) -> None:
+async def run_to_end(runner: Runner, notes: list[str]) -> None:
     """Runs to the end, whatever end that is: what was measured until then is reported."""
     try:
         await runner.run()
@@ -289,7 +290,7 @@ class _Judge:
 
 
 @contextlib.contextmanager
-def _signals(runner: Runner) -> Iterator[None]:
+def signals(runner: Runner) -> Iterator[None]:
     """Ctrl-C (or SIGTERM) ends the run in order; a second one ends the clean-up too."""
     loop = asyncio.get_running_loop()
     task = asyncio.current_task()

@@ -2,7 +2,9 @@
 
 import asyncio
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from llmpod.loadtest.intake import job_path, line
 from llmpod.loadtest.model.failures import error_text
@@ -26,6 +28,10 @@ class JobOptions:
     expect_blocked: bool = False
 
 
+def _keep_nothing(job: Job, output: Any) -> None:
+    pass
+
+
 @dataclass(slots=True)
 class RunContext:
     client: RunPod
@@ -35,6 +41,7 @@ class RunContext:
     pace: PollPace
     long_poll: bool | None = None  # None: not tried yet
     outstanding: dict[str, Job] = field(default_factory=dict)
+    keep: Callable[[Job, Any], None] = _keep_nothing  # gets each ended job of a queue mode with its output
     unnamed: dict[int, Job] = field(default_factory=dict)  # sent, and the service has not named an id yet
     jitter: random.Random = field(default_factory=lambda: random.Random(0))  # noqa: S311 - back-off
 

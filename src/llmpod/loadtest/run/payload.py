@@ -4,7 +4,7 @@ import json
 import random
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from llmpod.loadtest.errors import UsageError
 from llmpod.loadtest.model.plan import Mode
@@ -35,6 +35,14 @@ class PayloadOptions:
     tag: str = "front"
     stream: bool = True
     seed: int = 0
+
+
+class Bodies(Protocol):
+    """What a run sends: the body of each job, and the name of its kind."""
+
+    def name(self, index: int) -> str | None: ...
+
+    def body(self, mode: Mode, phase: str, index: int) -> dict[str, Any]: ...
 
 
 class Payloads:

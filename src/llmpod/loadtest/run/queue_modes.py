@@ -194,6 +194,7 @@ def finish(context: RunContext, job: Job, reply: Reply, *, total_ms: float) -> N
     answer = read_output(body.get("output"))
     verdict = outcomes.judge(answer, body["status"], body.get("error"))
     outcomes.note(job, answer, verdict, expect_blocked=context.options.expect_blocked)
+    context.keep(job, body.get("output"))
     if job.ok:
         context.pace.learn(total_ms / 1000)
     context.settled(job)

@@ -13,7 +13,7 @@ from llmpod.loadtest.run import queue_modes, stream_modes
 from llmpod.loadtest.run.closed_loop import Feed
 from llmpod.loadtest.run.context import RunContext, left_running
 from llmpod.loadtest.run.guards import Guards, Stop
-from llmpod.loadtest.run.payload import Payloads
+from llmpod.loadtest.run.payload import Bodies
 from llmpod.loadtest.run.probes import HealthWatch, LagWatch
 from llmpod.loadtest.units import count
 
@@ -55,7 +55,7 @@ class Runner:
         self,
         context: RunContext,
         plan: Plan,
-        payloads: Payloads,
+        payloads: Bodies,
         guards: Guards,
         health: HealthWatch,
         *,

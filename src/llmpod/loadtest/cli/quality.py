@@ -1,0 +1,164 @@
+"""Quality command: sends a data set's rows, judges the answers, and decides by the gate."""
+
+import argparse
+import asyncio
+import json
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from rich.console import Console
+
+from llmpod.loadtest.analysis.analyse import View, analyse
+from llmpod.loadtest.cli.session import made_by, resolve, run_to_end, signals
+from llmpod.loadtest.environ import Environment
+from llmpod.loadtest.errors import Exit, UsageError
+from llmpod.loadtest.model import plan as plans
+from llmpod.loadtest.model import run_files
+from llmpod.loadtest.model.plan import Mode, Phase, Plan
+from llmpod.loadtest.model.run_files import Journal, LineFile
+from llmpod.loadtest.quality import dataset, gate, results
+from llmpod.loadtest.quality.compare import Change, compare
+from llmpod.loadtest.quality.console import show, show_changes
+from llmpod.loadtest.quality.dataset import Row
+from llmpod.loadtest.quality.results import QualityReport, Results
+from llmpod.loadtest.run.client import RunPod
+from llmpod.loadtest.run.clock import Clock
+from llmpod.loadtest.run.context import JobOptions, RunContext
+from llmpod.loadtest.run.guards import Guards
+from llmpod.loadtest.run.polling import PollPace
+from llmpod.loadtest.run.probes import HealthWatch
+from llmpod.loadtest.run.rate_limit import RUNPOD_LIMITS, gates
+from llmpod.loadtest.run.runner import Runner
+from llmpod.loadtest.units import count
+
+PHASE = "quality"
+PROGRESS_S = 10.0
+
+
+class Inputs:
+    """The rows' inputs as the bodies of jobs, round after round."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self._rows = rows
+
+    def name(self, index: int) -> str | None:
+        return self._rows[index % len(self._rows)].group
+
+    def body(self, mode: Mode, phase: str, index: int) -> dict[str, Any]:
+        return {"input": self._rows[index % len(self._rows)].input}
+
+
+async def run_quality(options: argparse.Namespace, environment: Environment, console: Console) -> Exit:
+    rows = dataset.read(options.dataset)
+    conditions = gate.read(options.gate, {row.group for row in rows}) if options.gate else ()
+    base_url = resolve(options, environment)
+    directory = Path(options.out or f"runs/{datetime.now(UTC).strftime('%Y%m%dT%H%M%SZ')}-quality")
+    if (directory / run_files.PLAN).exists():
+        raise UsageError(f"{directory} already holds a run; another --out starts a new one")
+    planned = len(rows) * options.repeat
+    phase = Phase(PHASE, "closed", "closed", concurrency=options.concurrency, requests=planned, fill_until_done=False)
+    plan = Plan((phase,), options.mode, seed=0)
+    meta = {**made_by(options, base_url), "dataset": options.dataset, "gate": options.gate, "repeat": options.repeat}
+    facts = {"format": run_files.FORMAT, "meta": meta, "plan": plans.to_dict(plan)}
+    run_files.make_directory(directory)
+    run_files.write_json(directory / run_files.PLAN, json.loads(environment.api_key.redact(json.dumps(facts))))
+    verdicts = LineFile(directory / results.VERDICTS)
+    taken = Results(rows, verdicts)
+    try:
+        runner, notes = await _send(options, environment, base_url, directory, plan, taken)
+    finally:
+        verdicts.close()
+    jobs = runner.tally.finished
+    groups = taken.groups()
+    slos = tuple(one.slo for one in conditions if one.slo is not None)
+    measured = analyse(phase, jobs, jobs, [], {}, View(slos=slos)).verdicts if slos and jobs else ()
+    latencies = dict(zip((one.text for one in conditions if one.slo is not None), measured, strict=False))
+    shares = {group.name: group.as_share for group in groups} | {"transport": _transport(groups[-1])}
+    judged = gate.judge(conditions, shares, groups[-1].leaks, latencies)
+    decision = gate.decide(judged) if judged else None
+    stopped = runner.stopped
+    report = QualityReport(
+        meta=meta,
+        groups=groups,
+        planned=planned,
+        gate=judged,
+        decision=decision,
+        stopped=stopped.reason if stopped else None,
+        notes=notes,
+        exit_code=results.exit_code(groups[-1], decision, stopped.exit_code if stopped else None),
+    )
+    written = results.to_json(report)
+    run_files.write_json(directory / results.FILE, json.loads(environment.api_key.redact(json.dumps(written))))
+    if options.format == "json":
+        sys.stdout.write(json.dumps(written, indent=1) + "\n")
+    elif options.format == "table":
+        show(report, console)
+        console.print(f"files  {directory}/  {results.FILE}  {results.VERDICTS}  requests.jsonl", style="dim")
+    return report.exit_code
+
+
+def _transport(overall: results.Group) -> gate.Share:
+    ended = overall.passed + overall.failed + overall.transport
+    return gate.Share(overall.transport / ended if ended else None)
+
+
+async def _send(
+    options: argparse.Namespace, environment: Environment, base_url: str, directory: Path, plan: Plan, taken: Results
+) -> tuple[Runner, list[str]]:
+    """Sends every row and waits for all ends, or for an early one."""
+    journal, notes = Journal(directory), list[str]()
+    try:
+        connector = aiohttp.TCPConnector(limit=0)
+        async with aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar()) as http:
+            client = RunPod(
+                http, base_url, environment.api_key, gates(RUNPOD_LIMITS if options.limits == "runpod" else None)
+            )
+            sending = JobOptions(timeout_s=options.timeout, retries=options.retries, expect_blocked=True)
+            context = RunContext(client, Clock(), journal, sending, PollPace(None), keep=taken.take)
+            health = HealthWatch(context, 5.0)
+            guards = Guards(alarm=lambda: health.alarm if health.deserted_s else None)
+            runner = Runner(context, plan, Inputs(taken.rows), guards, health)
+            watching = asyncio.create_task(_progress(runner, plan.phases[0].requests or 0, options.format))
+            try:
+                with signals(runner):
+                    await run_to_end(runner, notes)
+            finally:
+                watching.cancel()
+    finally:
+        journal.close()
+    for job in runner.tally.finished:
+        taken.take(job, None)  # those that ended without an output
+    return runner, notes + runner.tally.notes
+
+
+async def _progress(runner: Runner, planned: int, shown: str) -> None:
+    while shown == "table":
+        await asyncio.sleep(PROGRESS_S)
+        sys.stderr.write(f"{runner.tally.done} of {count(planned, 'job')} done\n")
+
+
+def compare_quality(options: argparse.Namespace, console: Console) -> Exit:
+    """Compares two quality runs; with --fail-on-worse a pass rate that is clearly lower is exit 3."""
+    changes = compare(results.read_groups(Path(options.a)), results.read_groups(Path(options.b)))
+    if not changes:
+        raise UsageError(f"{options.a} and {options.b} measured no intent in common")
+    if options.format == "json":
+        rows = [{name: getattr(one, name) for name in Change.__dataclass_fields__} for one in changes]
+        sys.stdout.write(json.dumps({"quality": rows}, indent=1) + "\n")
+    else:
+        console.print(f"A {options.a}\nB {options.b}", style="dim")
+        show_changes(changes, console)
+    worse = any(one.clear and one.b < one.a for one in changes)
+    return Exit.SLO_FAILED if worse and options.fail_on_worse else Exit.PASS
+
+
+def is_quality(options: argparse.Namespace) -> bool:
+    """Whether a comparison is of two quality runs. Raises UsageError when it is of one and another run."""
+    kinds = [results.is_quality(Path(directory)) for directory in (options.a, options.b)]
+    if kinds[0] != kinds[1]:
+        raise UsageError("a quality run can only be compared with another quality run")
+    return kinds[0]
