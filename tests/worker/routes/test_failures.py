@@ -15,6 +15,7 @@ from llmpod.worker.worker import Worker
 from tests.worker.conftest import Events, Json
 
 CHAT, COMPLETIONS, RESPONSES, MESSAGES = "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"
+BATCH, SCORING = "/v1/chat/completions/batch", "/generative_scoring"
 QUESTION = [{"role": "user", "content": "How do I write a CV?"}]
 BODIES: dict[str, Json] = {
     CHAT: {"messages": QUESTION, "max_tokens": 20},
@@ -22,6 +23,11 @@ BODIES: dict[str, Json] = {
     RESPONSES: {"input": "Hi", "max_output_tokens": 20},
     MESSAGES: {"messages": QUESTION, "max_tokens": 20},
 }
+WHOLE: dict[str, Json] = {
+    BATCH: {"messages": [QUESTION, QUESTION], "max_tokens": 20},
+    SCORING: {"query": "A CV is", "items": [" long", " short"], "label_token_ids": [300, 301]},
+}
+"""Routes that do not stream."""
 LOOP = {"$ref": "#"}  # a schema that is itself: it compiles, and then no token fits it
 LONG = "word " * 8000
 SCHEMA = {"type": "json_schema", "schema": LOOP}
@@ -31,6 +37,7 @@ FAILURES: dict[str, dict[str, Json]] = {
         CHAT: {"thinking_token_budget": 5},
         COMPLETIONS: {"thinking_token_budget": 5},
         MESSAGES: {"thinking": {"type": "enabled", "budget_tokens": 1024}, "max_tokens": 2000},
+        RESPONSES: {"thinking_token_budget": 5},
     },
     "a schema that nothing satisfies": {
         CHAT: {"structured_outputs": {"json": LOOP}},
@@ -57,6 +64,17 @@ FAILURES: dict[str, dict[str, Json]] = {
             "tool_choice": {"type": "tool", "name": "g"},
         },
     },
+}
+WHOLE_FAILURES: dict[str, dict[str, Json]] = {
+    "a stream": {route: {"stream": True} for route in WHOLE},
+    "a schema that nothing satisfies": {BATCH: {"structured_outputs": {"json": LOOP}}},
+    "a parameter out of range": {BATCH: {"temperature": -1}, SCORING: {"priority": 2**64}},
+    "a parameter of another type": {BATCH: {"temperature": "hot"}, SCORING: {"apply_softmax": "perhaps"}},
+    "a prompt that does not fit": {
+        BATCH: {"messages": [QUESTION, [{"role": "user", "content": LONG}]]},
+        SCORING: {"query": LONG},
+    },
+    "a token that the model does not have": {SCORING: {"label_token_ids": [10**9]}},
 }
 CLIENTS = [(kind, route, extra) for kind, routes in FAILURES.items() for route, extra in routes.items()]
 
@@ -86,8 +104,21 @@ async def test_a_clients_fault_is_the_same_400_streamed_and_not(
     assert engine.unfinished == 0
 
 
+@pytest.mark.parametrize(
+    ("kind", "route", "extra"),
+    [(kind, route, extra) for kind, routes in WHOLE_FAILURES.items() for route, extra in routes.items()],
+)
+async def test_a_clients_fault_is_a_400_on_routes_that_do_not_stream(
+    make_worker: Callable[..., Worker], engine: Engine, events: Events, kind: str, route: str, extra: Json
+) -> None:
+    failed = await failure_of(make_worker(max_prompt_chars=0, max_tokens_max=0), route, WHOLE[route] | extra)
+    assert (failed["status"], failed["retryable"]) == (400, False), failed
+    assert failed["field"], failed
+    assert engine.unfinished == 0
+
+
 @pytest.mark.parametrize("after", [0, 1, 3])
-@pytest.mark.parametrize("route", BODIES)
+@pytest.mark.parametrize("route", [*BODIES, *WHOLE])
 @pytest.mark.parametrize(
     ("raised", "wanted"),
     [
@@ -127,8 +158,9 @@ async def test_the_engines_fault_is_the_same_streamed_and_not(
     monkeypatch.setattr(engine._llm, "generate", breaks)
     monkeypatch.setattr(type(engine), "dead", property(lambda self: raised == "EngineDeadError"))
     worker = make_worker()
-    for stream in (False, True):
-        assert kind_of(await failure_of(worker, route, BODIES[route] | {"stream": stream})) == wanted, stream
+    for stream in (False, True) if route in BODIES else (False,):
+        body = (BODIES | WHOLE)[route] | ({"stream": stream} if route in BODIES else {})
+        assert kind_of(await failure_of(worker, route, body)) == wanted, stream
 
 
 @pytest.mark.parametrize("shape", [("openai_route", "openai_input"), ("route", "body")])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import orjson
 import pytest
 from hypothesis import given
@@ -117,3 +119,85 @@ def test_an_event_says_its_json_or_nothing() -> None:
     assert sse.parse_data(b'event: x\ndata: {"a":1}\n\n') == {"a": 1}
     assert sse.parse_data(b"data: [DONE]\n\n") is None
     assert sse.parse_data(b": keep-alive\n\n") is None
+
+
+def chat(delta: dict[str, object], **more: object) -> bytes:
+    choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": None} | more
+    return b"data: " + orjson.dumps({"id": "a", "object": "chat.completion.chunk", "choices": [choice]}) + b"\n\n"
+
+
+def block(delta: dict[str, object], index: int) -> bytes:
+    payload = {"type": "content_block_delta", "index": index, "delta": delta}
+    return b"event: content_block_delta\ndata: " + orjson.dumps(payload) + b"\n\n"
+
+
+ANY_TEXT = st.text(st.characters(codec="utf-8"), max_size=4) | st.sampled_from(
+    ["\\", '"', '","content":"x', '"}', "\n\n", '"delta":{"content":"', "\u2028"]
+)
+DELTAS = st.one_of(
+    ANY_TEXT.map(lambda text: chat({"content": text})),
+    ANY_TEXT.map(lambda text: chat({"reasoning": text})),
+    ANY_TEXT.map(lambda text: chat({"reasoning": "r", "content": text})),
+    ANY_TEXT.map(lambda text: chat({"content": text}, finish_reason="stop")),
+    ANY_TEXT.map(lambda text: chat({"content": text}, token_ids=[1])),
+    ANY_TEXT.map(lambda text: chat({"content": text}, logprobs={"content": []})),
+    ANY_TEXT.map(lambda text: chat({"tool_calls": [{"index": 0, "function": {"arguments": text}}]})),
+    ANY_TEXT.map(lambda text: chat({"tool_calls": [{"index": 1, "function": {"name": "f", "arguments": text}}]})),
+    st.tuples(ANY_TEXT, st.integers(0, 1)).map(lambda it: block({"type": "text_delta", "text": it[0]}, it[1])),
+    st.tuples(ANY_TEXT, st.integers(0, 1)).map(
+        lambda it: block({"type": "input_json_delta", "partial_json": it[0]}, it[1])
+    ),
+    st.sampled_from([b"data: [DONE]\n\n", b": ping\n\n", b"event: message_stop\ndata: {}\n\n"]),
+    st.just(chat({"role": "assistant"})),
+)
+
+
+def read(events: list[bytes]) -> tuple[dict[object, str], list[object]]:
+    """What a client keeps: the texts of each place, and whatever else the events hold, in order."""
+    texts: dict[object, str] = {}
+    others: list[object] = []
+    for event in events:
+        payload = sse.parse_data(event)
+        if not isinstance(payload, dict):
+            others.append(event)
+            continue
+        delta = payload.get("delta")
+        others += [
+            value for name in ("finish_reason", "token_ids", "logprobs") if (value := _choice(payload).get(name))
+        ]
+        for call in _choice(payload).get("delta", {}).get("tool_calls", [{"index": None}]):
+            delta = call.get("function") or delta or _choice(payload).get("delta") or {}
+            for name, text in delta.items():
+                place = (payload.get("index"), call["index"], name)
+                if name in {"role", "type", "name"}:
+                    texts[place] = text
+                else:
+                    texts[place] = texts.get(place, "") + text
+    return texts, others
+
+
+def _choice(payload: dict[str, Any]) -> dict[str, Any]:
+    choice: dict[str, Any] = payload.get("choices", [{}])[0]
+    return choice
+
+
+@given(st.lists(DELTAS, max_size=12))
+def test_joined_events_add_up_to_the_same_answer(events: list[bytes]) -> None:
+    joined = list(sse.join(events))
+    assert read(joined) == read(events)
+    assert len(joined) <= len(events)
+
+
+def test_adjacent_texts_are_one_event_and_what_carries_more_than_a_text_stays() -> None:
+    stream = [chat({"content": "a\\"}), chat({"content": '"b'}), chat({"content": "c"}, finish_reason="stop")]
+    assert list(sse.join(stream)) == [chat({"content": 'a\\"b'}), stream[2]]
+    ids = [chat({"content": "a"}, token_ids=[7]), chat({"content": "a"}, token_ids=[7])]
+    assert list(sse.join(ids)) == ids
+    both = [chat({"reasoning": "a", "content": "b"})] * 2
+    assert list(sse.join(both)) == both
+
+
+def test_a_joined_event_has_a_limited_size() -> None:
+    events = list(sse.join([chat({"content": "x" * 1000})] * 100))
+    assert len(events) > 1
+    assert max(map(len, events)) < sse.JOINED_BYTES + 2000

@@ -29,6 +29,7 @@ class JobMeter:
     cache_salt: str | None = None  # key of the job's part of the prefix cache; None: shared with all jobs
     show_cached_tokens: bool = False  # whether the client may know how much of its prompt was in the cache
     granted: int | None = None  # largest max_tokens of a request; a long prompt leaves less context for the answer
+    longest_prompt: int | None = None  # tokens; where vLLM would cut a longer prompt instead of refusing it
     parsed: bool = False  # vLLM parses tool calls or reasoning
     judge: Callable[[str], None] | None = None  # checks a prompt's visible text; raises JobError
     constraint: str | None = None  # the field with the structured output

@@ -11,6 +11,7 @@ import orjson
 
 from llmpod.protocol import CHUNK_LIMIT_BYTES
 from llmpod.worker.engine.app.asgi import Exchange
+from llmpod.worker.engine.app.metered_engine import ENGINE_FAILURE
 from llmpod.worker.engine.engine import Engine
 from llmpod.worker.errors import Code, JobError, RouteError
 from llmpod.worker.routes import error_fields, sse
@@ -62,13 +63,7 @@ class RouteAnswer:
 
     def broken_off(self) -> RouteError:
         """The error for a response that the application did not complete."""
-        payload = {
-            "message": "The engine failed to process this job.",
-            "type": "InternalServerError",
-            "param": None,
-            "code": 500,
-        }
-        return self._failed(500, payload)
+        return self._failed(500, ENGINE_FAILURE)
 
     def _object(self, content: bytes) -> Reply:
         """Parse a JSON response; anything but an object stays text."""
@@ -99,7 +94,7 @@ class RouteAnswer:
                 if events and limits is not None:
                     events[0] = sse.with_field(events[0], "limits", limits)
                     limits = None
-                for chunk in sse.merge(events):
+                for chunk in sse.merge(sse.join(events) if len(events) > 1 else events):
                     if len(chunk) > CHUNK_LIMIT_BYTES:
                         raise JobError(
                             Code.RESULT_TOO_LARGE,

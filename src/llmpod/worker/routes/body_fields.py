@@ -41,9 +41,11 @@ def settle(
     """Apply the rules above to a body. `fields`: what vLLM reads there; `sampling`: parameters and their defaults.
 
     Raises:
-        JobError: unknown_field, with the cure.
+        JobError: unknown_field or unsupported, with the cure.
     """
     given = {name: value for name, value in body.items() if value is not None}
+    if given.get("stream") is True and "stream" not in fields:
+        raise JobError(Code.UNSUPPORTED, f"{rule.path} does not stream: leave stream out.", field="stream")
     if isinstance(text := given.get("text"), dict):
         check_format("text.format", text.get("format"))
     check_format("response_format", given.get("response_format"))

@@ -92,6 +92,10 @@ class Routes:
         record.meter.constraint = error_fields.field_from_message("schema", new.body)
         record.meter.calls = error_fields.field_from_message("structural tag", new.body)
         record.meter.most = limits.most_at_once(self.settings, scores=rule.scores)
+        if (
+            rule.path == "/generative_scoring"
+        ):  # which keeps one token for the answer, and one shows that it cut nothing
+            record.meter.longest_prompt = self.engine.max_model_len - 2
         record.meter.parsed = self.engine.application.parses(given, fields)
         return RouteCall(record, rule, method, path, query, given, prompt, new, wanted)
 

@@ -1,7 +1,7 @@
-"""Server-sent events as bytes: splitting, merging and parsing.
+"""Server-sent events as bytes: splitting, joining, merging and parsing.
 
 vLLM writes an event per token; RunPod's stream takes text, up to 1 MB a yield. So events are cut at their blank line,
-never inside one, and those that wait are sent together.
+never inside one, and those that wait are sent together: adjacent texts as one event, other events side by side.
 """
 
 from __future__ import annotations
@@ -15,6 +15,16 @@ from llmpod.protocol import CHUNK_LIMIT_BYTES
 
 _END = re.compile(rb"\r\n\r\n|\n\n")
 _DONE = b"data: [DONE]"
+_TEXT_DELTA = re.compile(
+    rb'(.*?"delta":[^"]*(?:"(?:tool_calls|index|function)":[^"]*|"type":"\w+",)*'
+    rb'"(?:content|reasoning|text|thinking|partial_json|arguments)":")'
+    rb'([^"\\]*(?:\\.[^"\\]*)*)'
+    rb'("(?:[\]}]|,"\w+":null)*\s*)',
+    re.DOTALL,
+)
+"""An event that does nothing but add to one text: what precedes the text, the text as JSON, only nulls after it."""
+JOINED_BYTES = 16_384
+"""Size limit of a joined event: clients read an event as a whole."""
 
 
 class Splitter:
@@ -37,6 +47,26 @@ class Splitter:
     def rest(self) -> bytes:
         """Bytes after the last whole event; empty if the stream ended properly."""
         return self._rest
+
+
+def join(events: Iterable[bytes]) -> Iterator[bytes]:
+    """Join adjacent events that add to the same text; clients that add deltas up read the same answer.
+
+    For streams that vLLM's parsers read token by token: each token is an event then, however many arrive at once.
+    """
+    head, text, tail = b"", b"", b""
+    for event in events:
+        found = _TEXT_DELTA.fullmatch(event)
+        if found is not None and found[1] == head and found[3] == tail and len(text) < JOINED_BYTES:
+            text += found[2]
+            continue
+        if tail:
+            yield head + text + tail
+        head, text, tail = found.groups() if found is not None else (b"", b"", b"")
+        if found is None:
+            yield event
+    if tail:
+        yield head + text + tail
 
 
 def merge(events: Iterable[bytes], limit: int = CHUNK_LIMIT_BYTES) -> Iterator[bytes]:

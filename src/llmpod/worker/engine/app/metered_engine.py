@@ -90,6 +90,13 @@ async def _refusing(outputs: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, N
 
 Constrain = Callable[[Any, str], Awaitable[None]]
 
+ENGINE_FAILURE = {
+    "message": "The engine failed to process this job.",
+    "type": "InternalServerError",
+    "param": None,
+    "code": 500,
+}
+"""vLLM's error object for a request that the engine gave up; some routes report what they make of its empty answer."""
 CLIENTS_FAULTS = frozenset({"VLLMClientError", "ValueError"})
 """Classes of exceptions that vLLM answers with 400 (vllm/entrypoints/serve/exception_handling/error_response.py)."""
 
@@ -139,6 +146,9 @@ class MeteredEngine:
         # A prompt with a text was checked when rendered (renderer.py); some routes create the ids themselves.
         if self._visible is not None and "prompt_token_ids" in prompt and "prompt" not in prompt:
             judge(self._visible, prompt["prompt_token_ids"])
+        if meter.longest_prompt is not None and len(prompt["prompt_token_ids"]) > meter.longest_prompt:
+            message = f"The prompt has more than the {meter.longest_prompt} tokens that fit."
+            raise refuse(JobError(Code.CONTEXT_LENGTH_EXCEEDED, message, field="query"))
         limit = meter.max_tokens
         if limit is not None and (params.max_tokens is None or params.max_tokens > limit):
             asked = "no limit" if params.max_tokens is None else f"{params.max_tokens} tokens"
@@ -171,8 +181,10 @@ class MeteredEngine:
             async with engine_slot(meter, getattr(params, "n", None) or 1), aclosing(outputs):
                 async for output in outputs:
                     for choice in output.outputs:
-                        if choice.finish_reason == "error" and params.structured_outputs is not None:
-                            raise ConstraintError
+                        if choice.finish_reason == "error":
+                            if params.structured_outputs is not None:
+                                raise ConstraintError
+                            meter.failure = ENGINE_FAILURE
                         meter.finish_reason = meter.finish_reason or choice.finish_reason
                         meter.cut = meter.cut or choice.finish_reason == "length"
                     meter.count(request_id, output, cumulative=output_kind == "CUMULATIVE")
