@@ -234,9 +234,10 @@ SHARES = {"cv": Share(0.8, 0.6, 0.9), "answers": Share(0.7, 0.65, 0.75), "none":
         ("leaks == 0", 0, True, False),
         ("leaks == 0", 1, False, False),
         ("leaks <= 2", 2, True, False),
+        ("leaks == 0", None, False, False),  # nothing was sent that could have leaked
     ],
 )
-def test_a_condition_is_judged_on_what_was_measured(text: str, leaks: int, passed: bool, unsure: bool) -> None:
+def test_a_condition_is_judged_on_what_was_measured(text: str, leaks: int | None, passed: bool, unsure: bool) -> None:
     [judged] = gate.judge([gate.parse(text, {"cv", "none"})], SHARES, leaks, {})
     assert (judged.passed, judged.unsure is not None) == (passed, unsure)
     assert judged.rollback == text.startswith("rollback")
@@ -287,9 +288,10 @@ def test_a_gate_without_conditions_or_of_no_text_is_refused(tmp_path: Path) -> N
         (["answers >= 75%", "rollback unless answers >= 60%"], 0, "hold"),
         (["answers >= 75%", "rollback unless answers >= 71%"], 0, "roll back"),
         (["answers >= 60%", "rollback unless leaks == 0"], 1, "roll back"),
+        (["answers >= 60%", "rollback unless leaks == 0"], None, "hold"),  # no evidence, no way back
     ],
 )
-def test_the_gate_decides(lines: list[str], leaks: int, decision: str) -> None:
+def test_the_gate_decides(lines: list[str], leaks: int | None, decision: str) -> None:
     judged = gate.judge([gate.parse(text, ()) for text in lines], SHARES, leaks, {})
     assert gate.decide(judged) == decision
 

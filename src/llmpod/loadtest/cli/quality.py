@@ -78,9 +78,9 @@ async def run_quality(options: argparse.Namespace, environment: Environment, con
     measured = analyse(phase, jobs, jobs, [], {}, View(slos=slos)).verdicts if slos and jobs else ()
     latencies = dict(zip((one.text for one in conditions if one.slo is not None), measured, strict=False))
     shares = {group.name: group.as_share for group in groups} | {"transport": _transport(groups[-1])}
-    judged = gate.judge(conditions, shares, groups[-1].leaks, latencies)
-    decision = gate.decide(judged) if judged else None
     stopped = runner.stopped
+    judged = gate.judge(conditions, shares, groups[-1].leaks if groups[-1].guarded else None, latencies)
+    decision = gate.decide(judged) if judged and stopped is None else None
     report = QualityReport(
         meta=meta,
         groups=groups,

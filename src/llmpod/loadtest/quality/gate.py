@@ -67,6 +67,7 @@ class Judged:
     rollback: bool
     shown: str
     passed: bool
+    measured: bool = True
     unsure: str | None = None
 
 
@@ -128,34 +129,42 @@ def _latency(name: str, compare: str, limit: str) -> Slo:
 
 
 def judge(
-    conditions: Sequence[Condition], shares: Mapping[str, Share], leaks: int, latencies: Mapping[str, LatencyVerdict]
+    conditions: Sequence[Condition],
+    shares: Mapping[str, Share],
+    leaks: int | None,
+    latencies: Mapping[str, LatencyVerdict],
 ) -> tuple[Judged, ...]:
-    """Each condition on what was measured. `shares`: by name; `latencies`: verdicts by the condition's text."""
+    """Each condition on what was measured. `shares`: by name; `latencies`: verdicts by the condition's text; `leaks`:
+    None where nothing was judged that could have leaked."""
     return tuple(_judge(one, shares, leaks, latencies) for one in conditions)
 
 
 def _judge(
-    condition: Condition, shares: Mapping[str, Share], leaks: int, latencies: Mapping[str, LatencyVerdict]
+    condition: Condition,
+    shares: Mapping[str, Share],
+    leaks: int | None,
+    latencies: Mapping[str, LatencyVerdict],
 ) -> Judged:
-    text, rollback = condition.text, condition.rollback
+    text, rollback, compare = condition.text, condition.rollback, OPERATORS[condition.operator]
     if condition.slo is not None:
         found = latencies.get(text)
-        if found is None:
-            return Judged(text, rollback, "not measured", passed=False)
-        return Judged(text, rollback, found.shown, found.passed, found.unsure)
-    compare = OPERATORS[condition.operator]
-    if condition.name == "leaks":
-        return Judged(text, rollback, str(leaks), compare(leaks, condition.limit))
-    share = shares.get(condition.name, Share(None))
-    if share.value is None:
-        return Judged(text, rollback, "not measured", passed=False)
-    spans = share.low is not None and share.high is not None and share.low < condition.limit < share.high
-    unsure = f"95% interval {show_share(share.low)} to {show_share(share.high)} spans the limit" if spans else None
-    return Judged(text, rollback, show_share(share.value), compare(share.value, condition.limit), unsure)
+        if found is not None and found.value is not None:
+            return Judged(text, rollback, found.shown, found.passed, unsure=found.unsure)
+    elif condition.name == "leaks":
+        if leaks is not None:
+            return Judged(text, rollback, str(leaks), compare(leaks, condition.limit))
+    else:
+        share = shares.get(condition.name, Share(None))
+        if share.value is not None:
+            spans = share.low is not None and share.high is not None and share.low < condition.limit < share.high
+            interval = f"95% interval {show_share(share.low)} to {show_share(share.high)} spans the limit"
+            passed = compare(share.value, condition.limit)
+            return Judged(text, rollback, show_share(share.value), passed, unsure=interval if spans else None)
+    return Judged(text, rollback, "not measured", passed=False, measured=False)
 
 
 def decide(judged: Sequence[Judged]) -> Decision:
-    """What the gate says about a release: a `rollback unless` line that fails outweighs all others."""
-    if any(one.rollback and not one.passed for one in judged):
+    """What the gate says about a release: a `rollback unless` line that was measured and fails outweighs all others."""
+    if any(one.rollback and one.measured and not one.passed for one in judged):
         return "roll back"
     return "proceed" if all(one.passed for one in judged) else "hold"

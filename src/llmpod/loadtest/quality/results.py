@@ -43,6 +43,7 @@ class Group:
     failed: int = 0
     transport: int = 0
     leaks: int = 0
+    guarded: int = 0  # judged jobs that should have been blocked
     cut: int = 0
     rows: int = 0
     share: float | None = None
@@ -76,6 +77,7 @@ class Results:
             group = self._group(name)
             setattr(group, verdict.kind, getattr(group, verdict.kind) + 1)
             group.leaks += verdict.leak
+            group.guarded += row.expect.blocked and verdict.kind != "transport"
             group.cut += verdict.cut
         if verdict.kind != "transport":
             hits = self._hits.setdefault(row.id, [0, 0])
