@@ -21,7 +21,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
-from llmpod.loadtest.analysis.analyse import PhaseReport, View, analyse
+from llmpod.loadtest.analysis.analyse import analyse
+from llmpod.loadtest.analysis.phase import PhaseReport, View
 from llmpod.loadtest.analysis.slo import judge, parse
 from llmpod.loadtest.analysis.sweep import climb
 from llmpod.loadtest.capacity.capacity import highest_interval, largest_rate, to_jobs

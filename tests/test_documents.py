@@ -18,7 +18,7 @@ import pytest
 from llmpod.__main__ import COMMANDS as LLMPOD_COMMANDS
 from llmpod.__main__ import EXTRAS, worker_parser
 from llmpod.endpoint import cli as endpoint
-from llmpod.loadtest.cli import options as loadtest
+from llmpod.loadtest.cli import commands as loadtest
 from llmpod.worker.environ import names
 from llmpod.worker.jobs import inputs
 from llmpod.worker.other_workers import REFUSED, RENAMED, RETIRED

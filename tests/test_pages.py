@@ -3,12 +3,14 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
-from llmpod.loadtest.report.svg import Series, plot
+from llmpod.loadtest.report.html import TEMPLATES
+from llmpod.loadtest.report.svg import Series, hatching, plot
 
 ROOT = Path(__file__).parents[1] / "src/llmpod"
 PAGES = {"report": ROOT / "loadtest/report/report_template.html", "endpoint": ROOT / "endpoint/page.html"}
@@ -65,23 +67,44 @@ def test_nothing_that_carries_data_is_drawn_half_transparent(page: str) -> None:
     assert {selector.strip().split("\n")[-1].strip() for selector, _ in rules} <= {".shade", "button:disabled"}
 
 
+def draw(series: list[Series], **how: Any) -> str:
+    return TEMPLATES.from_string('{% from "figures.html" import plot %}{{ plot(made) }}').render(
+        made=plot(series, x_text=str, y_text=str, **how)
+    )
+
+
 def test_lines_of_a_plot_differ_by_their_dashes_and_the_legend_names_only_them() -> None:
     flat = [(0.0, 1.0), (5.0, 1.0)]
-    drawn = plot(
+    drawn = draw(
         [
             Series("one", "exec", "steps", flat),
             Series("none", "bad", "steps", []),
             Series("two", "wait", "steps", flat),
         ],
         title="two lines",
-        x_text=str,
-        y_text=str,
         whole=True,
     )
     assert 'class="line dash0 exec"' in drawn
     assert 'class="line dash1 wait"' in drawn
     assert re.findall(r"</i>(\w+)</span>", drawn) == ["one", "two"]
     assert re.findall(r'text-anchor="end">([\d.]+)<', drawn) == ["0.0", "1.0"], "no grid line at half a worker"
+
+
+def test_kinds_of_jobs_and_parts_of_a_bar_are_told_without_colours() -> None:
+    one = [(0.0, 1.0)]
+    drawn = draw(
+        [
+            Series("done", "total", "dots", one),
+            Series("failed", "bad", "crosses", one),
+            Series("x", "dim", "ticks", one),
+        ],
+        title="jobs",
+    )
+    strokes = re.findall(r'<path class="(\w+ \w+)" d="M\S+ \d+\.\d([^"]+)"', drawn)
+    assert [css for css, _ in strokes] == ["dots total", "crosses bad", "ticks dim"]
+    assert len({stroke for _, stroke in strokes}) == 3
+    assert re.findall(r'<i class="[\w ]+">(.)</i>(\w+)', drawn) == [("●", "done"), ("✕", "failed"), ("–", "x")]
+    assert len({hatching(css, 0.0, 0, 100.0) for css in ("wait", "bad", "delay", "exec", "overhead")}) == 5
 
 
 @pytest.fixture(scope="module")
@@ -103,12 +126,13 @@ return [...document.querySelectorAll("main *")].filter((one) => !one.parentEleme
 
 @pytest.mark.browser
 def test_on_a_phone_a_plot_keeps_its_size_and_scrolls(browser: webdriver.Chrome, tmp_path: Path) -> None:
-    figure = plot([Series("x", "exec", "line", [(0.0, 1.0), (9.0, 2.0)])], title="x", x_text=str, y_text=str)
+    figure = draw([Series("x", "exec", "steps", [(0.0, 1.0), (9.0, 2.0)])], title="x")
     cells = "<td class=r>1 ms<small>n/a (n=3, need 299)</small></td>" * 9
     table = f"<div class='scroll'><table><tr>{cells}</tr></table></div>"
     body = f"<section class='card'>{figure}{table}</section>"
     page = tmp_path / "report.html"
-    text = PAGES["report"].read_text().replace("$body", body).replace("$title", "t").replace("$subtitle", "s")
+    frame = '{% extends "report_template.html" %}{% block body %}{{ body|safe }}{% endblock %}'
+    text = TEMPLATES.from_string(frame).render(title="t", subtitle="s", body=body)
     page.write_text(text)
     size = {"width": 400, "height": 900, "deviceScaleFactor": 1, "mobile": False}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)

@@ -8,7 +8,6 @@ last answer), which "successes" were none, and how many workers there were (N cl
 job, wait N*S/m: Little's law).
 """
 
-import argparse
 import csv
 import heapq
 import math
@@ -19,16 +18,18 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from llmpod.loadtest.cli import options
-from llmpod.loadtest.cli.main import guarded, publish
+from llmpod.loadtest.cli.main import guarded
+from llmpod.loadtest.cli.publish import publish
 from llmpod.loadtest.cli.viewing import make_view
 from llmpod.loadtest.environ import Environment
 from llmpod.loadtest.errors import Exit, UsageError
+from llmpod.loadtest.flags import Duration, Levels, make_parser, option
 from llmpod.loadtest.model import plan as plans
 from llmpod.loadtest.model import run_files
 from llmpod.loadtest.model.job_record import Job
 from llmpod.loadtest.model.plan import Phase, Plan
 from llmpod.loadtest.model.run_files import Recorded
+from llmpod.loadtest.options import ViewOptions
 from llmpod.loadtest.report.report import build
 from llmpod.loadtest.stats import nearest_rank
 from llmpod.loadtest.units import show_duration, show_ms
@@ -225,35 +226,22 @@ def _percentile(phase: OldPhase, p: float) -> float:
     return nearest_rank(sorted(job.total_ms for job in phase.jobs if job.total_ms is not None), p)
 
 
-def parser() -> options.Parser:
-    """The command line of this script."""
-    p = options.Parser(
-        prog="tools/import_old_csv.py",
-        description="Imports CSVs (ok,status,latency_ms,tokens_generated) as a run and reports on it.",
-        allow_abbrev=False,
-    )
-    p.add_argument("files", nargs="+", metavar="FILE")
-    p.add_argument(
-        "--concurrency", "-c", nargs="+", type=options.levels, metavar="N", help="of each phase: the CSV does not say"
-    )
-    p.add_argument(
-        "--cycle",
-        type=options.duration,
-        metavar="TIME",
-        help="what one worker takes per job; default: the c=1 phases' p50",
-    )
-    p.add_argument("--out", metavar="DIR", help="the run's directory (default: runs/legacy-…)")
-    p.add_argument("--csv", metavar="FILE", help="a copy of requests.csv")
-    options.view_options(p)
-    return p
+@dataclass(kw_only=True)
+class ImportOptions(ViewOptions):
+    """Imports CSVs (ok,status,latency_ms,tokens_generated) as a run and reports on it."""
+
+    files: list[str] = option(default=[], nargs="+", metavar="FILE", positional=True)
+    concurrency: list[Levels] | None = option("of each phase: the CSV does not say", "-c", nargs="+")
+    cycle: Duration | None = option("what one worker takes per job; default: the c=1 phases' p50")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Imports, reports, and returns the exit code of the report."""
-    return guarded(lambda environment: import_and_report(parser().parse_args(argv), environment))
+    parser = make_parser(ImportOptions, "tools/import_old_csv.py")
+    return guarded(lambda environment: import_and_report(parser.parse_args(argv, ImportOptions()), environment))
 
 
-def import_and_report(chosen: argparse.Namespace, environment: Environment) -> Exit:
+def import_and_report(chosen: ImportOptions, environment: Environment) -> Exit:
     """Writes the run's directory and its report. Raises UsageError."""
     levels = [level for group in chosen.concurrency or [] for level in group]
     if not levels:

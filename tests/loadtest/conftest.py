@@ -1,6 +1,5 @@
 """What the load tester's tests share: runs in this process against a scripted server, and runs of the door itself."""
 
-import argparse
 import asyncio
 import contextlib
 import io
@@ -15,12 +14,12 @@ from typing import Any
 import pytest
 
 from llmpod.loadtest.analysis import validity
-from llmpod.loadtest.cli import main, options
-from llmpod.loadtest.cli.main import publish
+from llmpod.loadtest.cli import commands, main
 from llmpod.loadtest.cli.session import run_again, run_new
 from llmpod.loadtest.environ import Environment, Secret
 from llmpod.loadtest.model import run_files
 from llmpod.loadtest.model.run_files import Recorded
+from llmpod.loadtest.options import UiOptions
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = Path(__file__).parent / "data"
@@ -71,8 +70,8 @@ def load_test(tmp_path: Path) -> Callable[..., Awaitable[Result]]:
         count += 1
         directory = tmp_path / f"run{count}"
         argv = ["--base-url", url, "--out", str(directory), "--format", "quiet", "--health-interval", "0.2", *words]
-        _, chosen = options.parse(argv)
-        code = await run_new(chosen, environment(key), publish)
+        _, chosen = commands.parse(argv)
+        code = await run_new(chosen, environment(key))
         return result_of(int(code), directory)
 
     return go
@@ -81,7 +80,7 @@ def load_test(tmp_path: Path) -> Callable[..., Awaitable[Result]]:
 @pytest.fixture
 def resume() -> Callable[[Path], Awaitable[Result]]:
     async def go(directory: Path) -> Result:
-        code = await run_again(directory, argparse.Namespace(ui="none"), environment(), publish)
+        code = await run_again(directory, UiOptions(ui="none"), environment())
         return result_of(int(code), directory)
 
     return go

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from llmpod.loadtest.cli import options
+from llmpod.loadtest.cli import commands
 from llmpod.loadtest.cli.planning import make_plan
 from llmpod.loadtest.environ import Secret
 from llmpod.loadtest.errors import UsageError
@@ -202,7 +202,7 @@ def test_a_wrong_command_line_is_one_line_and_exit_2(
     monkeypatch.chdir(tmp_path)
     where = (
         []
-        if words[0] in (*options.COMMANDS, "frobnicate") or "--base-url" in words
+        if words[0] in (*commands.COMMANDS, "frobnicate") or "--base-url" in words
         else ["--base-url", "http://127.0.0.1:9/v2/x"]
     )
     assert main.main([*words, *where]) == 2
@@ -238,7 +238,7 @@ async def test_the_environment_alone_is_enough_for_a_dry_run() -> None:
 
 
 def test_the_old_scripts_flags_mean_what_they_meant(tmp_path: Path) -> None:
-    _, chosen = options.parse(
+    _, chosen = commands.parse(
         ["--concurrency", "1", "4", "8", "--runs", "30", "--timeout", "120", "--prompt", "p",
          "--mode", "async", "--metric", "exec", "--csv", "x.csv"]
     )  # fmt: skip
@@ -246,7 +246,7 @@ def test_the_old_scripts_flags_mean_what_they_meant(tmp_path: Path) -> None:
     assert [phase.concurrency for phase in plan.phases] == [1, 4, 8]
     assert {phase.requests for phase in plan.phases} == {30}
     assert (plan.mode, chosen.timeout, chosen.metric, chosen.csv, chosen.prompt) == ("run", 120, "exec", "x.csv", "p")
-    _, chosen = options.parse(["--mode", "sync"])
+    _, chosen = commands.parse(["--mode", "sync"])
     assert make_plan(chosen).mode == "runsync"
 
 
@@ -260,9 +260,9 @@ def test_names_known_from_other_tools_are_aliases() -> None:
         (["--percentiles", "50"], ["--metric-percentiles", "50"]),
     ]
     for first, *others in same:
-        _, wanted = options.parse(first)
+        _, wanted = commands.parse(first)
         for other in others:
-            _, got = options.parse(other)
+            _, got = commands.parse(other)
             if first[0] == "--concurrency":
                 wanted.concurrency = got.concurrency = [n for group in got.concurrency for n in group]
                 assert got.concurrency == [1, 4]
@@ -270,7 +270,7 @@ def test_names_known_from_other_tools_are_aliases() -> None:
 
 
 async def test_help_is_there_for_every_command() -> None:
-    for words in ([], *([name] for name in options.COMMANDS)):
+    for words in ([], *([name] for name in commands.COMMANDS)):
         ended = await door(*words, "--help")
         assert ended.code == 0
         assert "usage:" in ended.out
@@ -326,7 +326,7 @@ async def test_a_place_that_cannot_be_written_is_said_in_one_line() -> None:
 # -- what it needs --
 
 
-def test_it_needs_only_aiohttp_and_rich_beyond_the_standard_library() -> None:
+def test_it_needs_only_aiohttp_jinja2_and_rich_beyond_the_standard_library() -> None:
     blocked = [
         "orjson",
         "pydantic",
@@ -349,7 +349,7 @@ def test_it_needs_only_aiohttp_and_rich_beyond_the_standard_library() -> None:
         "for one in pkgutil.walk_packages(llmpod.loadtest.__path__, 'llmpod.loadtest.'):\n"
         "    if not one.name.endswith('__main__'): importlib.import_module(one.name)\n"
         "assert not [name for name in sys.modules if name.startswith(('llmpod.worker', 'llmpod.endpoint'))]\n"
-        "own = {'llmpod', 'aiohttp', 'rich'}\n"
+        "own = {'llmpod', 'aiohttp', 'jinja2', 'rich'}\n"
         "print(sorted({name.split('.')[0] for name in sys.modules} & set(sys.argv[1:])))\n"
     )
     env = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
@@ -359,7 +359,8 @@ def test_it_needs_only_aiohttp_and_rich_beyond_the_standard_library() -> None:
     for path in (ROOT / "src/llmpod/loadtest").rglob("*.py"):
         imports |= set(re.findall(r"^\s*(?:from|import) (\w+)", path.read_text(), re.MULTILINE))
     foreign = imports - set(sys.stdlib_module_names) - {"llmpod"}
-    assert foreign == {"aiohttp", "rich"}
+    optional = {"jsonschema", "referencing"}  # imported for data sets of `quality` that expect a json_schema
+    assert foreign - optional == {"aiohttp", "jinja2", "rich"}
 
 
 def test_only_one_module_reads_the_environment() -> None:

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from llmpod.loadtest.cli import main
+from llmpod.loadtest.cli import main, publish
 from llmpod.loadtest.model import run_files
 from llmpod.loadtest.model.job_record import Job
 from llmpod.loadtest.run import probes
 from llmpod.loadtest.run.guards import Guards
-from tests.loadtest.conftest import Result, result_of, start_door
+from tests.loadtest.conftest import Result, command, result_of, start_door
 from tests.loadtest.scripted import JobScript, Script, scripted, sse_answer
 
 LoadTest = Callable[..., Awaitable[Result]]
@@ -121,6 +121,30 @@ async def test_the_same_timeout_has_the_same_name_in_every_mode(load_test: LoadT
     assert "followed to its end" not in (result.directory / "report.html").read_text()
 
 
+# -- a phase without a result --
+
+
+async def test_a_later_phase_that_fails_whole_is_in_the_exit_code_unless_an_objective_judges_it(
+    load_test: LoadTest, tmp_path: Path
+) -> None:
+    def script(number: int) -> JobScript:
+        return JobScript() if number < 1 + 5 else JobScript(status="FAILED", output=None, error="no")
+
+    async with scripted(Script(job=script)) as server:
+        result = await load_test(server.url, "-c", "1", "2", "--runs", "5")
+    assert [(phase["ok"], phase["failed"]) for phase in result.report["phases"]] == [(5, 0), (0, 5)]
+    assert result.code == 1
+    for slo, code in {
+        "exec.p50<9s": 3,  # missed where nothing was measured
+        "error_rate<50%": 3,
+        "success_rate>=0%": 0,
+        "blocked_rate<1%": 1,
+    }.items():
+        ended = command("report", str(result.directory), "--slo", slo, "--out", str(tmp_path / "again"))
+        assert ended.code == code, slo
+        assert ("ERROR: no job succeeded in c=2" in ended.out) == (code == 1)
+
+
 # -- retries --
 
 
@@ -180,10 +204,10 @@ async def test_a_writer_that_fails_costs_the_others_nothing(
     def fail(*_: Any, **__: Any) -> None:
         raise UnicodeEncodeError("utf-8", "\ud83d", 0, 1, "surrogates not allowed")
 
-    monkeypatch.setattr(main, broken, fail)
+    monkeypatch.setattr(publish, broken, fail)
     assert main.main(["report", str(result.directory), "--out", str(again)]) == 1
     out, err = capsys.readouterr()
-    assert "a defect of this tool: UnicodeEncodeError" in err
+    assert "internal error of the load tester: UnicodeEncodeError" in err
     assert err.count("\n") == 1
     files = {"to_json": run_files.RUN, "write_csv": "requests.csv", "write_html": "report.html"}
     assert {path.name for path in again.iterdir()} == set(files.values()) - {files.get(broken)}

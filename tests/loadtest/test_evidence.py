@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from bench import evidence
-from llmpod.loadtest.analysis.analyse import PhaseReport, View, analyse
+from llmpod.loadtest.analysis.analyse import analyse
+from llmpod.loadtest.analysis.phase import PhaseReport, View
 from llmpod.loadtest.analysis.timeline import Scaler
 from llmpod.loadtest.model.job_record import Job
 from llmpod.loadtest.model.plan import Phase

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from llmpod.loadtest.cli import options
+from llmpod.loadtest.cli import commands
 from llmpod.loadtest.cli.quality import run_quality
 from llmpod.loadtest.errors import Exit, UsageError
 from tests.loadtest.conftest import Ended, door, environment
@@ -60,7 +60,7 @@ async def quality(tmp_path: Path, counts: dict[str, int], *words: str, gate: str
         argv += ["--gate", str(tmp_path / "x.gate")]
 
     async with scripted(Script(job=lambda number: ANSWERS[server.submitted[number]["input"]["prompt"]]())) as server:
-        _, chosen = options.parse([*argv, "--base-url", server.url])
+        _, chosen = commands.parse([*argv, "--base-url", server.url])
         console = Console(record=True, width=160, quiet=False, file=(tmp_path / "console").open("w"))
         code = await run_quality(chosen, environment(), console)
         assert len(server.submitted) == sum(counts.values()) * chosen.repeat
@@ -106,7 +106,7 @@ async def test_a_worker_that_blocks_everything_passes_nothing(tmp_path: Path) ->
     rows.write_text("\n".join(json.dumps({"id": f"r{n}", "input": {"prompt": "x"}, "expect": {}}) for n in range(30)))
     async with scripted(Script(job=lambda _: ANSWERS["blocked"]())) as server:
         argv = ["quality", "--dataset", str(rows), "--out", str(tmp_path / "out"), "--format", "quiet"]
-        _, chosen = options.parse([*argv, "--base-url", server.url])
+        _, chosen = commands.parse([*argv, "--base-url", server.url])
         (tmp_path / "x.gate").write_text("rollback unless answers >= 70%")
         chosen.gate = str(tmp_path / "x.gate")
         assert await run_quality(chosen, environment(), Console(quiet=True)) is Exit.SLO_FAILED
@@ -130,6 +130,6 @@ async def test_an_endpoint_that_is_not_there_ends_with_1_and_a_report(tmp_path: 
     assert "STOPPED" in ended.out
     report = json.loads((out / "quality.json").read_text())
     assert groups(report)["overall"]["share"] is None
-    _, chosen = options.parse([*words, "--out", str(out)])
+    _, chosen = commands.parse([*words, "--out", str(out)])
     with pytest.raises(UsageError, match="already holds a run"):
         await run_quality(chosen, environment(), Console(quiet=True))

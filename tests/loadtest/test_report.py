@@ -19,7 +19,8 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 
 from llmpod.loadtest.analysis import validity
-from llmpod.loadtest.analysis.analyse import View, analyse
+from llmpod.loadtest.analysis.analyse import analyse
+from llmpod.loadtest.analysis.phase import View
 from llmpod.loadtest.model import job_record, run_files
 from llmpod.loadtest.model.arrivals import Arrivals, steady
 from llmpod.loadtest.model.job_record import Job

@@ -14,7 +14,7 @@ from llmpod.loadtest.model import run_files
 from llmpod.loadtest.model.job_record import Job
 from llmpod.loadtest.model.plan import Phase
 from llmpod.loadtest.run.closed_loop import Feed
-from tests.loadtest.conftest import Result, result_of, start_door
+from tests.loadtest.conftest import Result, command, result_of, start_door
 from tests.loadtest.scripted import JobScript, Script, scripted
 
 LoadTest = Callable[..., Awaitable[Result]]
@@ -315,6 +315,8 @@ async def test_a_killed_run_loses_no_finished_job_and_resume_cancels_its_orphans
         before = run_files.read(out)
         assert {job.job_id for job in before.jobs} == {f"job-{n}" for n in range(7)}
         assert before.orphans == ["job-7", "job-8"]
+        killed = command("report", str(out), "--out", str(tmp_path / "killed"))
+        assert (killed.code, "the run was killed, or still goes on" in killed.out) == (130, True)
         with (out / run_files.REQUESTS).open("ab") as file:
             file.write(b'{"phase":"c=2","ind')  # what a machine that lost power leaves behind
         result = await resume(out)

@@ -2,24 +2,27 @@
 
 import json
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 
-from llmpod.loadtest.cli import options
+from llmpod.loadtest.cli import commands
 from llmpod.loadtest.cli.planning import make_plan
 from llmpod.loadtest.errors import UsageError
-from llmpod.loadtest.run.payload import PayloadOptions, Payloads
-from tests.loadtest.conftest import command
+from llmpod.loadtest.model import run_files
+from llmpod.loadtest.options import RunOptions
+from llmpod.loadtest.run.payload import Payloads
+from tests.loadtest.conftest import Result, command
 from tests.loadtest.scripted import JobScript, Script, scripted
 
 LoadTest = Any
 
 
 def rates(text: str) -> list[float]:
-    _, chosen = options.parse(["--sweep-rate", text])
+    _, chosen = commands.parse(["--sweep-rate", text])
     plan = make_plan(chosen)
     assert plan.sweep is not None
     assert plan.sweep.by_rate
@@ -65,6 +68,25 @@ async def test_a_rate_that_the_endpoint_does_not_keep_up_with_ends_the_sweep(loa
     assert "the queue grows" in result.report["answer"]["text"]
 
 
+@pytest.mark.parametrize("cut", [False, True], ids=["a sweep that had ended", "a sweep that was killed"])
+async def test_a_resumed_sweep_ends_where_the_whole_one_does(
+    load_test: LoadTest, resume: Callable[[Path], Awaitable[Result]], cut: bool
+) -> None:
+    async with scripted(Script(job=lambda _: JobScript(exec_s=0.1), workers=1)) as server:
+        words = ["--sweep", "1,2,4,8", "--runs", "10", "--slo", "total.p50<150ms"]
+        whole = await load_test(server.url, *words)
+        sent = len(server.submitted)
+        if cut:
+            path = whole.directory / run_files.REQUESTS
+            lines = path.read_bytes().splitlines(keepends=True)
+            path.write_bytes(b"".join(lines[: 1 + 10 + 6]))  # the rung c=1, and a part of c=2
+        again = await resume(whole.directory)
+        assert len(server.submitted) > sent if cut else len(server.submitted) == sent
+    assert [phase["counted"] for phase in again.report["phases"]] == [10, 10]
+    assert (again.code, again.report["answer"]["best"]) == (whole.code, "c=1") == (0, "c=1")
+    assert len([note for note in again.report["notes"] if note.startswith("the sweep ended at c=2")]) in (1, 2)
+
+
 async def test_objectives_are_test_cases_and_no_text_of_the_target_is_markup(
     load_test: LoadTest, tmp_path: Path
 ) -> None:
@@ -100,13 +122,13 @@ async def test_a_mix_sends_its_prompts_by_weight_and_reports_each_kind(load_test
         sent = Counter(body["input"]["sampling_params"]["max_tokens"] for body in server.submitted)
     assert {one["name"]: one["n"] for one in result.phase["prompts"]} == Counter(job.prompt for job in result.measured)
     assert set(sent) == {8, 150}
-    payloads = Payloads(PayloadOptions(dataset=str(mix)))
+    payloads = Payloads(RunOptions(dataset=str(mix)))
     drawn = Counter(payloads.name(index) for index in range(4000))
     assert drawn["short"] / 4000 == pytest.approx(0.75, abs=0.03)
     for wrong in ({"weight": 0}, {"weight": "much"}, {"weight": True}, {"max_tokens": 0}, {"max_tokens": 1.5}):
         mix.write_text(json.dumps({"prompt": "x", **wrong}))
         with pytest.raises(UsageError, match="line 1"):
-            Payloads(PayloadOptions(dataset=str(mix)))
+            Payloads(RunOptions(dataset=str(mix)))
 
 
 async def test_gaps_speed_lengths_and_the_longest_gap_of_a_stream_are_reported(load_test: LoadTest) -> None:

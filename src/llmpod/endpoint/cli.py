@@ -31,7 +31,7 @@ examples:
   %(prog)s --command 'python -u src/main.py' --cwd ../worker --workers-min 1
       another worker, always on
   %(prog)s --fault job-done:503:0.1 --kill-every-s 20
-      a bad day in production
+      errors, crashes and slow workers, as they happen in production
 """
 
 

@@ -192,7 +192,7 @@ def json_errors(report: Callable[[str], None]) -> Middleware:
             return json_response({"error": error.reason}, error.status)
         except ConnectionError:
             raise
-        except Exception as error:  # noqa: BLE001 -- the edge of a request: a defect of ours must not reach the client
+        except Exception as error:  # noqa: BLE001 -- the edge of a request: an internal error must not reach the client
             report(f"internal error in {request.method} {request.path}: {error!r}")
             return json_response({"error": "internal error"}, 500)
 

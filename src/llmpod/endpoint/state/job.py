@@ -38,7 +38,7 @@ MOVES: dict[JobState, frozenset[JobState]] = {
 
 
 class IllegalMoveError(Exception):
-    """A job was to move where it may not: a defect of the endpoint, never of a caller."""
+    """A job was to move where it may not: an internal error of the endpoint, never of a caller."""
 
 
 @dataclass(slots=True)

@@ -1,21 +1,17 @@
 """Explanation in one sentence: where the time went, or why that cannot be told."""
 
 import math
-from typing import TYPE_CHECKING
 
+from llmpod.loadtest.analysis.latency import Share
+from llmpod.loadtest.analysis.phase import PhaseReport
 from llmpod.loadtest.stats import nearest_rank
 from llmpod.loadtest.units import count, show_duration, show_ms
-
-if TYPE_CHECKING:
-    from llmpod.loadtest.analysis.analyse import PhaseReport
-    from llmpod.loadtest.analysis.latency import Share
-
 
 # So many looks at /health must have seen too few workers before the latency is put down to that.
 SHORT_SAMPLES = 3
 
 
-def why(report: "PhaseReport") -> str:
+def why(report: PhaseReport) -> str:
     """The strongest of the explanations that the numbers support."""
     if report.counted == 0:
         return "Nothing was measured."
@@ -38,7 +34,7 @@ def why(report: "PhaseReport") -> str:
     return " ".join(parts)
 
 
-def _no_worker(report: "PhaseReport") -> str:
+def _no_worker(report: PhaseReport) -> str:
     health = report.health
     waited = report.failures[0].error_class in ("client_timeout", "job_timed_out")
     if not waited or health is None or health.live_max > 0:
@@ -50,7 +46,7 @@ def _no_worker(report: "PhaseReport") -> str:
     return f" No worker was live at any time of these {span} (max workers 0? no GPU free?){throttled}."
 
 
-def _workers_missing(report: "PhaseReport") -> str | None:
+def _workers_missing(report: PhaseReport) -> str | None:
     health = report.health
     if health is None or health.short_s is None or health.short_s < 0.1 * health.span_s:
         return None
@@ -71,7 +67,7 @@ def _workers_missing(report: "PhaseReport") -> str | None:
     return text + f"; {delay / total:.0%} of the mean total is queue."
 
 
-def _cold(report: "PhaseReport") -> str | None:
+def _cold(report: PhaseReport) -> str | None:
     cold = next((one for one in report.classes if one.name == "cold"), None)
     if cold is None or not cold.n or report.without_cold is None:
         return None
@@ -84,7 +80,7 @@ def _cold(report: "PhaseReport") -> str | None:
     )
 
 
-def _two_states(report: "PhaseReport") -> str | None:
+def _two_states(report: PhaseReport) -> str | None:
     """A long run whose slices sit in two groups, far apart for how wide each is: a percentile of the whole describes
     neither. A queue's ups and downs fill the room between them."""
     middles = sorted(one.p50_ms for one in report.slices if one.p50_ms)
@@ -106,7 +102,7 @@ def _two_states(report: "PhaseReport") -> str | None:
     )
 
 
-def _where(report: "PhaseReport") -> str:
+def _where(report: PhaseReport) -> str:
     if not report.shares:
         ttft = report.rows.get("ttft")
         if ttft is not None and (found := ttft.at(50.0)) is not None:
@@ -141,7 +137,7 @@ def _where(report: "PhaseReport") -> str:
     return text + "."
 
 
-def _biggest(share: "Share") -> tuple[str, float]:
+def _biggest(share: Share) -> tuple[str, float]:
     parts = [
         ("Client wait", share.wait_ms),
         ("Waiting to submit again", share.retry_ms),
@@ -152,7 +148,7 @@ def _biggest(share: "Share") -> tuple[str, float]:
     return max(parts, key=lambda part: part[1])
 
 
-def _mean(report: "PhaseReport", name: str) -> float | None:
+def _mean(report: PhaseReport, name: str) -> float | None:
     if not report.shares:
         return None
     return report.shares[0].delay_ms if name == "delay_ms" else report.shares[0].total_ms

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from llmpod.loadtest.analysis.latency import METRICS, Row
 from llmpod.loadtest.errors import UsageError
+from llmpod.loadtest.options import PRESETS
 from llmpod.loadtest.stats import share_is_clear
 from llmpod.loadtest.units import show_ms, show_rate, show_share
 
@@ -21,21 +22,6 @@ _EXPRESSION = re.compile(
     r"^\s*([a-z_]+)(?:\[([\w.-]{1,100})\])?(?:\.(p\d+(?:\.\d+)?|mean|max|min))?"
     r"\s*(<=|>=|<|>)\s*(\d+(?:\.\d+)?)\s*(ms|s|m|%|/s|/min)?\s*$"
 )
-
-PRESETS: dict[str, tuple[str, ...]] = {
-    "career": (
-        "exec.p50<=3000ms",
-        "exec.p95<=5000ms",
-        "total.p50<=5000ms",
-        "total.p95<=8000ms",
-        "delay.p50<=2000ms",
-        "delay.p95<=4000ms",
-        "success_rate>=99%",
-        "blocked_rate<1%",
-        "tokens_per_s>=30",
-    ),
-    "soak": ("total.p50<=4000ms", "total.p95<=6000ms", "error_rate<1%", "drift<=10%"),
-}
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,14 +3,11 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from llmpod.loadtest.analysis.phase import PhaseReport
 from llmpod.loadtest.model.plan import Sweep
 from llmpod.loadtest.stats import student_8
 from llmpod.loadtest.units import show_rate
-
-if TYPE_CHECKING:
-    from llmpod.loadtest.analysis.analyse import PhaseReport
 
 # A further rung that brings less than this much more throughput is not worth its latency.
 GAIN = 1.05
@@ -38,7 +35,7 @@ class End:
     certain: bool
 
 
-def end(sweep: Sweep, before: "PhaseReport | None", now: "PhaseReport") -> End | None:
+def end(sweep: Sweep, before: PhaseReport | None, now: PhaseReport) -> End | None:
     """Whether the climb ends with the rung `now`; `before` is the one below it with the most throughput."""
     failed = [verdict for verdict in now.verdicts if not verdict.passed]
     if failed:
@@ -70,7 +67,7 @@ def end(sweep: Sweep, before: "PhaseReport | None", now: "PhaseReport") -> End |
     return End("knee", words, certain=certain)
 
 
-def gain_interval(before: "PhaseReport", now: "PhaseReport") -> tuple[float, float]:
+def gain_interval(before: PhaseReport, now: PhaseReport) -> tuple[float, float]:
     """A 95 % interval of the ratio of two throughputs, from their batches; without limits where one has too few."""
     gain = (now.throughput_per_s or 0.0) / (before.throughput_per_s or 1.0)
     if before.throughput_error is None or now.throughput_error is None:
@@ -79,14 +76,14 @@ def gain_interval(before: "PhaseReport", now: "PhaseReport") -> tuple[float, flo
     return gain / reach, gain * reach
 
 
-def climb(sweep: Sweep, reports: Sequence["PhaseReport"]) -> End | None:
+def climb(sweep: Sweep, reports: Sequence[PhaseReport]) -> End | None:
     """Whether the last of these rungs ends the sweep."""
     *below, now = reports
     best = max(below, key=lambda one: one.throughput_per_s or 0.0, default=None)
     return end(sweep, best, now)
 
 
-def answer(sweep: Sweep, reports: Sequence["PhaseReport"]) -> Answer:
+def answer(sweep: Sweep, reports: Sequence[PhaseReport]) -> Answer:
     """What the rungs that ran say. Where none broke anything, the answer is the highest that was tried."""
     for number in range(len(reports)):
         over = climb(sweep, reports[: number + 1])
@@ -108,14 +105,14 @@ def answer(sweep: Sweep, reports: Sequence["PhaseReport"]) -> Answer:
     return _answer(best, f"highest that was tried: {_at(best)}; it holds, and more was not tried", certain=True)
 
 
-def _answer(best: "PhaseReport", text: str, *, certain: bool) -> Answer:
+def _answer(best: PhaseReport, text: str, *, certain: bool) -> Answer:
     unsure = next((verdict for verdict in best.verdicts if verdict.unsure), None)
     if unsure is not None:
         text += f" (not certain: {unsure.slo.text}: {unsure.unsure})"
     return Answer(best.phase.name, best.throughput_per_s, certain and unsure is None, text)
 
 
-def _at(report: "PhaseReport") -> str:
+def _at(report: PhaseReport) -> str:
     return f"{report.phase.name}, {show_rate(report.throughput_per_s)}"
 
 

@@ -1,28 +1,17 @@
 """Validity checks of a measurement, and the issues they find."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from llmpod.loadtest.analysis.phase import PhaseReport, ValidityIssue
 from llmpod.loadtest.units import count, show_ms, show_rate
-
-if TYPE_CHECKING:
-    from llmpod.loadtest.analysis.analyse import PhaseReport
 
 LAG_MS, LAG_SHARE = 10.0, 0.05
 SCHEDULE_DELAY_MS = 10.0
 ACHIEVED_SHARE = 0.95
 
 
-@dataclass(frozen=True, slots=True)
-class ValidityIssue:
-    """`fatal`: no verdict is given on these numbers (exit code 5)."""
-
-    text: str
-    fatal: bool
-
-
-def doubts(report: "PhaseReport", *, allow_worker_change: bool) -> tuple[ValidityIssue, ...]:
+def doubts(report: PhaseReport, *, allow_worker_change: bool) -> tuple[ValidityIssue, ...]:
     found = [
         *_nothing_generated(report),
         *_client(report.client, _p50(report, "total")),
@@ -60,7 +49,7 @@ def doubts(report: "PhaseReport", *, allow_worker_change: bool) -> tuple[Validit
     return tuple(found)
 
 
-def _nothing_generated(report: "PhaseReport") -> list[ValidityIssue]:
+def _nothing_generated(report: PhaseReport) -> list[ValidityIssue]:
     """A phase without a single answer measured no model, whatever its latencies say."""
     blocked = report.outcomes.get("blocked", 0)
     if report.ok or not blocked:
@@ -88,7 +77,7 @@ def _client(client: Mapping[str, Any], p50_ms: float | None) -> list[ValidityIss
     ]
 
 
-def _schedule(report: "PhaseReport") -> list[ValidityIssue]:
+def _schedule(report: PhaseReport) -> list[ValidityIssue]:
     found = []
     asked, sent = report.requested_per_s, report.achieved_per_s
     if asked is not None and sent is not None and sent < ACHIEVED_SHARE * asked:
@@ -107,7 +96,7 @@ def _schedule(report: "PhaseReport") -> list[ValidityIssue]:
     return found
 
 
-def _workers(report: "PhaseReport", allowed: bool) -> list[ValidityIssue]:
+def _workers(report: PhaseReport, allowed: bool) -> list[ValidityIssue]:
     health = report.health
     if health is None or health.steady:
         return []
@@ -120,7 +109,7 @@ def _workers(report: "PhaseReport", allowed: bool) -> list[ValidityIssue]:
     ]
 
 
-def _p50(report: "PhaseReport", metric: str) -> float | None:
+def _p50(report: PhaseReport, metric: str) -> float | None:
     found = report.rows.get(metric)
     at = found.at(50.0) if found else None
     return at.value if at else None

@@ -11,7 +11,7 @@ import heapq
 import math
 import random
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -117,7 +117,7 @@ class Simulation:
     def __init__(self, service: Service, fleet: Fixed | Autoscaler, seed: int = 0) -> None:
         self._service, self._fleet = service, fleet
         self._draw = random.Random(seed)  # noqa: S311 - a simulation
-        self._events: list[tuple[float, int, str, int]] = []
+        self._events: list[tuple[float, int, Callable[..., None], tuple[int, ...]]] = []
         self._count = 0
         self._jobs: list[SimJob] = []
         self._queue: deque[int] = deque()
@@ -132,36 +132,36 @@ class Simulation:
             for ready_s in fleet.ready_s:
                 self._start_worker(ready_s, cold=False)
             for pause in fleet.withheld:
-                self._at(pause.from_s, "hold", pause.workers)
-                self._at(pause.to_s, "release", pause.workers)
+                self._at(pause.from_s, self._on_hold, pause.workers)
+                self._at(pause.to_s, self._on_release, pause.workers)
         else:
             for _ in range(fleet.workers_min):
                 self._start_worker(0.0, cold=False)
-            self._at(fleet.check_s, "check", 0)
+            self._at(fleet.check_s, self._on_check)
 
     def closed(self, clients: int, jobs: int) -> Outcome:
         """So many clients, each of which sends when its last answer is there, until so many jobs are done."""
         self._resubmit, self._limit = True, jobs
         for _ in range(min(clients, jobs)):
-            self._at(0.0, "arrive", -1)
+            self._at(0.0, self._on_arrive)
         return self._run()
 
     def open(self, times_s: Sequence[float]) -> Outcome:
         self._limit = len(times_s)
         for at_s in times_s:
-            self._at(at_s, "arrive", -1)
+            self._at(at_s, self._on_arrive)
         return self._run()
 
     # -- the clockwork --
 
-    def _at(self, at_s: float, kind: str, what: int) -> None:
+    def _at(self, at_s: float, then: Callable[..., None], *what: int) -> None:
         self._count += 1
-        heapq.heappush(self._events, (at_s, self._count, kind, what))
+        heapq.heappush(self._events, (at_s, self._count, then, what))
 
     def _run(self) -> Outcome:
         while self._events and self._finished < self._limit:
-            self._now, _, kind, what = heapq.heappop(self._events)
-            getattr(self, f"_on_{kind}")(what)
+            self._now, _, then, what = heapq.heappop(self._events)
+            then(*what)
             self._assign()
         for worker in self._workers:
             if worker.state == "up":
@@ -169,7 +169,7 @@ class Simulation:
         done = [job for job in self._jobs if not math.isnan(job.done_s)]
         return Outcome(done, self._worker_s, self._starting_s, self._cold)
 
-    def _on_arrive(self, _: int) -> None:
+    def _on_arrive(self) -> None:
         if self._resubmit and len(self._jobs) >= self._limit:
             return
         self._jobs.append(SimJob(self._now))
@@ -190,8 +190,7 @@ class Simulation:
         worker.running[what] = [self._draw.choice(self._service.exec_s)]
         self._next_end(worker)
 
-    def _on_end(self, packed: int) -> None:
-        number, version = divmod(packed, 1_000_000_007)
+    def _on_end(self, number: int, version: int) -> None:
         worker = self._workers[number]
         if version != worker.version:
             return
@@ -203,15 +202,15 @@ class Simulation:
             worker.picked -= 1
             heapq.heappush(worker.free_s, self._now + self._service.pickup_busy_s)
             worker.idle_since_s = self._now
-            self._at(job.done_s, "done", what)
+            self._at(job.done_s, self._on_done)
         self._next_end(worker)
         self._scale()
         self._watch_idle(worker)
 
-    def _on_done(self, _: int) -> None:
+    def _on_done(self) -> None:
         self._finished += 1
         if self._resubmit:
-            self._on_arrive(-1)
+            self._on_arrive()
 
     def _on_hold(self, count: int) -> None:
         for worker in [one for one in reversed(self._workers) if one.state == "up" and not one.held][:count]:
@@ -221,10 +220,10 @@ class Simulation:
         for worker in [one for one in self._workers if one.held][:count]:
             worker.held = False
 
-    def _on_check(self, _: int) -> None:
+    def _on_check(self) -> None:
         fleet = self._fleet
         if isinstance(fleet, Autoscaler):
-            self._at(self._now + fleet.check_s, "check", 0)
+            self._at(self._now + fleet.check_s, self._on_check)
             oldest_s = self._now - self._jobs[self._queue[0]].sent_s if self._queue else 0.0
             if fleet.kind == "QUEUE_DELAY" and oldest_s > fleet.value and self._alive() < fleet.workers_max:
                 self._start_worker(self._now + fleet.cold_start_s, cold=True)
@@ -252,7 +251,7 @@ class Simulation:
             worker = min(free, key=lambda one: (max(soonest_s, one.free_s[0]), one.picked, one.number))
             job.worker = worker.number
             worker.picked += 1
-            self._at(max(soonest_s, heapq.heappop(worker.free_s)), "begin", what)
+            self._at(max(soonest_s, heapq.heappop(worker.free_s)), self._on_begin, what)
 
     def _progress(self, worker: _Worker) -> None:
         """Takes off the work that was done since the last look."""
@@ -267,7 +266,7 @@ class Simulation:
         if worker.running:
             rate = 1 / (1 + self._service.slowdown * (len(worker.running) - 1))
             soonest = max(0.0, min(left[0] for left in worker.running.values())) / rate
-            self._at(self._now + soonest, "end", worker.number * 1_000_000_007 + worker.version)
+            self._at(self._now + soonest, self._on_end, worker.number, worker.version)
 
     def _start_worker(self, ready_s: float, *, cold: bool) -> None:
         worker = _Worker(len(self._workers), "starting", self._now)
@@ -278,7 +277,7 @@ class Simulation:
         if ready_s <= self._now:
             self._come_up(worker)
         else:
-            self._at(ready_s, "ready", worker.number)
+            self._at(ready_s, self._on_ready, worker.number)
 
     def _come_up(self, worker: _Worker) -> None:
         """The hand-over takes its time on a worker that has just come up, too."""
@@ -303,4 +302,4 @@ class Simulation:
 
     def _watch_idle(self, worker: _Worker) -> None:
         if isinstance(self._fleet, Autoscaler) and worker.picked == 0:
-            self._at(self._now + self._fleet.idle_timeout_s, "idle", worker.number)
+            self._at(self._now + self._fleet.idle_timeout_s, self._on_idle, worker.number)

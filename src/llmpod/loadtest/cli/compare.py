@@ -5,7 +5,6 @@ is tested at 5 % divided by their number (Bonferroni). What the samples do not s
 says which difference would have been found in four of five such pairs.
 """
 
-import argparse
 import json
 import math
 import sys
@@ -19,13 +18,18 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from llmpod.loadtest.analysis.analyse import PhaseReport, View
 from llmpod.loadtest.analysis.latency import METRICS
+from llmpod.loadtest.analysis.phase import PhaseReport, View
+from llmpod.loadtest.cli.messages import make_console
+from llmpod.loadtest.cli.quality import compare_quality, is_quality
 from llmpod.loadtest.cli.viewing import make_saved_view, parse_percentiles
+from llmpod.loadtest.environ import Environment
 from llmpod.loadtest.errors import Exit, UsageError
+from llmpod.loadtest.flags import make_parser
 from llmpod.loadtest.model import run_files
 from llmpod.loadtest.model.job_record import Job
 from llmpod.loadtest.model.run_files import Recorded
+from llmpod.loadtest.options import PROG, CompareOptions
 from llmpod.loadtest.report.report import build
 from llmpod.loadtest.stats import difference_intervals, needed_n, quantiles, student_8, two_shares
 from llmpod.loadtest.units import show_ms, show_rate, show_share, show_usd
@@ -174,7 +178,13 @@ def _values(jobs: Sequence[Job], metric: str) -> list[float]:
     return [value for job in jobs if job.ok and (value := read(job)) is not None]
 
 
-def compare_directories(options: argparse.Namespace, console: Console) -> Exit:
+def parse(words: Sequence[str]) -> CompareOptions:
+    return make_parser(CompareOptions, f"{PROG} compare").parse_args(words, CompareOptions())
+
+
+def act(options: CompareOptions, environment: Environment) -> Exit:
+    if is_quality(options):
+        return compare_quality(options, make_console(environment))
     a, b = run_files.read(Path(options.a)), run_files.read(Path(options.b))
     found = compare(a, b, parse_percentiles(options.percentiles))
     if not found.lines:
@@ -193,6 +203,7 @@ def compare_directories(options: argparse.Namespace, console: Console) -> Exit:
         both = [_error_rate(a), _error_rate(b)]
         sys.stdout.write(json.dumps({"differences": rows, "rates": rates, "error_rate": both}, indent=1) + "\n")
     else:
+        console = make_console(environment)
         _show(found, options, console)
         for one in slower:
             console.print(f"✗ {one.phase} total p{one.p:g} is certainly more than {limit:.0%} slower", style="bold red")
@@ -204,7 +215,7 @@ def _error_rate(recorded: Recorded) -> float | None:
     return sum(1 for job in counted if not job.ok) / len(counted) if counted else None
 
 
-def _show(found: Comparison, options: argparse.Namespace, console: Console) -> None:
+def _show(found: Comparison, options: CompareOptions, console: Console) -> None:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
     for name in ("phase", "metric", "", "A", "B", "B - A", "95% interval", "", "finds", "n"):
         table.add_column(name, justify="left" if name in ("phase", "metric") else "right")

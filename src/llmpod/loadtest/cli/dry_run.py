@@ -1,12 +1,12 @@
 """Dry run (--dry-run): prints what a run would send, how fast and its least cost; sends nothing."""
 
-import argparse
 import json
 import sys
 
-from llmpod.loadtest.analysis.analyse import View
 from llmpod.loadtest.analysis.cost import preflight_usd
+from llmpod.loadtest.analysis.phase import View
 from llmpod.loadtest.model.plan import Phase, Plan
+from llmpod.loadtest.options import RunOptions
 from llmpod.loadtest.run.payload import Payloads
 from llmpod.loadtest.run.rate_limit import RUNPOD_LIMITS
 from llmpod.loadtest.units import count, show_duration, show_rate, show_usd
@@ -34,7 +34,7 @@ def describe(phase: Phase) -> str:
     return ", ".join(parts)
 
 
-def lines(plan: Plan, view: View, base_url: str, payloads: Payloads, options: argparse.Namespace) -> list[str]:
+def lines(plan: Plan, view: View, base_url: str, payloads: Payloads, options: RunOptions) -> list[str]:
     out = [f"would test {base_url} by {plan.mode}, seed {plan.seed}; nothing is sent"]
     if plan.sweep is not None:
         out.append("a ladder: it stops climbing when an objective fails or throughput stops growing")
@@ -72,5 +72,5 @@ def lines(plan: Plan, view: View, base_url: str, payloads: Payloads, options: ar
     return out
 
 
-def say(plan: Plan, view: View, base_url: str, payloads: Payloads, options: argparse.Namespace) -> None:
+def say(plan: Plan, view: View, base_url: str, payloads: Payloads, options: RunOptions) -> None:
     sys.stdout.write("\n".join(lines(plan, view, base_url, payloads, options)) + "\n")

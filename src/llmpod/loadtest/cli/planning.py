@@ -1,13 +1,13 @@
 """Plan from options: phases and their shapes. Contradictions are found before anything is sent."""
 
-import argparse
 import json
 import math
-from typing import Any
+from typing import Any, cast
 
 from llmpod.loadtest.errors import UsageError
 from llmpod.loadtest.model.arrivals import Arrivals, Segment, stages, steady
 from llmpod.loadtest.model.plan import Mode, Phase, Plan, Sweep
+from llmpod.loadtest.options import RunOptions
 from llmpod.loadtest.run.payload import read_text
 from llmpod.loadtest.units import parse_duration_s
 
@@ -17,9 +17,9 @@ DEFAULT_LADDER = (1, 2, 4, 8, 16, 32, 64, 128)
 STEP = 1.5  # of --sweep-rate A..B
 
 
-def make_plan(options: argparse.Namespace) -> Plan:
+def make_plan(options: RunOptions) -> Plan:
     """Raises UsageError when the options ask for two shapes at once, or for a shape without its numbers."""
-    mode: Mode = OLD_MODES.get(options.mode, options.mode)
+    mode = OLD_MODES.get(options.mode) or cast("Mode", options.mode)
     chosen = {
         "--request-rate": options.request_rate,
         "--ramp": options.ramp,
@@ -41,16 +41,16 @@ def make_plan(options: argparse.Namespace) -> Plan:
         raise UsageError("--soak is a duration of its own, with --concurrency or --request-rate")
     if not given:
         return Plan(_closed(options), mode, options.seed)
-    if given == ["--sweep"]:
-        return _sweep(options, mode)
-    if given == ["--sweep-rate"]:
+    if options.sweep is not None:
+        return _sweep(options, options.sweep.strip(), mode)
+    if options.sweep_rate is not None:
         rates = _rates(options.sweep_rate.strip())
-        phases = tuple(_open(options, "--request-rate", rate) for rate in rates)
+        phases = tuple(_open(options, rate) for rate in rates)
         return Plan(phases, mode, options.seed, Sweep(tuple(rates), auto=False, by_rate=True))
-    return Plan((_open(options, given[0]),), mode, options.seed)
+    return Plan((_open(options),), mode, options.seed)
 
 
-def _closed(options: argparse.Namespace) -> tuple[Phase, ...]:
+def _closed(options: RunOptions) -> tuple[Phase, ...]:
     levels = [level for group in options.concurrency or [] for level in group] or ([1] if options.soak else [1, 4, 8])
     if options.max_concurrency is not None:
         raise UsageError("--max-concurrency caps an open loop; in a closed loop --concurrency is the cap")
@@ -65,7 +65,7 @@ def _closed(options: argparse.Namespace) -> tuple[Phase, ...]:
 
 
 def _closed_phase(
-    options: argparse.Namespace, name: str, shape: str, level: int, requests: int | None, duration: float | None
+    options: RunOptions, name: str, shape: str, level: int, requests: int | None, duration: float | None
 ) -> Phase:
     return Phase(
         name=name,
@@ -81,8 +81,7 @@ def _closed_phase(
     )
 
 
-def _sweep(options: argparse.Namespace, mode: Mode) -> Plan:
-    text = options.sweep.strip()
+def _sweep(options: RunOptions, text: str, mode: Mode) -> Plan:
     auto = text == "auto"
     if auto:
         rungs = list(DEFAULT_LADDER)
@@ -126,12 +125,12 @@ def _rates(text: str) -> list[float]:
     return rates
 
 
-def _open(options: argparse.Namespace, flag: str, rung: float | None = None) -> Phase:
+def _open(options: RunOptions, rung: float | None = None) -> Phase:
     cap: dict[str, Any] = {
         "max_in_flight": options.max_concurrency,
         "warmup_requests": options.warmup_requests if options.warmup_requests is not None else 1,
     }
-    if flag == "--replay":
+    if options.replay is not None:
         times = tuple(at * options.time_scale for at in read_times(options.replay))
         return Phase(name="replay", kind="replay", shape="replay", replay_s=times, **cap)
     burstiness = None if options.arrival == "constant" else options.burstiness or 1.0
@@ -142,16 +141,16 @@ def _open(options: argparse.Namespace, flag: str, rung: float | None = None) -> 
     if options.arrival == "gamma" and options.burstiness is None:
         raise UsageError("--arrival gamma needs --burstiness (0.5 is bursty, 1 is Poisson, 4 is nearly regular)")
     kind = "constant" if burstiness is None else "poisson" if burstiness == 1.0 else "gamma"
-    if flag == "--stages":
+    if options.stages is not None:
         return _open_phase(options, f"stages ({kind})", "stages", _stages(options.stages), burstiness, cap)
-    if flag == "--ramp":
+    if options.ramp is not None:
         if options.duration is None:
             raise UsageError("--ramp needs --duration")
         low, high = _pair(options.ramp, "--ramp")
         return _open_phase(
             options, f"{low:g}..{high:g}/s", "ramp", (Segment(options.duration, low, high),), burstiness, cap
         )
-    rate = options.request_rate if rung is None else rung
+    rate = rung or options.request_rate or 1.0  # one of the two is there
     soak = options.soak is not None
     length = options.soak if soak else options.duration
     if length is None:
@@ -165,7 +164,7 @@ def _open(options: argparse.Namespace, flag: str, rung: float | None = None) -> 
 
 
 def _open_phase(
-    options: argparse.Namespace,
+    options: RunOptions,
     name: str,
     shape: str,
     segments: tuple[Segment, ...],

@@ -189,8 +189,9 @@ class Panel(Watching):
         return max(0.0, min(1.0, ((tally.finished[-1].done_ms or 0.0) - tally.first_ms) / (length_s * 1000)))
 
 
-def make_ui(choice: str, setup: "Setup", runner: Runner, health: HealthWatch, guards: Guards) -> Silent:
+def make_ui(setup: "Setup", runner: Runner, health: HealthWatch, guards: Guards) -> Silent:
     """auto: a panel where there is a terminal that can show one, else lines."""
+    choice = "plain" if setup.options.no_tui else setup.options.ui
     if choice == "none" or setup.options.format == "quiet":
         return Silent()
     live = choice == "live" or (choice == "auto" and sys.stderr.isatty() and not setup.environment.plain)

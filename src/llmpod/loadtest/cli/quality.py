@@ -1,25 +1,28 @@
 """Quality command: sends a data set's rows, judges the answers, and decides by the gate."""
 
-import argparse
 import asyncio
 import json
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import aiohttp
 from rich.console import Console
 
-from llmpod.loadtest.analysis.analyse import View, analyse
+from llmpod.loadtest.analysis.analyse import analyse
+from llmpod.loadtest.analysis.phase import View
+from llmpod.loadtest.cli.messages import make_console
 from llmpod.loadtest.cli.session import made_by, resolve, run_to_end, signals
 from llmpod.loadtest.environ import Environment
 from llmpod.loadtest.errors import Exit, UsageError
+from llmpod.loadtest.flags import make_parser
 from llmpod.loadtest.model import plan as plans
 from llmpod.loadtest.model import run_files
 from llmpod.loadtest.model.plan import Mode, Phase, Plan
 from llmpod.loadtest.model.run_files import Journal, LineFile
+from llmpod.loadtest.options import PROG, CompareOptions, QualityOptions, RunOptions
 from llmpod.loadtest.quality import dataset, gate, results
 from llmpod.loadtest.quality.compare import Change, compare
 from llmpod.loadtest.quality.console import show, show_changes
@@ -27,7 +30,7 @@ from llmpod.loadtest.quality.dataset import Row
 from llmpod.loadtest.quality.results import QualityReport, Results
 from llmpod.loadtest.run.client import RunPod
 from llmpod.loadtest.run.clock import Clock
-from llmpod.loadtest.run.context import JobOptions, RunContext
+from llmpod.loadtest.run.context import RunContext
 from llmpod.loadtest.run.guards import Guards
 from llmpod.loadtest.run.polling import PollPace
 from llmpod.loadtest.run.probes import HealthWatch
@@ -52,7 +55,21 @@ class Inputs:
         return {"input": self._rows[index % len(self._rows)].input}
 
 
-async def run_quality(options: argparse.Namespace, environment: Environment, console: Console) -> Exit:
+EPILOG = """\
+exit codes:  0 the gate is met   1 the run could not be done   2 usage   3 the gate is not met   4 stopped by a guard
+             5 more than 5 % of the jobs had no answer, or none was judged   130 interrupted
+"""
+
+
+def parse(words: Sequence[str]) -> QualityOptions:
+    return make_parser(QualityOptions, f"{PROG} quality", EPILOG).parse_args(words, QualityOptions())
+
+
+def act(options: QualityOptions, environment: Environment) -> Exit:
+    return asyncio.run(run_quality(options, environment, make_console(environment)))
+
+
+async def run_quality(options: QualityOptions, environment: Environment, console: Console) -> Exit:
     rows = dataset.read(options.dataset)
     conditions = gate.read(options.gate, {row.group for row in rows}) if options.gate else ()
     base_url = resolve(options, environment)
@@ -61,7 +78,7 @@ async def run_quality(options: argparse.Namespace, environment: Environment, con
         raise UsageError(f"{directory} already holds a run; another --out starts a new one")
     planned = len(rows) * options.repeat
     phase = Phase(PHASE, "closed", "closed", concurrency=options.concurrency, requests=planned, fill_until_done=False)
-    plan = Plan((phase,), options.mode, seed=0)
+    plan = Plan((phase,), cast("Mode", options.mode), seed=0)
     meta = {**made_by(options, base_url), "dataset": options.dataset, "gate": options.gate, "repeat": options.repeat}
     facts = {"format": run_files.FORMAT, "meta": meta, "plan": plans.to_dict(plan)}
     run_files.make_directory(directory)
@@ -107,7 +124,7 @@ def _transport(overall: results.Group) -> gate.Share:
 
 
 async def _send(
-    options: argparse.Namespace, environment: Environment, base_url: str, directory: Path, plan: Plan, taken: Results
+    options: QualityOptions, environment: Environment, base_url: str, directory: Path, plan: Plan, taken: Results
 ) -> tuple[Runner, list[str]]:
     """Sends every row and waits for all ends, or for an early one."""
     journal, notes = Journal(directory), list[str]()
@@ -117,7 +134,7 @@ async def _send(
             client = RunPod(
                 http, base_url, environment.api_key, gates(RUNPOD_LIMITS if options.limits == "runpod" else None)
             )
-            sending = JobOptions(timeout_s=options.timeout, retries=options.retries, expect_blocked=True)
+            sending = RunOptions(timeout=options.timeout, retries=options.retries, expect_blocked=True)
             context = RunContext(client, Clock(), journal, sending, PollPace(None), keep=taken.take)
             health = HealthWatch(context, 5.0)
             guards = Guards(alarm=lambda: health.alarm if health.deserted_s else None)
@@ -141,7 +158,7 @@ async def _progress(runner: Runner, planned: int, shown: str) -> None:
         sys.stderr.write(f"{runner.tally.done} of {count(planned, 'job')} done\n")
 
 
-def compare_quality(options: argparse.Namespace, console: Console) -> Exit:
+def compare_quality(options: CompareOptions, console: Console) -> Exit:
     """Compares two quality runs; with --fail-on-worse a pass rate that is clearly lower is exit 3."""
     changes = compare(results.read_groups(Path(options.a)), results.read_groups(Path(options.b)))
     if not changes:
@@ -156,7 +173,7 @@ def compare_quality(options: argparse.Namespace, console: Console) -> Exit:
     return Exit.SLO_FAILED if worse and options.fail_on_worse else Exit.PASS
 
 
-def is_quality(options: argparse.Namespace) -> bool:
+def is_quality(options: CompareOptions) -> bool:
     """Whether a comparison is of two quality runs. Raises UsageError when it is of one and another run."""
     kinds = [results.is_quality(Path(directory)) for directory in (options.a, options.b)]
     if kinds[0] != kinds[1]:

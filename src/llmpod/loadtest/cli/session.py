@@ -1,14 +1,14 @@
 """Session: one run from its options to its report (set-up, run, clean-up, reading back, publishing)."""
 
-import argparse
 import asyncio
 import contextlib
+import dataclasses
 import gc
 import json
 import platform
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,11 +17,13 @@ from typing import Any
 
 import aiohttp
 
-from llmpod.loadtest.analysis.analyse import PhaseReport, View, analyse
+from llmpod.loadtest.analysis.analyse import analyse
+from llmpod.loadtest.analysis.phase import PhaseReport, View
 from llmpod.loadtest.analysis.sweep import climb
 from llmpod.loadtest.cli import dry_run
 from llmpod.loadtest.cli.planning import make_plan
 from llmpod.loadtest.cli.progress import make_ui
+from llmpod.loadtest.cli.publish import publish
 from llmpod.loadtest.cli.viewing import check_measurable, make_view
 from llmpod.loadtest.environ import Environment
 from llmpod.loadtest.errors import Exit, LoadTestError, UsageError
@@ -30,18 +32,18 @@ from llmpod.loadtest.model import run_files
 from llmpod.loadtest.model.job_record import Job
 from llmpod.loadtest.model.plan import Phase, Plan
 from llmpod.loadtest.model.run_files import Journal, Recorded
-from llmpod.loadtest.report.report import Report, build
+from llmpod.loadtest.options import QualityOptions, RunOptions, UiOptions
+from llmpod.loadtest.report.report import build
 from llmpod.loadtest.run.client import RUNPOD_BASE, RunPod
 from llmpod.loadtest.run.clock import Clock, utc_now
-from llmpod.loadtest.run.context import JobOptions, RunContext
+from llmpod.loadtest.run.context import RunContext
 from llmpod.loadtest.run.guards import Guards, Stop
-from llmpod.loadtest.run.payload import PayloadOptions, Payloads
+from llmpod.loadtest.run.payload import Payloads
 from llmpod.loadtest.run.polling import PollPace
 from llmpod.loadtest.run.probes import HealthWatch
 from llmpod.loadtest.run.rate_limit import RUNPOD_LIMITS, Gate, gates
-from llmpod.loadtest.run.runner import Runner, RunnerOptions
+from llmpod.loadtest.run.runner import Runner
 
-Publish = Callable[[Report, Recorded, Path, argparse.Namespace, Environment], Exit]
 MIN_JUDGED = 20
 
 
@@ -49,7 +51,7 @@ MIN_JUDGED = 20
 class Setup:
     """Everything a run needs to know, in one place and checked."""
 
-    options: argparse.Namespace
+    options: RunOptions
     environment: Environment
     base_url: str
     plan: Plan
@@ -57,7 +59,7 @@ class Setup:
     directory: Path
 
 
-async def run_new(options: argparse.Namespace, environment: Environment, publish: Publish) -> Exit:
+async def run_new(options: RunOptions, environment: Environment) -> Exit:
     plan = make_plan(options)
     view = make_view(options)
     check_measurable(view.slos, view.goodput, plan.mode, all(phase.kind == "closed" for phase in plan.phases))
@@ -66,7 +68,7 @@ async def run_new(options: argparse.Namespace, environment: Environment, publish
     if options.abort_on_fail and not view.slos:
         raise UsageError("--abort-on-fail needs an --slo or --slo-preset")
     base_url = resolve(options, environment)
-    payloads = make_payloads(options)
+    payloads = Payloads(options)
     if options.dry_run:
         dry_run.say(plan, view, base_url, payloads, options)
         return Exit.PASS
@@ -85,10 +87,10 @@ async def run_new(options: argparse.Namespace, environment: Environment, publish
     # The command line may hold anything, a key included: nothing of it goes to disk unredacted.
     run_files.write_json(directory / run_files.PLAN, json.loads(environment.api_key.redact(json.dumps(facts))))
     setup = Setup(options, environment, base_url, plan, view, directory)
-    return await _execute(setup, payloads, publish, before=None)
+    return await _execute(setup, payloads, before=None)
 
 
-async def run_again(directory: Path, chosen: argparse.Namespace, environment: Environment, publish: Publish) -> Exit:
+async def run_again(directory: Path, chosen: UiOptions, environment: Environment) -> Exit:
     """Goes on with the plan on disk: same phases, same schedules, same prompts; what is done is not done again."""
     recorded = run_files.read(directory)
     saved = recorded.plan.get("options")
@@ -96,15 +98,15 @@ async def run_again(directory: Path, chosen: argparse.Namespace, environment: En
         raise UsageError(
             f"{directory / run_files.PLAN} has no options: it is an imported report, and cannot be resumed"
         )
-    from llmpod.loadtest.cli.options import defaults
-
-    options = argparse.Namespace(**{**defaults(), **saved, "ui": chosen.ui, "csv": None})
+    known = {one.name for one in dataclasses.fields(RunOptions)}
+    options = RunOptions(**{name: value for name, value in saved.items() if name in known})
+    options.ui, options.no_tui, options.csv = chosen.ui, chosen.no_tui, None
     plan = plans.from_dict(recorded.plan["plan"])
     setup = Setup(options, environment, resolve(options, environment), plan, make_view(options), directory)
-    return await _execute(setup, make_payloads(options), publish, before=recorded)
+    return await _execute(setup, Payloads(options), before=recorded)
 
 
-def resolve(options: argparse.Namespace, environment: Environment) -> str:
+def resolve(options: RunOptions | QualityOptions, environment: Environment) -> str:
     """The endpoint's URL. Raises UsageError when there is none, or no key for RunPod's own."""
     if options.base_url:
         if not options.base_url.startswith(("http://", "https://")):
@@ -122,25 +124,7 @@ def resolve(options: argparse.Namespace, environment: Environment) -> str:
     return f"{RUNPOD_BASE}/{endpoint_id}"
 
 
-def make_payloads(options: argparse.Namespace) -> Payloads:
-    return Payloads(
-        PayloadOptions(
-            prompt=options.prompt,
-            dataset=options.dataset,
-            input_len=options.input_len,
-            max_tokens=options.max_tokens,
-            temperature=options.temperature,
-            template=options.payload_template,
-            extra=options.extra_body,
-            model=options.model,
-            tag=options.prompt_tag,
-            stream=not options.no_stream,
-            seed=options.seed,
-        )
-    )
-
-
-def made_by(options: argparse.Namespace, base_url: str) -> dict[str, Any]:
+def made_by(options: RunOptions | QualityOptions, base_url: str) -> dict[str, Any]:
     """Facts about a run for its files: endpoint, time, versions, and --metadata."""
     extra = {}
     for text in options.metadata:
@@ -158,7 +142,7 @@ def made_by(options: argparse.Namespace, base_url: str) -> dict[str, Any]:
     }
 
 
-async def _execute(setup: Setup, payloads: Payloads, publish: Publish, before: Recorded | None) -> Exit:
+async def _execute(setup: Setup, payloads: Payloads, before: Recorded | None) -> Exit:
     options = setup.options
     log = Journal(setup.directory)
     clock = Clock(_last_ms(before) if before else 0.0)
@@ -169,16 +153,7 @@ async def _execute(setup: Setup, payloads: Payloads, publish: Publish, before: R
         async with aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar()) as http:
             gate_map = gates(RUNPOD_LIMITS if options.limits == "runpod" else None)
             client = RunPod(http, setup.base_url, setup.environment.api_key, gate_map)
-            job_options = JobOptions(
-                timeout_s=options.timeout,
-                wait_s=options.wait,
-                retries=options.retries,
-                poll="fixed" if options.poll_interval is not None else options.poll,
-                poll_s=options.poll_interval,
-                openai_path=options.openai_path,
-                expect_blocked=options.expect_blocked,
-            )
-            context = RunContext(client, clock, log, job_options, PollPace(options.poll_interval))
+            context = RunContext(client, clock, log, options, PollPace(options.poll_interval))
             if before is not None and before.orphans:
                 done = await asyncio.gather(*(context.cancel(job_id) for job_id in before.orphans))
                 notes.append(
@@ -192,14 +167,13 @@ async def _execute(setup: Setup, payloads: Payloads, publish: Publish, before: R
                 usd_per_s=options.gpu_price / 3600 if options.gpu_price else None,
                 max_error_rate=options.max_error_rate,
             )
-            judge = _Judge(setup, context, health)
+            judge = _Judge(setup, health, before.health if before else [])
             runner = Runner(
                 context,
                 setup.plan,
                 payloads,
                 guards,
                 health,
-                options=RunnerOptions(settle_s=options.settle, purge=options.purge_on_abort),
                 already=before.jobs if before else (),
                 check=judge.check if options.abort_on_fail else lambda _: None,
                 climb=judge.climb if setup.plan.sweep else lambda _phase, _jobs: None,
@@ -207,7 +181,7 @@ async def _execute(setup: Setup, payloads: Payloads, publish: Publish, before: R
             judge.runner = runner
             gc.collect()
             gc.freeze()  # what exists now lives as long as the run: the collector need not look at it again
-            ui = make_ui(options.ui, setup, runner, health, guards)
+            ui = make_ui(setup, runner, health, guards)
             with signals(runner), ui:
                 await run_to_end(runner, notes)
             notes += runner.tally.notes
@@ -234,7 +208,7 @@ async def run_to_end(runner: Runner, notes: list[str]) -> None:
             raise
         task.uncancel()  # the second Ctrl-C: it was meant for the clean-up, which it ended
         notes.append("the clean-up was cut short: jobs may still be running on the endpoint")
-    except Exception as error:  # noqa: BLE001 - a defect or a full disk must not cost the jobs that were measured
+    except Exception as error:  # noqa: BLE001 - what was measured until then is kept
         with contextlib.suppress(LoadTestError):
             runner.stop(Stop(f"the run broke off: {type(error).__name__}: {error}", Exit.ERROR))
         notes.append(f"the run broke off: {type(error).__name__}")
@@ -257,9 +231,9 @@ def _limit_notes(gate_map: dict[str, Gate]) -> list[str]:
 class _Judge:
     """Looks at the objectives while the run goes on, seldom enough not to disturb it."""
 
-    def __init__(self, setup: Setup, context: RunContext, health: HealthWatch) -> None:
+    def __init__(self, setup: Setup, health: HealthWatch, earlier: list[dict[str, Any]]) -> None:
         self.runner: Runner | None = None
-        self._setup, self._context, self._health = setup, context, health
+        self._setup, self._health, self._earlier = setup, health, earlier
         self._next_s = 0.0
         self._rungs: list[PhaseReport] = []
 
@@ -272,7 +246,7 @@ class _Judge:
         mine = [job for job in finished if job.phase == phase.name]
         if sum(1 for job in mine if job.counts) < MIN_JUDGED:
             return None
-        report = analyse(phase, mine, mine, self._health.samples, {}, self._setup.view)
+        report = self._analyse(phase, mine)
         self._next_s = monotonic() + max(1.0, 20 * (monotonic() - now))
         failed = [verdict for verdict in report.verdicts if not verdict.passed]
         if not failed:
@@ -284,9 +258,12 @@ class _Judge:
     def climb(self, phase: Phase, finished: list[Job]) -> str | None:
         """A reason to stop the sweep after this rung, or None."""
         mine = [job for job in finished if job.phase == phase.name]
-        self._rungs.append(analyse(phase, mine, mine, self._health.samples, {}, self._setup.view))
+        self._rungs.append(self._analyse(phase, mine))
         over = climb(self._setup.plan.sweep, self._rungs) if self._setup.plan.sweep else None
         return f"the sweep ended at {phase.name}: {over.reason}" if over else None
+
+    def _analyse(self, phase: Phase, jobs: list[Job]) -> PhaseReport:
+        return analyse(phase, jobs, jobs, [*self._earlier, *self._health.samples], {}, self._setup.view)
 
 
 @contextlib.contextmanager

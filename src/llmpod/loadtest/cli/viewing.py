@@ -1,16 +1,17 @@
 """Report options of a recorded run: those given now, else those the run was started with."""
 
-import argparse
+import dataclasses
 from typing import Any
 
 from llmpod.loadtest.analysis import slo
-from llmpod.loadtest.analysis.analyse import View
 from llmpod.loadtest.analysis.latency import METRICS
+from llmpod.loadtest.analysis.phase import View
 from llmpod.loadtest.analysis.slo import Slo
 from llmpod.loadtest.analysis.timeline import Scaler
 from llmpod.loadtest.errors import UsageError
 from llmpod.loadtest.model.plan import Mode
 from llmpod.loadtest.model.run_files import Recorded
+from llmpod.loadtest.options import ViewOptions
 
 # What a mode cannot measure: RunPod's own times are not in an OpenAI reply, and only streams have a first token.
 NOT_MEASURED: dict[str, tuple[str, ...]] = {
@@ -19,53 +20,35 @@ NOT_MEASURED: dict[str, tuple[str, ...]] = {
     "run": ("ttft", "tpot", "chunk_gap"),
     "stream": (),
 }
-VIEW_FLAGS = [
-    "slo",
-    "slo_preset",
-    "goodput",
-    "percentiles",
-    "gpu_price",
-    "slice",
-    "scaler_value",
-    "workers_min",
-    "workers_max",
-    "allow_worker_change",
-    "metric",
-]
+OUTPUTS = frozenset({"format", "out", "csv", "junit", "summary"})
 
 
-def make_view(chosen: argparse.Namespace, saved: dict[str, Any] | None = None) -> View:
+def make_view(chosen: ViewOptions, saved: dict[str, Any] | None = None) -> View:
     """`saved` is plan.json; its options hold wherever `chosen` has the default. Raises UsageError."""
-    options: dict[str, Any] = {name: getattr(chosen, name) for name in VIEW_FLAGS}
     before = saved.get("options") if saved else None
     if isinstance(before, dict):
-        untouched = {"percentiles": "50,90,95,99"}
-        if options["slo"] or options["slo_preset"]:
-            before = {name: value for name, value in before.items() if name not in ("slo", "slo_preset")}
-        for name, value in options.items():
-            if name in before and (not value or untouched.get(name) == value):
-                options[name] = before[name]
-    percentiles = parse_percentiles(options["percentiles"])
-    slos = [slo.parse(text) for text in options["slo"]]
-    for name in options["slo_preset"]:
+        untouched = vars(ViewOptions())
+        names = untouched.keys() - OUTPUTS - ({"slo", "slo_preset"} if chosen.slo or chosen.slo_preset else set())
+        kept = {name: before[name] for name in names if name in before and getattr(chosen, name) == untouched[name]}
+        chosen = dataclasses.replace(chosen, **kept)
+    slos = [slo.parse(text) for text in chosen.slo]
+    for name in chosen.slo_preset:
         slos += slo.preset(name)
-    assumed = options["scaler_value"] is None
+    assumed = chosen.scaler_value is None
     return View(
-        percentiles=percentiles,
+        percentiles=parse_percentiles(chosen.percentiles),
         slos=tuple(slos),
-        goodput=parse_goodput(options["goodput"]),
-        scaler=Scaler(options["scaler_value"] or 1.0, options["workers_min"] or 0, options["workers_max"], assumed),
-        usd_per_hour=options["gpu_price"],
-        slice_s=options["slice"],
-        allow_worker_change=bool(options["allow_worker_change"]),
+        goodput=parse_goodput(chosen.goodput),
+        scaler=Scaler(chosen.scaler_value or 1.0, chosen.workers_min or 0, chosen.workers_max, assumed),
+        usd_per_hour=chosen.gpu_price,
+        slice_s=chosen.slice,
+        allow_worker_change=bool(chosen.allow_worker_change),
     )
 
 
 def make_saved_view(recorded: Recorded) -> View:
     """As it was asked for when the run was made; an imported run asked for nothing."""
-    from llmpod.loadtest.cli.options import report_parser
-
-    return make_view(report_parser().parse_args([]), recorded.plan)
+    return make_view(ViewOptions(), recorded.plan)
 
 
 def parse_percentiles(text: str) -> tuple[float, ...]:

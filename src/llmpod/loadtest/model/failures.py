@@ -35,7 +35,7 @@ ERROR_CLASSES: dict[str, str] = {
     "stream_broken": "the stream ended before its end",
     "poll_failed": "the job was accepted, but its status could not be read",
     "client_cancelled": "cancelled by this load test when it stopped",
-    "internal": "a defect of this load test",
+    "internal": "an internal error of the load tester",
 }
 
 # These did not happen to the endpoint: they are reported, and are no failures of it.

@@ -4,7 +4,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from llmpod.loadtest.errors import DirectoryError, Exit
-from llmpod.loadtest.report import view
+from llmpod.loadtest.report import facts, view
 from llmpod.loadtest.report.report import Report
 
 MARKS = frozenset("\\`*_[]<>|&")
@@ -26,7 +26,7 @@ def junit(report: Report) -> str:
             _case(suite, phase.phase.name, verdict.slo.text, missed)
     if report.exit_code in (Exit.ERROR, Exit.ABORTED, Exit.INTERRUPTED):
         suite = ElementTree.SubElement(root, "testsuite", name="run")
-        _case(suite, "run", "completed", report.stopped or view.headline(report)[0])
+        _case(suite, "run", "completed", report.stopped or facts.headline(report)[0])
     for suite in root:
         suite.set("tests", str(len(suite)))
         suite.set("failures", str(len(suite.findall("testcase/failure"))))
@@ -47,16 +47,16 @@ def _plain(text: str) -> str:
 
 
 def markdown(report: Report) -> str:
-    words, _ = view.headline(report)
+    words, _ = facts.headline(report)
     lines = [f"### Load test: {_escape(words)}", "", _escape(" · ".join(report.header)), ""]
     if report.answer is not None:
         lines += [f"**{_escape(report.answer.text)}**", ""]
     table = view.phases(report)
     if table is not None:
         lines += [*_table(table), ""]
-    for phase in view.shown_in_full(report):
+    for phase in facts.shown_in_full(report):
         lines += [f"#### {_escape(phase.phase.name)}", "", _escape(phase.why), ""]
-        lines += [f"- ⚠ {_escape(words)}" for words, _ in view.status(phase).doubts]
+        lines += [f"- ⚠ {_escape(words)}" for words, _ in facts.status(phase).doubts]
         for one in (view.latencies(phase), view.verdicts(phase), view.failures(phase)):
             if one is not None:
                 lines += ["", *_table(one)]

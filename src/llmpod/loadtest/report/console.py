@@ -4,8 +4,8 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from llmpod.loadtest.analysis.analyse import PhaseReport
-from llmpod.loadtest.report import view
+from llmpod.loadtest.analysis.phase import PhaseReport
+from llmpod.loadtest.report import facts, view
 from llmpod.loadtest.report.report import Report
 from llmpod.loadtest.units import show_duration, show_ms, show_rate
 
@@ -32,7 +32,7 @@ def show(report: Report, console: Console, metric: str | None = None) -> None:
     header = Text.assemble(("load test ", "bold"), ("  ".join(report.header), "dim"))
     console.print(header)
     narrow = console.width < NARROW
-    full = view.shown_in_full(report)
+    full = facts.shown_in_full(report)
     for phase in full:
         console.print()
         console.print(_phase(phase, metric, narrow=narrow))
@@ -69,7 +69,7 @@ def _phase(phase: PhaseReport, metric: str | None, *, narrow: bool) -> Renderabl
     if phase.shares:
         parts += [_GAP, _shares(phase)]
     parts.append(_GAP)
-    parts += [Text.assemble((f"{label}  ", "bold"), words) for label, words in [*view.facts(phase), *_lines(phase)]]
+    parts += [Text.assemble((f"{label}  ", "bold"), words) for label, words in [*facts.facts(phase), *_lines(phase)]]
     for table in (view.workers(phase, MOST_WORKERS), view.prompts(phase), view.failures(phase), view.verdicts(phase)):
         if table is not None:
             parts += [_GAP, _table(table, narrow=False)]
@@ -85,12 +85,12 @@ def _title(phase: PhaseReport) -> Text:
     text.append("  ")
     text.append(f"failed={phase.failed}", style="bold red" if phase.failed else "not bold dim")
     text.append(f"  {show_rate(phase.throughput_per_s)} done", style="not bold")
-    text.append(f"  not counted: {view.left_out(phase)}", style="not bold dim")
+    text.append(f"  not counted: {facts.left_out(phase)}", style="not bold dim")
     return text
 
 
 def _status(phase: PhaseReport) -> Text:
-    status = view.status(phase)
+    status = facts.status(phase)
     text = Text(status.valid.text, style=STYLES[status.valid.tone])
     text.append(f"  {', '.join(status.facts)}", style="not bold dim")
     for words, fatal in status.doubts:
@@ -150,7 +150,7 @@ def _lines(phase: PhaseReport) -> list[tuple[str, str]]:
 
 
 def _footer(report: Report) -> RenderableType:
-    words, tone = view.headline(report)
+    words, tone = facts.headline(report)
     lines: list[RenderableType] = [Text(f"! {note}", style="yellow") for note in report.notes]
     if report.stopped:
         lines.append(Text(f"stopped: {report.stopped}", style="yellow"))

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llmpod.loadtest.analysis.analyse import PhaseReport, View, analyse
+from llmpod.loadtest.analysis.analyse import analyse
+from llmpod.loadtest.analysis.phase import PhaseReport, View
 from llmpod.loadtest.analysis.sweep import Answer
 from llmpod.loadtest.analysis.sweep import answer as sweep_answer
 from llmpod.loadtest.errors import Exit
@@ -65,6 +66,7 @@ def build(recorded: Recorded, view: View) -> Report:
         by_phase[job.phase].append(job)
     client: dict[str, dict[str, Any]] = {}
     stop: dict[str, Any] | None = None
+    going_on = False
     notes: list[str] = []
     for event in recorded.events:
         notes += map(str, event.get("notes", ()))
@@ -73,7 +75,11 @@ def build(recorded: Recorded, view: View) -> Report:
         elif event.get("event") == "stopped":
             stop = event
         elif event.get("event") == "session_started":
-            stop = None
+            stop, going_on = None, True
+        elif event.get("event") == "session_ended":
+            going_on = False
+    if going_on:
+        stop = stop or {"reason": "the run was killed, or still goes on", "exit_code": Exit.INTERRUPTED}
     phases = tuple(
         analyse(phase, by_phase[phase.name], recorded.jobs, recorded.health, client.get(phase.name, {}), view)
         for phase in plan.phases
@@ -97,7 +103,7 @@ def build(recorded: Recorded, view: View) -> Report:
         meta=dict(recorded.plan.get("meta", {})),
         plan=plan,
         phases=phases,
-        notes=tuple(notes),
+        notes=tuple(dict.fromkeys(notes)),
         stopped=reason,
         exit_code=exit_code(phases, forced, answer),
         answer=answer,
@@ -105,16 +111,12 @@ def build(recorded: Recorded, view: View) -> Report:
 
 
 def exit_code(phases: Sequence[PhaseReport], forced: Exit | None, answer: Answer | None = None) -> Exit:
-    """A stop's own code comes first; then a run nobody answered, an invalid measurement, failed objectives. A sweep
-    climbs until an objective fails: it has failed when not even its first rung holds."""
+    """A stop's own code comes first; then a phase without a result, an invalid measurement, failed objectives. A sweep
+    climbs until an objective or all jobs fail: it has failed when not even its first rung holds."""
     if forced is not None:
         return forced
-    counted = sum(phase.counted for phase in phases)
-    succeeded = sum(phase.ok for phase in phases)
-    classes = {failure.error_class for phase in phases for failure in phase.failures}
-    has_slos = any(phase.verdicts for phase in phases)
-    refused = any(phase.outcomes.get("blocked") for phase in phases)
-    if counted == 0 or (succeeded == 0 and not refused and (classes <= HOPELESS or not has_slos)):
+    empty = [phase for phase in phases if without_result(phase)]
+    if len(empty) == len(phases) or (empty and answer is None):
         return Exit.ERROR
     if any(not phase.valid for phase in phases):
         return Exit.INVALID
@@ -123,6 +125,18 @@ def exit_code(phases: Sequence[PhaseReport], forced: Exit | None, answer: Answer
     if any(not verdict.passed for phase in phases for verdict in phase.verdicts):
         return Exit.SLO_FAILED
     return Exit.PASS
+
+
+def without_result(phase: PhaseReport) -> bool:
+    """Whether no job of a phase succeeded, and no objective is about that: one that was missed tells it by its own exit
+    code, and one on the error rate may ask for it."""
+    if phase.ok or phase.outcomes.get("blocked"):
+        return False
+    if not phase.counted or {failure.error_class for failure in phase.failures} <= HOPELESS:
+        return True
+    missed = any(not verdict.passed for verdict in phase.verdicts)
+    asked = any(verdict.slo.name in ("error_rate", "success_rate") for verdict in phase.verdicts)
+    return not missed and not asked
 
 
 def _exit(value: Any) -> Exit:

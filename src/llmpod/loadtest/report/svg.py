@@ -1,25 +1,54 @@
-"""Plots as inline SVG, styled by the CSS of the page, so that they follow its light and dark colours."""
+"""Plots as plain data: positions, labels and paths, which figures.html draws as SVG in the page's colours."""
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from html import escape
 
 WIDTH, HEIGHT = 860, 280
 LEFT, RIGHT, TOP, BOTTOM = 64, 30, 14, 54
+BAR = 24
 DASHES = 4
 """How many dash patterns report_template.html has (dash0 is solid)."""
+MARKS = {"dots": ("h0", "●"), "crosses": ("m-3.5-3.5l7 7m0-7l-7 7", "✕"), "ticks": ("m-3.5 0h7", "–")}
+"""Of each kind of marker the path from its centre, and the sign in the legend."""
 
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """Data of one colour. `kind`: dots, line or steps. `css` names the colour class; `points` are (x, y) or, for a gap
-    in a line, (x, None)."""
+    """Data of one colour. `kind`: steps (a line), or a kind of marker. `css` names the colour class; `points` are
+    (x, y) or, for a gap in a line, (x, None)."""
 
     label: str
     css: str
     kind: str
     points: Sequence[tuple[float, float | None]]
+
+    @property
+    def known(self) -> list[tuple[float, float]]:
+        return [(x, y) for x, y in self.points if y is not None and math.isfinite(y)]
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """A series on the plot: CSS classes, path, and its sign in the legend ("" for a line)."""
+
+    label: str
+    css: str
+    path: str
+    sign: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plot:
+    """One figure in pixels. Ticks and limits are (position, label), `shaded` are (left, width)."""
+
+    title: str
+    x_name: str
+    x_ticks: list[tuple[float, str]]
+    y_ticks: list[tuple[float, str]]
+    shaded: list[tuple[float, float]]
+    limits: list[tuple[float, str]]
+    drawn: list[Drawn]
 
 
 def plot(
@@ -30,112 +59,94 @@ def plot(
     y_text: Callable[[float], str],
     x_ticks: Sequence[float] | None = None,
     shaded: Sequence[tuple[float, float]] = (),
-    marks: Sequence[tuple[float, str]] = (),
+    limits: Sequence[tuple[float, str]] = (),
     x_name: str = "time since the start of the measured window",
     whole: bool = False,
-) -> str:
-    """One figure; x is a time in seconds unless `x_ticks` says otherwise. `shaded` are x ranges behind the data,
-    `marks` horizontal limits with their names; `whole` keeps the grid lines on whole numbers. Each line has a dash
-    pattern of its own, and is drawn over the ones before it, which stay visible in its gaps. "" without data."""
-    points = [(x, y) for one in series for x, y in one.points if y is not None and math.isfinite(y)]
+) -> Plot | None:
+    """None without data. x is a time in seconds unless `x_ticks` says otherwise; `shaded` are x ranges behind the data,
+    `limits` horizontal lines with their names; `whole` keeps the grid lines on whole numbers. Each line has a dash
+    pattern of its own, and is drawn over the ones before it, which stay visible in its gaps."""
+    points = [point for one in series for point in one.known]
     if not points:
-        return ""
+        return None
     x_low, x_high = min(x for x, _ in points), max(x for x, _ in points)
-    y_high = max(max(y for _, y in points), *(value for value, _ in marks), 0.0) * 1.06 or 1.0
+    y_high = max(max(y for _, y in points), *(value for value, _ in limits), 0.0) * 1.06 or 1.0
     if x_high == x_low:
         x_low, x_high = x_low - 0.5, x_high + 0.5
 
     def at_x(x: float) -> float:
-        return LEFT + (x - x_low) / (x_high - x_low) * (WIDTH - LEFT - RIGHT)
+        return round(LEFT + (min(max(x, x_low), x_high) - x_low) / (x_high - x_low) * (WIDTH - LEFT - RIGHT), 1)
 
     def at_y(y: float) -> float:
-        return HEIGHT - BOTTOM - y / y_high * (HEIGHT - TOP - BOTTOM)
+        return round(HEIGHT - BOTTOM - y / y_high * (HEIGHT - TOP - BOTTOM), 1)
 
-    out = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">']
-    for start, end in shaded:
-        left, right = at_x(max(start, x_low)), at_x(min(end, x_high))
-        if right > left:
-            out.append(
-                f'<rect class="shade" x="{left:.1f}" y="{TOP}" width="{right - left:.1f}" '
-                f'height="{HEIGHT - TOP - BOTTOM}"/>'
-            )
-    for tick in nice_ticks(0.0, y_high, whole=whole):
-        y = at_y(tick)
-        out.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        out.append(f'<text class="tick" x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{escape(y_text(tick))}</text>')
-    for tick in x_ticks if x_ticks is not None else time_ticks(x_low, x_high):
-        if x_low <= tick <= x_high:
-            label = escape(x_text(tick))
-            out.append(
-                f'<text class="tick" x="{at_x(tick):.1f}" y="{HEIGHT - BOTTOM + 18}" '
-                f'text-anchor="middle">{label}</text>'
-            )
-    out.append(f'<text class="tick" x="{LEFT}" y="{HEIGHT - 8}">{escape(x_name)}</text>')
-    for value, name in marks:
-        y = at_y(value)
-        out.append(f'<line class="limit" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        out.append(
-            f'<text class="limit-name" x="{WIDTH - RIGHT - 4}" y="{y - 4:.1f}" text-anchor="end">{escape(name)}</text>'
-        )
-    drawn = [one for one in series if any(y is not None and math.isfinite(y) for _, y in one.points)]
-    dashes = ["" if one.kind == "dots" else f"line dash{number % DASHES}" for number, one in enumerate(drawn)]
-    out += [_marks(one, dash, at_x, at_y) for one, dash in zip(drawn, dashes, strict=True)]
-    out.append("</svg>")
-    names = legend([(one.label, f"{one.css} {dash}".strip()) for one, dash in zip(drawn, dashes, strict=True)])
-    return scrolling("".join(out)) + names
+    ticks = x_ticks if x_ticks is not None else time_ticks(x_low, x_high)
+    drawn = []
+    for number, one in enumerate(one for one in series if one.known):
+        if one.kind in MARKS:
+            # One path of tiny strokes instead of one element per marker: thousands of them stay light.
+            stroke, sign = MARKS[one.kind]
+            path = "".join(f"M{at_x(x)} {at_y(y)}{stroke}" for x, y in one.known)
+            drawn.append(Drawn(one.label, f"{one.kind} {one.css}", path, sign))
+        else:
+            drawn.append(Drawn(one.label, f"line dash{number % DASHES} {one.css}", _steps(one, at_x, at_y), ""))
+    edges = [(at_x(start), at_x(end)) for start, end in shaded]
+    return Plot(
+        title,
+        x_name,
+        [(at_x(tick), x_text(tick)) for tick in ticks if x_low <= tick <= x_high],
+        [(at_y(tick), y_text(tick)) for tick in nice_ticks(0.0, y_high, whole=whole)],
+        [(left, round(right - left, 1)) for left, right in edges if right > left],
+        [(at_y(value), name) for value, name in limits],
+        drawn,
+    )
 
 
-def scrolling(svg: str) -> str:
-    """A figure that keeps a legible size on a narrow screen and scrolls there."""
-    return f'<div class="scroll">{svg}</div>'
-
-
-def _marks(one: Series, dash: str, at_x: Callable[[float], float], at_y: Callable[[float], float]) -> str:
-    known = [(x, y) for x, y in one.points if y is not None and math.isfinite(y)]
-    if one.kind == "dots":
-        # One path of tiny strokes instead of one element per dot: thousands of them stay light.
-        path = "".join(f"M{at_x(x):.1f} {at_y(y):.1f}h0" for x, y in known)
-        return f'<path class="dots {one.css}" d="{path}"/>'
-    path, before = "", None
+def _steps(one: Series, at_x: Callable[[float], float], at_y: Callable[[float], float]) -> str:
+    path, broken = "", True
     for x, y in one.points:
         if y is None or not math.isfinite(y):
-            before = None
+            broken = True
             continue
-        px, py = f"{at_x(x):.1f}", f"{at_y(y):.1f}"
-        if before is None:
-            path += f"M{px} {py}"
-        else:
-            path += f"H{px}V{py}" if one.kind == "steps" else f"L{px} {py}"
-        before = y
-    return f'<path class="{dash} {one.css}" d="{path}"/>'
+        path += f"M{at_x(x)} {at_y(y)}" if broken else f"H{at_x(x)}V{at_y(y)}"
+        broken = False
+    return path
 
 
-def stack(rows: Sequence[tuple[str, Sequence[tuple[str, float]]]], text: Callable[[float], str]) -> str:
-    """Horizontal bars of parts: rows are (label, [(css, value), …])."""
-    top = max((math.fsum(max(0.0, value) for _, value in parts) for _, parts in rows), default=0.0)
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """A horizontal bar in pixels: (CSS class, left, width, hatching as a path) of each part, and where it ends."""
+
+    label: str
+    y: int
+    parts: list[tuple[str, float, float, str]]
+    end: float
+    text: str
+
+
+def stack(rows: Sequence[tuple[str, dict[str, float]]], text: Callable[[float], str]) -> list[Bar]:
+    """Bars of parts on one scale: rows are (label, CSS class -> value). Empty without data."""
+    top = max((math.fsum(max(0.0, value) for value in parts.values()) for _, parts in rows), default=0.0)
     if top <= 0:
-        return ""
-    height = 34 * len(rows) + 8
-    out = [f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="where the time went">']
-    for number, (label, parts) in enumerate(rows):
-        y, x = 34 * number + 6, 80.0
-        out.append(f'<text class="tick" x="72" y="{y + 17}" text-anchor="end">{escape(label)}</text>')
-        for css, value in parts:
-            width = max(0.0, value) / top * (WIDTH - 180)
-            out.append(f'<rect class="{css}" x="{x:.1f}" y="{y}" width="{width:.1f}" height="24"/>')
+        return []
+    bars = []
+    for number, (label, values) in enumerate(rows):
+        x, y, parts = 80.0, 34 * number + 6, []
+        for css, value in values.items():
+            width = round(max(0.0, value) / top * (WIDTH - 180), 1)
+            parts.append((css, round(x, 1), width, hatching(css, x, y, width)))
             x += width
-        whole = math.fsum(value for _, value in parts)
-        out.append(f'<text class="tick" x="{x + 8:.1f}" y="{y + 17}">{escape(text(whole))}</text>')
-    return scrolling("".join(out) + "</svg>")
+        bars.append(Bar(label, y, parts, round(x, 1), text(math.fsum(values.values()))))
+    return bars
 
 
-def legend(names: Sequence[tuple[str, str]]) -> str:
-    """A key of (name, CSS classes of the mark)."""
-    return (
-        '<p class="legend">'
-        + "".join(f'<span><i class="{css}"></i>{escape(name)}</span>' for name, css in names)
-        + "</p>"
-    )
+def hatching(css: str, x: float, y: float, width: float) -> str:
+    """Lines over a part of a bar, by which it is told without its colour: none in an execution, upright ones in a
+    queue, level ones in the overhead, wide upright ones in a wait, and a grid where submits were refused."""
+    upright = {"delay": 6, "wait": 14, "bad": 6}.get(css)
+    level = {"overhead": 6, "bad": 6}.get(css)
+    path = "".join(f"M{x + at:.1f} {y}v{BAR}" for at in range(upright, int(width), upright)) if upright else ""
+    return path + ("".join(f"M{x:.1f} {y + at}h{width}" for at in range(level, BAR, level)) if level else "")
 
 
 def time_ticks(low_s: float, high_s: float, count: int = 7) -> list[float]:

@@ -10,22 +10,12 @@ from llmpod.loadtest.intake import job_path, line
 from llmpod.loadtest.model.failures import error_text
 from llmpod.loadtest.model.job_record import Job
 from llmpod.loadtest.model.run_files import Journal
+from llmpod.loadtest.options import RunOptions
 from llmpod.loadtest.run.client import CallError, Reply, RunPod
 from llmpod.loadtest.run.clock import Clock, utc_now
 from llmpod.loadtest.run.polling import PollPace
 
 RETRIED_CLASSES = frozenset({"submit_429", "submit_5xx", "connect", "dns"})
-
-
-@dataclass(frozen=True, slots=True)
-class JobOptions:
-    timeout_s: float = 120.0
-    wait_s: float = 90.0  # /runsync's ?wait=: RunPod's own default, sent explicitly so that nobody has to guess
-    retries: int = 0
-    poll: str = "auto"  # auto: long poll when the service has it; adaptive; or a fixed gap (poll_s)
-    poll_s: float | None = None
-    openai_path: str = "/openai/v1/chat/completions"
-    expect_blocked: bool = False
 
 
 def _keep_nothing(job: Job, output: Any) -> None:
@@ -37,7 +27,7 @@ class RunContext:
     client: RunPod
     clock: Clock
     journal: Journal
-    options: JobOptions
+    options: RunOptions
     pace: PollPace
     long_poll: bool | None = None  # None: not tried yet
     outstanding: dict[str, Job] = field(default_factory=dict)

@@ -2,14 +2,13 @@
 
 import json
 import random
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from llmpod.loadtest.errors import UsageError
 from llmpod.loadtest.model.plan import Mode
+from llmpod.loadtest.options import RunOptions
 
-DEFAULT_PROMPT = "Explain in a few sentences how a queue with several workers behaves under load."
 # fmt: off
 _WORDS = [
     "time", "year", "people", "way", "day", "man", "thing", "woman", "life", "child", "world", "school", "state",
@@ -20,21 +19,6 @@ _WORDS = [
     "line", "end",
 ]
 # fmt: on
-
-
-@dataclass(frozen=True, slots=True)
-class PayloadOptions:
-    prompt: str = DEFAULT_PROMPT
-    dataset: str | None = None
-    input_len: int | None = None
-    max_tokens: int = 150
-    temperature: float = 0.2
-    template: str | None = None
-    extra: str | None = None
-    model: str | None = None
-    tag: str = "front"
-    stream: bool = True
-    seed: int = 0
 
 
 class Bodies(Protocol):
@@ -49,14 +33,16 @@ class Payloads:
     """`body(mode, phase, index)` is the same for the same seed, so a run can be repeated and resumed.
 
     Every prompt starts with a tag of its own: with equal prompts, a prefix cache would answer from the second request
-    on, and the test would measure the cache. `tag="none"` measures that on purpose.
+    on, and the test would measure the cache. `--prompt-tag none` measures that on purpose.
     """
 
-    def __init__(self, options: PayloadOptions) -> None:
+    def __init__(self, options: RunOptions) -> None:
         self._options = options
         self._rows = _read_dataset(options.dataset) if options.dataset else []
-        self._template = _read_object(options.template, "--payload-template") if options.template else None
-        self._extra = parse_object(options.extra, "--extra-body") if options.extra else {}
+        self._template = (
+            _read_object(options.payload_template, "--payload-template") if options.payload_template else None
+        )
+        self._extra = parse_object(options.extra_body, "--extra-body") if options.extra_body else {}
         random.Random(options.seed).shuffle(self._rows)  # noqa: S311 - an order, not a secret
         mixed = any("weight" in row for row in self._rows)
         self._weights = [row.get("weight", 1) for row in self._rows] if mixed else None
@@ -89,7 +75,9 @@ class Payloads:
         }
         if mode == "openai":
             messages = row.get("messages") or [{"role": "user", "content": prompt}]
-            streaming = {"stream": True, "stream_options": {"include_usage": True}} if self._options.stream else {}
+            streaming = (
+                {"stream": True, "stream_options": {"include_usage": True}} if not self._options.no_stream else {}
+            )
             model = {"model": self._options.model} if self._options.model else {}
             return {"messages": messages, **model, **sampling, **streaming, **self._extra}
         text: dict[str, Any] = {"messages": row["messages"]} if "messages" in row else {"prompt": prompt}
@@ -104,9 +92,9 @@ class Payloads:
 
     def _tagged(self, prompt: str, phase: str, index: int) -> str:
         label = f"[{phase} #{index}]"
-        if self._options.tag == "front":
+        if self._options.prompt_tag == "front":
             return f"{label} {prompt}"
-        return f"{prompt} {label}" if self._options.tag == "end" else prompt
+        return f"{prompt} {label}" if self._options.prompt_tag == "end" else prompt
 
 
 def _fill(value: Any, names: dict[str, Any]) -> Any:

@@ -27,7 +27,7 @@ async def runsync(context: RunContext, job: Job, body: dict[str, Any]) -> None:
     deadline_s = _deadline(context)
     # The wait ends before the client's patience does: otherwise the id, and with it the means to cancel, would never
     # arrive.
-    wait_s = min(max(min(context.options.wait_s, context.options.timeout_s - 1.0), SHORTEST_WAIT_S), LONGEST_WAIT_S)
+    wait_s = min(max(min(context.options.wait, context.options.timeout - 1.0), SHORTEST_WAIT_S), LONGEST_WAIT_S)
     path = f"/runsync?wait={int(wait_s * 1000)}"
     reply = await submit(context, job, "runsync", path, body, deadline_s)
     if reply is None:
@@ -104,13 +104,14 @@ async def follow(context: RunContext, job: Job, reply: Reply, deadline_s: float)
     state = reply.job_status
     if state:
         job.see(state, context.clock.ms(reply.received_s))
+    options = context.options
     bad = 0
     while True:
         left = deadline_s - loop.time()
         if left <= 0:
             await give_up(context, job)
             return
-        long = context.options.poll == "auto" and context.long_poll is not False
+        long = options.poll == "auto" and options.poll_interval is None and context.long_poll is not False
         if not long or bad:
             age_s = (context.clock.now_ms() - _sent(job)) / 1000
             gap = context.pace.gap_s(age_s, job.polls) if not bad else 0.25 * 2 ** min(bad, 5)
@@ -216,7 +217,7 @@ async def give_up(context: RunContext, job: Job) -> None:
     last = job.states[-1][0] if job.states else "unknown"
     taken = job.job_id is not None and await context.cancel(job.job_id)
     end = "cancelled" if taken else "and the service did not take its cancel"
-    job.fail("client_timeout", f"still {last} after {context.options.timeout_s:g} s; {end}")
+    job.fail("client_timeout", f"still {last} after {context.options.timeout:g} s; {end}")
     context.settled(job)
 
 
@@ -231,7 +232,7 @@ def _fail_poll(context: RunContext, job: Job, error_class: str, detail: str) -> 
 
 
 def _deadline(context: RunContext) -> float:
-    return asyncio.get_running_loop().time() + context.options.timeout_s
+    return asyncio.get_running_loop().time() + context.options.timeout
 
 
 def _sent(job: Job) -> float:

@@ -23,6 +23,7 @@ MODES: dict[str, Callable[[RunContext, Job, dict[str, Any]], Awaitable[None]]] =
     "stream": stream_modes.stream,
     "openai": stream_modes.openai,
 }
+CLEAN_UP_S = 60.0
 
 
 @dataclass(slots=True)
@@ -36,15 +37,8 @@ class Tally:
     done: int = 0  # measured, in this phase
     failed: int = 0
     first_ms: float | None = None
-    finished: list[Job] = field(default_factory=list)
+    finished: list[Job] = field(default_factory=list)  # of earlier sessions, too
     notes: list[str] = field(default_factory=list)
-
-
-@dataclass(slots=True)
-class RunnerOptions:
-    settle_s: float = 30.0
-    clean_up_s: float = 60.0
-    purge: bool = False
 
 
 class Runner:
@@ -59,17 +53,15 @@ class Runner:
         guards: Guards,
         health: HealthWatch,
         *,
-        options: RunnerOptions | None = None,
         already: Iterable[Job] = (),
         check: Callable[[list[Job]], Stop | None] = lambda _: None,
         climb: Callable[[Phase, list[Job]], str | None] = lambda _phase, _jobs: None,
     ) -> None:
-        self.tally = Tally()
+        self._already = list(already)
+        self.tally = Tally(finished=list(self._already))
         self.lag = LagWatch()
         self.stopped: Stop | None = None
         self._context, self._plan, self._payloads, self._guards, self._health = context, plan, payloads, guards, health
-        self._options = options or RunnerOptions()
-        self._already = list(already)
         self._check, self._climb = check, climb
         self._stopping = asyncio.Event()
 
@@ -84,7 +76,7 @@ class Runner:
     def left(self) -> str:
         """What a stop does about the jobs that are out there, in words."""
         known = len(self._context.outstanding)
-        lost = left_running(self._context.unnamed, purge=self._options.purge)
+        lost = left_running(self._context.unnamed, purge=self._context.options.purge_on_abort)
         cancelled = f"{count(known, 'outstanding job')} {'is' if known == 1 else 'are'} cancelled"
         return "; ".join(part for part in (cancelled if known or not lost else None, lost) if part)
 
@@ -92,12 +84,13 @@ class Runner:
         watchers = [asyncio.create_task(self.lag.run()), asyncio.create_task(self._health.run())]
         try:
             for number, phase in enumerate(self._plan.phases, 1):
-                if self.stopped or self._finished_before(phase):
-                    continue
-                await self._settle(number)
-                self.tally.phase, self.tally.phase_number = phase, number
-                self.tally.done, self.tally.failed, self.tally.first_ms = 0, 0, None
-                await self._phase(phase)
+                if self.stopped:
+                    break
+                if not self._finished_before(phase):
+                    await self._settle(number)
+                    self.tally.phase, self.tally.phase_number = phase, number
+                    self.tally.done, self.tally.failed, self.tally.first_ms = 0, 0, None
+                    await self._phase(phase)
                 why = None if self.stopped else self._climb(phase, self.tally.finished)
                 if why:
                     self.tally.notes.append(why)
@@ -112,17 +105,18 @@ class Runner:
     async def clean_up(self) -> None:
         """Cancels what is still out there, as fast as /cancel's own limit allows, and says so when it could not."""
         ids = list(self._context.outstanding)
-        lost = left_running(self._context.unnamed, purge=self._options.purge and self.stopped is not None)
+        purge = self._context.options.purge_on_abort and self.stopped is not None
+        lost = left_running(self._context.unnamed, purge=purge)
         if lost:
             self.tally.notes.append(lost)
             self._context.journal.event("left_running", self._context.clock.now_ms(), jobs=len(self._context.unnamed))
-        if not ids and not (self._options.purge and self.stopped):
+        if not ids and not purge:
             return
         results: list[Any] = []
         try:
-            async with asyncio.timeout(self._options.clean_up_s):
+            async with asyncio.timeout(CLEAN_UP_S):
                 results = await asyncio.gather(*(self._context.cancel(job_id) for job_id in ids))
-                if self._options.purge and self.stopped:
+                if purge:
                     await self._context.client.call("purge-queue", "POST", "/purge-queue", timeout_s=10)
         except Exception as error:  # noqa: BLE001 - nothing that goes wrong here may cost the report
             self.tally.notes.append(f"the clean-up did not end: {type(error).__name__}")
@@ -135,9 +129,9 @@ class Runner:
         """Between phases: waits until the endpoint has nothing left of the one before."""
         if number == 1 or not self._health.samples:
             return
-        if await self._health.settled(self._options.settle_s) is False:
+        if await self._health.settled(self._context.options.settle) is False:
             self.tally.notes.append(
-                f"phase {number} began although the endpoint was still busy after {self._options.settle_s:g} s"
+                f"phase {number} began although the endpoint was still busy after {self._context.options.settle:g} s"
             )
 
     async def _phase(self, phase: Phase) -> None:
@@ -226,7 +220,7 @@ class Runner:
                 job.warn("left_running")
                 job.error = "the run was stopped before the service had named the job: it may run on"
             raise
-        except Exception as error:  # noqa: BLE001 - the edge of a job: a defect here is one failed record, not a lost run
+        except Exception as error:  # noqa: BLE001 - the edge of a job: one failed record, not a lost run
             job.done_ms = self._context.clock.now_ms()
             job.fail("internal", f"{type(error).__name__}: {self._context.client.clean(str(error))[:200]}")
         finally:

@@ -59,7 +59,7 @@ async def stream(context: RunContext, job: Job, body: dict[str, Any]) -> None:
     state may be reported much later, when the caller has long had the answer.
     """
     loop = asyncio.get_running_loop()
-    deadline_s = loop.time() + context.options.timeout_s
+    deadline_s = loop.time() + context.options.timeout
     accepted = await submit(context, job, "run", "/run", body, deadline_s, quick=True)
     if accepted is None:
         return
@@ -103,7 +103,7 @@ async def stream(context: RunContext, job: Job, body: dict[str, Any]) -> None:
             return
         if job.chunks == had and reply.took_ms < HELD_MS:
             # The service does not hold the GET. Ask on, but all clients together within the limit of the operation.
-            await asyncio.sleep(min(left, context.options.poll_s or max(0.05, len(context.outstanding) / 150)))
+            await asyncio.sleep(min(left, context.options.poll_interval or max(0.05, len(context.outstanding) / 150)))
 
 
 def _take_chunks(growing: _Growing, reply: Reply) -> None:
@@ -140,7 +140,7 @@ async def openai(context: RunContext, job: Job, body: dict[str, Any]) -> None:
     The route tells neither queue nor execution time, and no job id: the queue is inside TTFT, and closing the
     connection is the only way to cancel.
     """
-    deadline_s = asyncio.get_running_loop().time() + context.options.timeout_s
+    deadline_s = asyncio.get_running_loop().time() + context.options.timeout
     while await _attempt(context, job, body, deadline_s):
         pass
 
