@@ -18,6 +18,7 @@ ORDER: dict[str, tuple[str, ...]] = {
     "worker": (
         "",
         "jobs",
+        "metrics",
         "engine",
         "routes",
         "worker.py",
@@ -26,7 +27,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "__main__.py",
     ),
     "endpoint": ("", "state", "fleet", "api", "observe", "endpoint.py", "cli.py", "__init__.py", "__main__.py"),
-    "loadtest": ("", "model", "run", "analysis", "capacity", "quality", "report", "cli", "__main__.py"),
+    "loadtest": ("", "model", "run", "watch", "analysis", "capacity", "quality", "report", "cli", "__main__.py"),
 }
 
 

@@ -11,10 +11,14 @@ import asyncio
 import sys
 from collections.abc import Sequence
 
+import prometheus_client
+
 from llmpod.worker import environ, local_run, scratch, shutdown
 from llmpod.worker.engine.engine import Engine
 from llmpod.worker.errors import StartError
 from llmpod.worker.event_log import EventLog, use_utf8_line_buffered_stdout
+from llmpod.worker.metrics import reporter
+from llmpod.worker.metrics.metrics import Metrics
 from llmpod.worker.worker import Worker
 
 
@@ -42,14 +46,17 @@ def run(test_input: str | None) -> int:
             environment.settings.require_model()
         shutdown.children_end_with_this_process()
         scratch.claim()
-        engine = Engine(environment.settings, environment.others, log.emit)
+        metrics = Metrics(prometheus_client.REGISTRY)
+        metrics.follow("llmpod_log_lines_lost_total", lambda: log.lost_in_all)
+        engine = Engine(environment.settings, environment.others, metrics.tap(log.emit))
         engine.prepare()
-        worker = Worker(environment.settings, engine, log.emit)
-        if serves:
-            from llmpod.worker.queue import loop  # imported here: the SDK takes a second to import
+        worker = Worker(environment.settings, engine, log.emit, metrics)
+        with reporter.reporting(environment.settings, metrics, log.emit, environment.others):
+            if serves:
+                from llmpod.worker.queue import loop  # imported here: the SDK takes a second to import
 
-            return loop.serve(worker)
-        return asyncio.run(local_run.run_alone(worker, local_run.read_job(test_input)))
+                return loop.serve(worker)
+            return asyncio.run(local_run.run_alone(worker, local_run.read_job(test_input)))
     except KeyboardInterrupt:
         return 130
     except StartError as error:

@@ -226,7 +226,8 @@ def _explain(error: ValidationError, known: Mapping[str, str]) -> StartError:
     for fault in error.errors(include_url=False):
         location = str(fault["loc"][0])
         setting_name = next((name for name, field in known.items() if location in (field, name)), location.upper())
-        faults.append(f"{setting_name}={fault['input']!r}: {fault['msg'].removeprefix('Input ')}")
+        shown = "…" if "@" in str(fault["input"]) else repr(fault["input"])  # an address may hold a password
+        faults.append(f"{setting_name}={shown}: {fault['msg'].removeprefix('Input ')}")
     return StartError(
         f"Invalid setting: {'; '.join(faults)}.",
         "Correct or unset it (docs/configuration.md lists every setting).",

@@ -45,7 +45,7 @@ class Code(enum.Enum):
     ROUTE_CLOSED = Failure("route_closed", 403, False, "Only the worker's operator can open a route: ALLOWED_ROUTES.")
     BLOCKED = Failure("content_filter", 400, False, "This worker does not answer such requests.")
     CANCELLED = Failure("cancelled", 409, True, "Send the job again if it was not meant to be stopped.")
-    OVERLOADED = Failure("overloaded", 503, True, "Send the job again later.")
+    OVERLOADED = Failure("overloaded", 503, True, "Send the job again after details.retry_after_s seconds, or later.")
     TIMEOUT = Failure("timeout", 504, True, "Ask for fewer tokens, or give the job more time: policy.executionTimeout.")
     RESULT_TOO_LARGE = Failure(
         "result_too_large",

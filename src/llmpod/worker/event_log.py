@@ -30,6 +30,7 @@ class EventLog:
         self._stream = stream
         self._lock = threading.Lock()
         self.lost = 0  # lines that could not be written; reported by the next one that can
+        self.lost_in_all = 0
 
     def emit(self, event: str, **fields: Any) -> None:
         """Write one event. `ts` (UTC, ISO 8601, milliseconds) and `event` come first."""
@@ -47,6 +48,7 @@ class EventLog:
             self.lost = 0
         except Exception:  # noqa: BLE001 - a log line must not cost a job its result
             self.lost += 1
+            self.lost_in_all += 1
 
 
 _ADDRESS = re.compile(r"""(\w://)(?:[^\s/@"'\\?#]*@)?([^\s"'<>\\?#]*)([?#][^\s"'<>\\]*)?""")

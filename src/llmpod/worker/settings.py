@@ -19,7 +19,7 @@ from llmpod.worker.errors import StartError
 DEMO_MODEL = Path(__file__).resolve().parent / "demo_model"
 DEMO_NAME = "llmpod-demo"
 
-Group = Literal["Model", "Engine", "Worker", "Routes", "Guardrails", "Log"]
+Group = Literal["Model", "Engine", "Worker", "Routes", "Guardrails", "Log", "Metrics"]
 
 
 def setting(default: Any, group: Group, help_text: str, *, also: tuple[str, ...] = (), **limits: Any) -> Any:
@@ -146,6 +146,12 @@ class Settings(BaseSettings):
         "Seconds a job may wait in the worker for an engine slot before it fails as overloaded.",
         ge=0,
     )
+    max_queue_size: Annotated[int, Field(ge=1)] | None = setting(
+        None,
+        "Worker",
+        "Jobs that may wait in the worker for an engine slot; the next one fails at once as overloaded. Unset: no "
+        "limit but MAX_QUEUE_WAIT.",
+    )
     max_job_seconds: float = setting(
         0.0,
         "Worker",
@@ -213,6 +219,21 @@ class Settings(BaseSettings):
     max_tokens_min: int = setting(64, "Guardrails", "A smaller max_tokens is raised to this. 1: never raised.", ge=1)
     max_tokens_max: int = setting(
         256, "Guardrails", "A larger max_tokens is lowered to this. 0: no limit but MAX_MODEL_LEN.", ge=0
+    )
+    max_inputs: int = setting(
+        32,
+        "Guardrails",
+        "Most texts, documents or pairs that one request may have embedded, scored or classified. Each of them takes "
+        "an engine slot, as each answer of `n` does.",
+        ge=1,
+        le=1024,
+    )
+    max_input_chars: int = setting(
+        20_000,
+        "Guardrails",
+        "Longest of these texts, in characters; token ids count one each. On routes that embed, score or classify it "
+        "stands in place of MAX_PROMPT_CHARS. 0: no limit.",
+        ge=0,
     )
     max_n: int = setting(4, "Guardrails", "Most answers (n) one job may ask for.", ge=1, le=1024)
     max_constraint_chars: int = setting(
@@ -292,6 +313,18 @@ class Settings(BaseSettings):
         "error", "Log", "Least severe line that vLLM and the RunPod SDK may log. Events are always logged."
     )
     log_prompts: bool = setting(False, "Log", "Put prompts and answers into the log. They may be personal data.")
+
+    metrics_push_url: str | None = setting(
+        None,
+        "Metrics",
+        "Prometheus Pushgateway to send the metrics to, https://user:password@host:9091. Unset: none are sent. "
+        "docs/metrics.md has the names.",
+        pattern=r"^https?://[^/\s]+",
+    )
+    metrics_push_seconds: float = setting(15.0, "Metrics", "Seconds between two pushes.", ge=1)
+    snapshot_seconds: float = setting(
+        0.0, "Metrics", "Seconds between two `snapshot` events, which put the metrics into the log. 0: none.", ge=0
+    )
 
     @property
     def is_demo(self) -> bool:

@@ -19,6 +19,7 @@ from llmpod.worker.errors import Code, JobError
 from llmpod.worker.event_log import Emit
 from llmpod.worker.jobs import bounds, inputs, limits, metering, native_reply, profile, slots
 from llmpod.worker.jobs.job_log import JobRecord
+from llmpod.worker.metrics.metrics import Metrics
 from llmpod.worker.routes import routes
 from llmpod.worker.routes.answer import Reply
 from llmpod.worker.settings import Settings
@@ -27,10 +28,13 @@ from llmpod.worker.settings import Settings
 class Worker:
     """Answers jobs with one engine."""
 
-    def __init__(self, settings: Settings, engine: Engine, emit: Emit) -> None:
+    def __init__(self, settings: Settings, engine: Engine, emit: Emit, metrics: Metrics | None = None) -> None:
+        """`metrics`: where the worker's events are counted; its own, read by nobody, if none are given."""
         self.settings = settings
         self.engine = engine
-        self.emit = emit
+        self.metrics = metrics or Metrics()
+        self.metrics.follow_all("llmpod_slots", self._count_slots)
+        self.emit = emit = self.metrics.tap(emit)
         self.profile = profile.load(settings.profile) if settings.profile else None
         self.routes = routes.Routes(settings, engine, self.profile, emit)
         self.on_engine_death: Callable[[], None] = lambda: None
@@ -38,9 +42,11 @@ class Worker:
     @property
     def engine_capacity(self) -> int:
         """Requests to keep in the engine: those it decodes together, and some more so that it never waits for one."""
-        needed = slots.tokens_per_job(
-            self.engine.max_model_len, self.settings.max_prompt_chars, self.settings.max_tokens_max
-        )
+        settings = self.settings
+        if self.engine.generates:
+            needed = slots.tokens_per_job(self.engine.max_model_len, settings.max_prompt_chars, settings.max_tokens_max)
+        else:
+            needed = slots.tokens_per_input(self.engine.max_model_len, settings.max_input_chars)
         capacity = slots.engine_slots(self.engine.max_num_seqs, self.engine.kv_cache_tokens, needed)
         return slots.with_headroom(capacity)
 
@@ -52,7 +58,25 @@ class Worker:
     @cached_property
     def slots(self) -> slots.Slots:
         """The engine's slots. Available once the engine has started."""
-        return slots.Slots(self.engine_capacity, self.settings.max_queue_wait)
+        return slots.Slots(self.engine_capacity, self.settings.max_queue_wait, self.settings.max_queue_size)
+
+    def _count_slots(self, state: str) -> float:
+        """One of the numbers of `llmpod_slots`; 0 before the engine has started."""
+        made = self.__dict__.get("slots")
+        return float(getattr(made, state)) if made is not None else 0.0
+
+    def report_capacity(self) -> None:
+        """Create the slots, and warn of a MAX_CONCURRENCY that makes jobs wait here while other workers are idle."""
+        capacity, asked = self.slots.capacity, self.settings.max_concurrency
+        if asked is not None and asked > 2 * capacity:
+            self.emit(
+                "concurrency",
+                level="warning",
+                max_concurrency=asked,
+                capacity=capacity,
+                note="This worker takes more than twice the jobs that its engine can run together; the rest wait here, "
+                "where RunPod cannot give them to another worker. Lower or unset MAX_CONCURRENCY.",
+            )
 
     def record(self, job: dict[str, Any]) -> JobRecord:
         """A new record for `handle`, for callers that read it or interrupt the job."""
@@ -80,6 +104,8 @@ class Worker:
         except Exception as error:  # noqa: BLE001 - the edge of a job: the client gets a code, the log the traceback
             self.emit("bug", level="error", request_id=record.id, traceback=traceback.format_exc())
             failed = JobError(Code.INTERNAL_ERROR, f"The worker failed to process this job ({type(error).__name__}).")
+        if failed.code is Code.OVERLOADED:  # also where vLLM's own limits refused it
+            failed.details = self.slots.load() | failed.details
         failed = routes.explain(failed, job.get("input"))
         record.fail(failed)
         if failed.code is Code.ENGINE_DEAD:

@@ -19,3 +19,4 @@ async def test_an_engine_that_refuses_admission_is_overload(
     monkeypatch.setattr(engine._llm.scheduler_config, "max_num_queued_reqs", 0)
     error = await error_of(make_worker(), {"prompt": "Hello"})
     assert (error["code"], error["status"], error["retryable"]) == ("overloaded", 503, True)
+    assert error["details"].keys() == {"retry_after_s", "waiting", "capacity"}

@@ -17,6 +17,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from llmpod.worker.event_log import describe
+from llmpod.worker.metrics.metrics import Metrics
 from llmpod.worker.plain_json import dumps
 from llmpod.worker.queue import sdk
 from llmpod.worker.queue.result_delivery import RUN_LIMIT_BYTES, Delivery, _address
@@ -92,7 +93,7 @@ async def platform() -> AsyncIterator[Platform]:
 async def delivery(platform: Any, events: Events) -> AsyncIterator[Delivery]:
     async with sdk.open_session() as session:
         urls = {"stream_url": f"{platform.url}/stream/$ID?gpu=a+b", "done_url": f"{platform.url}/done/$ID?gpu=a+b"}
-        yield Delivery(session, events.emit, timeout_s=5, **urls)
+        yield Delivery(session, events.emit, Metrics(), timeout_s=5, **urls)
 
 
 async def test_a_result_is_sent_as_the_sdk_sends_it(platform: Platform, delivery: Delivery) -> None:

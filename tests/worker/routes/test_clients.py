@@ -126,7 +126,7 @@ async def served(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Serv
 
 @pytest.fixture(scope="module")
 async def pooling() -> AsyncIterator[Served]:
-    async for served in serve(RUNNER="pooling", CONVERT="embed", MAX_PROMPT_CHARS="2000", MAX_MODEL_LEN="1000"):
+    async for served in serve(RUNNER="pooling", CONVERT="embed", MAX_INPUT_CHARS="2000", MAX_MODEL_LEN="1000"):
         yield served
 
 
@@ -656,6 +656,17 @@ async def test_embedding_errors_are_the_clients_own_and_limits_hold(pooling: Ser
         await pooling.openai.embeddings.create(model="text-embedding-3-small", input="x")
     with pytest.raises(openai.BadRequestError):
         await pooling.openai.embeddings.create(model=FOLDER, input="x", dimensions=3)
+
+
+async def test_inputs_are_limited_in_number_and_each_in_length(pooling: Served) -> None:
+    ten = ["word " * 200] * 10  # 10,000 characters together, which no limit of one prompt would let pass
+    assert len((await pooling.openai.embeddings.create(model=FOLDER, input=ten)).data) == 10
+    assert len((await pooling.openai.embeddings.create(model=FOLDER, input=["x"] * 32)).data) == 32
+    for inputs in (33, 10_000):
+        with pytest.raises(openai.BadRequestError, match=f"input has {inputs} inputs; this worker accepts 32"):
+            await pooling.openai.embeddings.create(model=FOLDER, input=["x"] * inputs)
+    with pytest.raises(openai.BadRequestError, match="Input 1 of input has 2001 characters"):
+        await pooling.openai.embeddings.create(model=FOLDER, input=["x", "x" * 2001])
 
 
 async def test_the_generating_side_is_refused_by_a_pooling_worker(pooling: Served) -> None:

@@ -482,3 +482,34 @@ def test_ids_to_score_are_whole_numbers(given: list[object]) -> None:
         assert (caught.value.code, caught.value.field) == (Code.INVALID_INPUT, field)
     rewrite.rewrite(rule, {"query": [5], "items": [[5, 6], [7]]}, Settings())
     rewrite.rewrite(rule, {"query": "5", "items": ["5"]}, Settings())
+
+
+@pytest.mark.parametrize(
+    ("body", "chars"),
+    [
+        ({"input": "Hello"}, {"input": [5]}),
+        ({"input": ["a", "bcd", ""]}, {"input": [1, 3, 1]}),
+        ({"input": [7, 8, 9]}, {"input": [3]}),  # the ids of one text
+        ({"input": [[7, 8], [9]]}, {"input": [2, 1]}),
+        ({"query": "ab", "documents": ["c", {"text": "def"}]}, {"query": [2], "documents": [1, 3]}),
+        ({"text_1": "a", "text_2": ["b", "cd"]}, {"text_1": [1], "text_2": [1, 2]}),
+        ({"messages": [{"role": "user", "content": "Hi"}, {"role": "user", "content": "you"}]}, {"messages": [5]}),
+        ({"input": []}, {"input": [0]}),
+    ],
+)
+def test_inputs_are_counted_one_by_one(body: dict[str, Any], chars: dict[str, list[int]]) -> None:
+    assert dict(prompt_fields.inputs_of(body)) == chars
+
+
+@given(st.integers(1, 40), st.integers(1, 40))
+def test_inputs_are_limited_in_number_and_length_and_not_together(count: int, length: int) -> None:
+    settings = Settings(max_inputs=20, max_input_chars=20, max_prompt_chars=1)
+    rule = route_catalog.RULES["/v1/embeddings"]
+    body = {"input": ["x" * length] * count}
+    if count <= 20 and length <= 20:
+        rewrite.rewrite(rule, body, settings)
+        return
+    with pytest.raises(JobError) as refusal:
+        rewrite.rewrite(rule, body, settings)
+    assert refusal.value.code is (Code.INVALID_INPUT if count > 20 else Code.PROMPT_TOO_LONG)
+    assert (refusal.value.field, refusal.value.details["limit"]) == ("input", 20)

@@ -596,15 +596,15 @@ async def test_a_full_worker_is_overload_on_every_route(
     with await worker.slots.take(worker.slots.capacity):
         error = json.loads((await replies_of(worker, call(route, body)))[-1]["error"])
     assert (error["code"], error["status"], error["retryable"]) == ("overloaded", 503, True)
-    assert error["details"]["capacity"] == worker.slots.capacity
+    assert error["details"] == {"retry_after_s": 60, "waiting": 0, "capacity": worker.slots.capacity}
     assert events.end_of("job-1")["outcome"] == "error"
     assert (worker.slots.in_use, worker.slots.waiting) == (0, 0)
 
 
 async def test_more_inputs_than_a_job_may_have_are_a_400_by_name(make_worker: Callable[..., Worker]) -> None:
-    body = {"query": "Is it", "items": [""] * 1025, "label_token_ids": [5]}
+    body = {"query": "Is it", "items": [""] * 33, "label_token_ids": [5]}
     error = await error_of(make_worker(max_prompt_chars=0), call("/generative_scoring", body))
-    assert (error["code"], error["field"]) == ("invalid_input", "items")
+    assert (error["code"], error["field"], error["details"]) == ("invalid_input", "items", {"given": 33, "limit": 32})
 
 
 # -- the end of a job --------------------------------------------------------------------------------------------------

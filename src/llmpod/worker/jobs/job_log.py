@@ -119,6 +119,12 @@ class JobRecord:
     def _complete(self, *, cut: bool) -> bool | None:
         return not cut if self.constrained else None
 
+    @property
+    def _wait_ms(self) -> float | None:
+        """From the job's arrival until its first engine request got a slot; None: it never did."""
+        submitted = self.meter.submitted
+        return None if submitted is None else round((submitted - self._received) * 1000, 1)
+
     def _counts(self) -> dict[str, int]:
         return {
             "prompt_tokens": self.meter.prompt_tokens,
@@ -127,9 +133,8 @@ class JobRecord:
         }
 
     def _times(self, timings: Timings) -> dict[str, float]:
-        before = ((self.meter.submitted or self._received) - self._received) * 1000
         return {
-            "ttft_ms": round(before + timings.queue_ms + timings.prefill_ms, 1),
+            "ttft_ms": round((self._wait_ms or 0.0) + timings.queue_ms + timings.prefill_ms, 1),
             "queue_ms": timings.queue_ms,
             "prefill_ms": timings.prefill_ms,
             "decode_ms": timings.decode_ms,
@@ -169,9 +174,11 @@ class JobRecord:
         self._emit(
             "end",
             request_id=self.id,
+            route=self.route,
             ok=outcome == "ok",
             outcome=outcome,
             exec_ms=round(((self._finished or time.monotonic()) - self._received) * 1000, 1),
+            wait_ms=self._wait_ms,
             intent=self.intent,
             max_tokens=self.max_tokens.as_dict() if self.max_tokens else None,
             **self.adapted,

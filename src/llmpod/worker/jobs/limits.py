@@ -18,9 +18,9 @@ CONSTRAINTS = ("structured_outputs", "response_format", "text", "output_config",
 MAX_WORDS = 1000
 MAX_WORD_CHARS = 10_000
 """Stop strings, and bad words, of one job."""
-MAX_INPUTS = 1024
-"""Texts that one job may have embedded, scored or classified. vLLM's work on them in the event loop grows with their
-square: a tenth of a second for these."""
+MAX_SCORED = 1024
+"""Engine requests of one job at once, where they are inputs: texts, pairs, parts of a recording. vLLM's work on them in
+the event loop grows with their square: a tenth of a second for these."""
 MAX_TOKENIZED_BYTES = 250_000
 """Bytes of text that a route which only tokenizes accepts: its answer is a list of ids, written in the event loop."""
 
@@ -205,21 +205,29 @@ def check_answers(n: int, settings: Settings, *, field: str) -> None:
         )
 
 
-def check_inputs(count: int, *, field: str) -> None:
-    """Check MAX_INPUTS for texts to embed, score or classify.
+def check_inputs(chars: Sequence[int], settings: Settings, *, field: str) -> None:
+    """Check MAX_INPUTS and MAX_INPUT_CHARS for inputs of a length each, to embed, score or classify.
 
     Raises:
-        JobError: invalid_input, with both numbers.
+        JobError: invalid_input or prompt_too_long, with both numbers.
     """
-    if count > MAX_INPUTS:
-        raise JobError(
-            Code.INVALID_INPUT, f"{field} has {count} inputs; this worker accepts {MAX_INPUTS} in a job.", field=field
-        )
+    _check_count(len(chars), settings.max_inputs, "inputs", field=field)
+    limit = settings.max_input_chars
+    for index, count in enumerate(chars):
+        if limit and count > limit:
+            raise JobError(
+                Code.PROMPT_TOO_LONG,
+                f"Input {index} of {field} has {count} characters; this worker accepts {limit} (MAX_INPUT_CHARS).",
+                field=field,
+                index=index,
+                chars=count,
+                limit=limit,
+            )
 
 
 def most_at_once(settings: Settings, *, scores: bool) -> int:
     """Most answers, or inputs to score, of one job that may be in the engine or queued for it at once."""
-    return MAX_INPUTS if scores else settings.max_n
+    return MAX_SCORED if scores else settings.max_n
 
 
 def cap_max_tokens(requested: int | None, settings: Settings, *, field: str) -> MaxTokens:

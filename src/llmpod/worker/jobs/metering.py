@@ -45,13 +45,13 @@ class JobMeter:
     timings: Timings | None = None  # of the first request that finished
     refusal: JobError | None = None  # why the worker refused it inside vLLM's application
     failure: dict[str, Any] | None = None  # vLLM's error object, as it was made when a stream failed
-    take: Callable[[int], Awaitable[Slot]] | None = None  # waits for that many slots
+    take: Callable[..., Awaitable[Slot]] | None = None  # Slots.take
     most: int | None = None  # most answers and inputs in the engine, or queued for it, at once
     submitted: float | None = None  # monotonic seconds, when its first request got a slot
     _at_once: int = 0
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
-    def begin(self, settings: Settings, job_id: str, take: Callable[[int], Awaitable[Slot]]) -> Self:
+    def begin(self, settings: Settings, job_id: str, take: Callable[..., Awaitable[Slot]]) -> Self:
         """Set the job's id and the function that takes slots; returns the meter."""
         self.cache_salt = job_id if settings.isolate_prefix_cache else None
         self.show_cached_tokens = settings.show_cached_tokens
@@ -77,7 +77,7 @@ class JobMeter:
                     async with self._turn:
                         if self.refusal is not None:
                             raise self.refusal
-                        stack.enter_context(await self.take(weight))
+                        stack.enter_context(await self.take(weight, begun=self.submitted is not None))
                 self.submitted = self.submitted or time.monotonic()
                 yield
         finally:

@@ -6,6 +6,7 @@ until it is written here or named in ALLOWED_ROUTES.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -107,7 +108,7 @@ def rule_for(path: str, allowed: Collection[str], *, exists: bool = True) -> Rul
         JobError: route_closed; not_found, with the path that was probably meant.
     """
     for rule in RULES.values():
-        if re.fullmatch(re.sub(r"\{\w+\}", "[^/]+", rule.path), path):
+        if _pattern(rule.path).fullmatch(path):
             return rule
     if path in {"/" + name.strip("/") for name in allowed}:
         return Rule(path, ("GET", "POST", "PUT", "DELETE"), "generate", ("max_completion_tokens", "max_tokens"))
@@ -130,6 +131,17 @@ def _meant(path: str) -> str | None:
 
 def _is_tail(path: str, known: str) -> bool:
     return path.endswith(known) or known.endswith(path)
+
+
+def label_of(route: str) -> str:
+    """The path in the table that a job's route stands for, or the route itself, for the labels of metrics."""
+    path = route.partition("?")[0]
+    return next((rule.path for rule in RULES.values() if _pattern(rule.path).fullmatch(path)), path)
+
+
+@functools.cache
+def _pattern(path: str) -> re.Pattern[str]:
+    return re.compile(re.sub(r"\{\w+\}", "[^/]+", path))
 
 
 def check_opened(allowed: Collection[str], existing: Collection[str]) -> None:

@@ -64,6 +64,7 @@ class EngineJobScaler(rp_scale.JobScaler):  # type: ignore[misc] # the SDK is un
         try:
             await self.worker.engine.start()
             self._loading = False
+            self.worker.report_capacity()
             self.worker.on_engine_death = self._engine_died
             watchdog = Watchdog(self.worker.engine, self.worker.settings.engine_stall_seconds, self.fail)
             watching = asyncio.create_task(watchdog.run())
@@ -145,6 +146,7 @@ class EventJobScaler(EngineJobScaler):
             self._delivery = Delivery(
                 session,
                 self.worker.emit,
+                self.worker.metrics,
                 stream_url=stream_url,
                 done_url=done_url,
                 timeout_s=settings.result_delivery_timeout,

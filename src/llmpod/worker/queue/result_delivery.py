@@ -23,6 +23,7 @@ from yarl import URL
 from llmpod.protocol import RUN_LIMIT_BYTES, RUNSYNC_LIMIT_BYTES
 from llmpod.worker.errors import Code, JobError
 from llmpod.worker.event_log import Emit, describe
+from llmpod.worker.metrics.metrics import Metrics
 from llmpod.worker.plain_json import dumps
 
 CHUNK_PATIENCE_S = 5.0
@@ -51,11 +52,19 @@ class Delivery:
     """Sends chunks and results of all jobs of a worker. Raises nothing but CancelledError."""
 
     def __init__(
-        self, session: aiohttp.ClientSession, emit: Emit, *, stream_url: str, done_url: str, timeout_s: float
+        self,
+        session: aiohttp.ClientSession,
+        emit: Emit,
+        metrics: Metrics,
+        *,
+        stream_url: str,
+        done_url: str,
+        timeout_s: float,
     ) -> None:
         """`stream_url` and `done_url` hold `$ID` for the job's id; `timeout_s` is RESULT_DELIVERY_TIMEOUT."""
         self._session = session
         self._emit = emit
+        self._metrics = metrics
         self._stream_url = stream_url
         self._done_url = done_url
         self._timeout_s = timeout_s
@@ -82,7 +91,7 @@ class Delivery:
         try:
             if len(body) <= limit:
                 try:
-                    await self._post(url, body, job_id, patience_s)
+                    self._delivered(await self._post(url, body, job_id, patience_s))
                     return True
                 except RefusedError as refusal:
                     if refusal.status != 413 and not (refusal.status == 400 and len(body) > _SUSPECT_BYTES):
@@ -95,14 +104,20 @@ class Delivery:
             )
             self._emit("result_too_large", level="error", request_id=job_id, bytes=len(body), limit=limit)
             error = {name: value for name, value in result.items() if name == "stopPod"}
-            await self._post(url, dumps(error | {"error": failure.as_json(job_id)}), job_id, patience_s)
+            answer = dumps(error | {"error": failure.as_json(job_id)})
+            self._delivered(await self._post(url, answer, job_id, patience_s))
         except (RefusedError, UndeliveredError) as error:
+            kind = "refused" if isinstance(error, RefusedError) else "lost"
+            self._metrics.add("llmpod_delivery_total", result=kind)
             self._emit("result_lost", level="error", request_id=job_id, cause=str(error), bytes=len(body))
             return False
         return True
 
-    async def _post(self, url: URL, body: bytes, job_id: str, patience_s: float) -> None:
-        """POST until it succeeds.
+    def _delivered(self, attempts: int) -> None:
+        self._metrics.add("llmpod_delivery_total", result="ok" if attempts == 1 else "retried")
+
+    async def _post(self, url: URL, body: bytes, job_id: str, patience_s: float) -> int:
+        """POST until it succeeds; returns how many attempts it took.
 
         Raises:
             RefusedError: RunPod does not want it; no retry would help.
@@ -111,14 +126,16 @@ class Delivery:
         give_up = time.monotonic() + patience_s
         pause_s = FIRST_PAUSE_S
         headers = _HEADERS | {"X-Request-ID": _quoted(job_id)}
+        attempts = 0
         while True:
+            attempts += 1
             attempt = aiohttp.ClientTimeout(total=min(ATTEMPT_S, max(1.0, give_up - time.monotonic())))
             asked_s = 0.0
             try:
                 async with self._session.post(url, data=body, headers=headers, timeout=attempt) as response:
                     await response.read()
                     if response.status < 300:
-                        return
+                        return attempts
                     if 400 <= response.status < 500 and response.status != 429:
                         raise RefusedError(response.status)
                     failure = f"HTTP {response.status}"

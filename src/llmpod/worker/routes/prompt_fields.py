@@ -50,6 +50,24 @@ class Prompt:
         return sum(len(text) or 1 for text in self.texts)
 
 
+def inputs_of(body: Mapping[str, Any]) -> Iterator[tuple[str, list[int]]]:
+    """The characters of every text to embed, score or classify, by field. Token ids count one each.
+
+    A list has an input per entry; a conversation, a list of ids and anything that is not a list are one.
+    """
+    for name in PROMPT_FIELDS:
+        value = body.get(name)
+        if value is None:
+            continue
+        several = isinstance(value, list) and name != "messages" and value and not isinstance(value[0], int | float)
+        yield name, [_chars(one) for one in (value if several else [value])]
+
+
+def _chars(value: object) -> int:
+    """Characters of a value's texts; an empty text, like a token id, counts as one."""
+    return sum(len(leaf) or 1 if isinstance(leaf, str) else 1 for leaf in _leaves(value, with_keys=False))
+
+
 def prompt_of(body: Mapping[str, Any]) -> Prompt:
     """Collect every text and token id of the fields that become the prompt."""
     texts: list[str] = []

@@ -12,7 +12,7 @@ from typing import Any
 from llmpod.worker.errors import Code, JobError
 from llmpod.worker.jobs import limits, tool_choice
 from llmpod.worker.jobs.route_catalog import RULES, Rule
-from llmpod.worker.routes.prompt_fields import PROMPT_FIELDS
+from llmpod.worker.routes import prompt_fields
 from llmpod.worker.settings import Settings
 
 
@@ -50,7 +50,8 @@ def rewrite(
         new.client |= {name: text for name, text in ids.items() if text}
     new.body.pop("request_id", None)  # the engine's request always has the job's id
     if rule.scores:
-        _limit_inputs(body)
+        for name, chars in prompt_fields.inputs_of(body):
+            limits.check_inputs(chars, settings, field=name)
     if rule.path == "/generative_scoring":
         _refuse_text_as_ids(body)
     if rule.kind != "generate":
@@ -89,13 +90,6 @@ def _limit_answers(body: Mapping[str, Any], settings: Settings) -> None:
     several = isinstance(prompts, list) and len(prompts) > 1 and not isinstance(prompts[0], int | dict)
     answers = (1 if n is None else n) * (len(prompts) if several and prompts else 1)
     limits.check_answers(answers, settings, field="n")
-
-
-def _limit_inputs(body: Mapping[str, Any]) -> None:
-    for name in PROMPT_FIELDS:
-        inputs_of = body.get(name)
-        if isinstance(inputs_of, list) and inputs_of and not isinstance(inputs_of[0], int | float):
-            limits.check_inputs(len(inputs_of), field=name)
 
 
 def _refuse_text_as_ids(body: Mapping[str, Any]) -> None:
