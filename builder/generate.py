@@ -24,6 +24,7 @@ from pydantic.fields import FieldInfo
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
+from builder import monitoring  # noqa: E402
 from llmpod.worker.environ import names  # noqa: E402
 from llmpod.worker.errors import Code  # noqa: E402
 from llmpod.worker.other_workers import REFUSED, RENAMED, RETIRED  # noqa: E402
@@ -257,6 +258,7 @@ def files() -> dict[Path, str]:
         ROOT / ".env.example": env_example(),
         ROOT / ".runpod" / "hub.json": json.dumps(hub(), indent=2, ensure_ascii=False) + "\n",
         ROOT / ".runpod" / "tests.json": json.dumps(hub_tests(), indent=2, ensure_ascii=False) + "\n",
+        **monitoring.files(),
     }
 
 
