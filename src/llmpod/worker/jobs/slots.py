@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from llmpod.worker.errors import Code, JobError
 
@@ -142,7 +142,7 @@ class Slots:
     def _overloaded(self, why: str) -> JobError:
         return JobError(Code.OVERLOADED, f"The worker was full: {why}.", **self.load())
 
-    def load(self) -> dict[str, int]:
+    def load(self) -> dict[str, Any]:
         """What a refused client is told: when to come back, how many wait, and how many slots there are."""
         wait_s = retry_after_s(self.waiting, self._finishes, time.monotonic())
         return {"retry_after_s": wait_s, "waiting": self.waiting, "capacity": self.capacity}
