@@ -17,6 +17,7 @@ SOURCE = Path(__file__).resolve().parents[1] / "src" / "llmpod"
 ORDER: dict[str, tuple[str, ...]] = {
     "worker": (
         "",
+        "profile",
         "jobs",
         "metrics",
         "engine",

@@ -14,12 +14,14 @@ from functools import cached_property
 from typing import Any
 
 from llmpod.worker.engine.engine import Engine
+from llmpod.worker.engine.policy_judge import PolicyJudge
 from llmpod.worker.engine.prompt_check import PromptCheck
 from llmpod.worker.errors import Code, JobError
 from llmpod.worker.event_log import Emit
-from llmpod.worker.jobs import bounds, inputs, limits, metering, native_reply, profile, slots
+from llmpod.worker.jobs import bounds, inputs, limits, metering, native_plan, native_reply, slots
 from llmpod.worker.jobs.job_log import JobRecord
 from llmpod.worker.metrics.metrics import Metrics
+from llmpod.worker.profile import file
 from llmpod.worker.routes import routes
 from llmpod.worker.routes.answer import Reply
 from llmpod.worker.settings import Settings
@@ -35,8 +37,10 @@ class Worker:
         self.metrics = metrics or Metrics()
         self.metrics.follow_all("llmpod_slots", self._count_slots)
         self.emit = emit = self.metrics.tap(emit)
-        self.profile = profile.load(settings.profile) if settings.profile else None
-        self.routes = routes.Routes(settings, engine, self.profile, emit)
+        self.profile = file.load(settings.profile) if settings.profile else None
+        self.judge = PolicyJudge.of(engine, self.profile, emit)
+        self.routes = routes.Routes(settings, engine, self.profile, self.judge, emit)
+        engine.profile_sampling = self.profile.all_sampling() if self.profile else ()
         self.on_engine_death: Callable[[], None] = lambda: None
 
     @property
@@ -44,7 +48,10 @@ class Worker:
         """Requests to keep in the engine: those it decodes together, and some more so that it never waits for one."""
         settings = self.settings
         if self.engine.generates:
-            needed = slots.tokens_per_job(self.engine.max_model_len, settings.max_prompt_chars, settings.max_tokens_max)
+            most = settings.max_tokens_max
+            if most and self.profile is not None:
+                most = max(most, self.profile.most_tokens())
+            needed = slots.tokens_per_job(self.engine.max_model_len, settings.max_prompt_chars, most)
         else:
             needed = slots.tokens_per_input(self.engine.max_model_len, settings.max_input_chars)
         capacity = slots.engine_slots(self.engine.max_num_seqs, self.engine.kv_cache_tokens, needed)
@@ -121,36 +128,27 @@ class Worker:
                 async for part in replies:
                     yield part
             return
-        max_tokens = limits.clamp_max_tokens(request.max_tokens, self.settings)
-        record.start(request, max_tokens, validation_enabled=self._validates(request))
-        check = PromptCheck(self.settings, self.profile, self.engine.frame, request.prompt_field, record)
+        plan = await record.size.aside(native_plan.plan, request, self.settings, self.profile)
+        request, max_tokens = plan.request, plan.max_tokens
+        record.start(request, max_tokens, validation_enabled=plan.validates)
+        check = PromptCheck(self.settings, self.profile, self.judge, self.engine.frame, request.prompt_field, record)
         limits.check(request, self.settings)
-        intent = check.intent_of(*request.texts)
+        record.intent = plan.intent.name if plan.intent else None
+        await record.size.aside(check.check_texts, *request.texts)
         prompt_ids = await self.engine.render(request)
         max_tokens = record.max_tokens = limits.fit_context(max_tokens, len(prompt_ids), self.engine.max_model_len)
         params = self.engine.sampling(request.sampling, max_tokens.effective, stream=request.stream)
         await self.engine.constrain(params)
-        answer = native_reply.Answer()
+        answer = native_reply.Answer(request.prefill)
         slot = record.meter.slot(int(request.sampling.get("n") or 1))
         async with slot, aclosing(self.engine.generate(prompt_ids, params, record.id)) as steps:
             async for step in steps:
                 reply = answer.add(step.deltas)
                 if not step.finished and native_reply.says_something(reply):
                     yield reply
-        validation = self._validation(request, intent, answer)
+        validation = plan.validation(answer)
         record.finish(step, answer, validation)
+        reply = answer.returned(reply) if validation and validation.get("sanitized") else reply
         limits.check_whole(request, answer.finish_reasons, max_tokens, reply, tokens=step.usage.completion_tokens)
         ending = native_reply.ending(request, answer, step.usage, max_tokens, self.engine.model_name, record.id)
         yield reply | ending | ({"validation": validation} if validation else {})
-
-    def _validates(self, request: inputs.NativeRequest) -> bool:
-        return self.profile is not None and request.enable_validation is not False
-
-    def _validation(
-        self, request: inputs.NativeRequest, intent: profile.Intent | None, answer: native_reply.Answer
-    ) -> native_reply.Reply | None:
-        if intent is not None and self._validates(request):
-            return profile.verdict(intent, answer.texts, answer.finish_reasons)
-        if request.enable_validation:
-            return {"valid": None, "issues": ["not checked: this worker has no PROFILE"]}
-        return None

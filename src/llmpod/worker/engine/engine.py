@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import inspect
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from typing import Any
 
 from llmpod.worker.engine import first_error, renderer, request_check, sampling
@@ -31,7 +31,8 @@ ENGINE_MODULES = ("vllm.v1.engine.core", "vllm.v1.executor.multiproc_executor", 
 """What vLLM's own processes import first."""
 COUNTED_CHARS = 1_000_000
 """A prompt that is too long is tokenised up to this length (about a second), to report its number of tokens."""
-
+CHOICE_TOKENS = 16
+"""max_tokens of an answer that is one of a few words."""
 
 EVERY_SAMPLER = {
     "temperature": 0.9,
@@ -60,6 +61,7 @@ class Engine:
         self._prepared = False
         self._prompts: Prompts | None = None
         self._sampling: Sampling  # set by `start`
+        self.profile_sampling: Iterable[tuple[str, Mapping[str, Any]]] = ()  # by place in the file; `start` checks them
         self.sampling_names: frozenset[str] = frozenset()
         self.sampling_defaults: Mapping[str, Any] = {}  # the value of each that changes nothing
         self.model_name = settings.served_name
@@ -114,6 +116,7 @@ class Engine:
         # Errors that do not depend on the model are reported before it is loaded.
         usual = limits.clamp_max_tokens(None, self._settings).effective
         self._sampling = Sampling(self._settings.default_sampling_params, usual)
+        self._sampling.check_profile(self.profile_sampling)
         self.sampling_names = self._sampling.names
         self.sampling_defaults = self._sampling.values_without_effect
         arguments = engine_arguments.read(self._settings, self._environment, self._emit)
@@ -269,18 +272,42 @@ class Engine:
                 chars=request.chars,
                 max_model_len=self.max_model_len,
             )
-        if request.chars > 20_000 or len(request.messages or ()) > 200:
-            return await asyncio.to_thread(self._render, request)
-        return self._render(request)
+        large = request.chars > 20_000 or len(request.messages or ()) > 200
+        ids, pending = await asyncio.to_thread(self._render, request) if large else self._render(request)
+        if pending is not None:
+            await pending()
+        return ids
 
-    def _render(self, request: NativeRequest) -> list[int]:
-        """Render a request and apply the guardrails of the job at work."""
+    def _render(self, request: NativeRequest) -> tuple[list[int], metering.PendingCheck | None]:
+        """Render a request and apply the guardrails of the job at work; returns what is left to check."""
         assert self._prompts is not None
         ids, text = self._prompts.rendered(request)
         meter = metering.current_meter.get()
-        if meter is not None and meter.judge is not None:
-            meter.judge(text)
-        return ids
+        return ids, meter.judge(text) if meter is not None and meter.judge is not None else None
+
+    async def choose(self, turns: Sequence[tuple[str, str]], choices: Sequence[str], request_id: str) -> str:
+        """Ask the model for one of `choices`, at temperature 0. `turns`: (role, content), whose texts are guarded.
+
+        None of the job's limits and counts apply. It takes no slot.
+
+        Raises:
+            JobError: the question does not fit the model's context, or the engine failed at it.
+        """
+        assert self._prompts is not None
+        chars = sum(len(content) for _, content in turns)
+        ids = await asyncio.to_thread(self._prompts.asked, turns) if chars > 20_000 else self._prompts.asked(turns)
+        limits.fit_context(limits.MaxTokens(None, CHOICE_TOKENS), len(ids), self.max_model_len)
+        given = {"temperature": 0.0, "structured_outputs": {"choice": list(choices)}, "max_tokens": CHOICE_TOKENS}
+        params = self._sampling.exactly(given)
+        await self.constrain(params)
+        job = metering.current_meter.get()
+        meter = metering.JobMeter(cache_salt=job.cache_salt if job is not None else None)
+        before = metering.current_meter.set(meter)
+        try:
+            async with contextlib.aclosing(self.generate(ids, params, request_id)) as steps:
+                return "".join([delta.text async for step in steps for delta in step.deltas])
+        finally:
+            metering.current_meter.reset(before)
 
     def sampling(self, given: Mapping[str, Any], max_tokens: int, *, stream: bool) -> Any:
         """vLLM's SamplingParams: the client's values over the operator's over the model's own.

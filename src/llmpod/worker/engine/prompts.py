@@ -13,6 +13,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 from llmpod.worker.errors import Code, JobError
@@ -113,7 +114,17 @@ class Prompts:
                 "This model has no chat template: send prompt instead, or set CUSTOM_CHAT_TEMPLATE.",
                 field="messages",
             )
-        return self._render_chat(request.messages or (Message("user", request.prompt or ""),))
+        messages = request.messages or (Message("user", request.prompt or ""),)
+        return self._render_chat(messages, system=request.system, prefill=request.prefill)
+
+    def asked(self, turns: Sequence[tuple[str, str]]) -> list[int]:
+        """Render a question of this worker, as (role, content) turns; without a chat template, one after another."""
+        if not self.has_chat_template:
+            text = "\n\n".join(self._marked(content) for _, content in turns) + "\n"
+            return self.encode_guarded(text, add_special_tokens=True)
+        system = next((content for role, content in turns if role == "system"), None)
+        said = [Message("user", content) for role, content in turns if role == "user"]
+        return self._render_chat(said, system=system)[0]
 
     def guard(self, value: Any) -> Any:
         """Put GUARD into every control token in the texts of `value`, keys included. Unchanged if there is none.
@@ -201,19 +212,50 @@ class Prompts:
         except JobError:
             return None
 
-    def _render_chat(self, messages: Sequence[Message]) -> tuple[list[int], str]:
+    def _render_chat(
+        self, messages: Sequence[Message], *, system: str | None = None, prefill: str | None = None
+    ) -> tuple[list[int], str]:
+        """Token ids and visible text. `system` and `prefill` are this worker's, and no part of the visible text."""
         conversation = [{"role": message.role, "content": self._marked(message.content)} for message in messages]
+        own = self._marked(system.strip()) if system else ""
+        rendered = self._apply_template(self._with_system(conversation, own))
+        beginning = self._marked(prefill or "")
+        if not isinstance(rendered, str):  # Mistral's tokenizers return ids and keep control tokens apart themselves
+            ids = [*rendered, *self.encode_guarded(beginning, add_special_tokens=False)]
+            return ids, self._without(own, self.visible(self.decode(rendered)))
+        ids = self.encode_guarded(rendered + beginning, add_special_tokens=False)
+        return ids, self._without(own, self.visible(rendered))
+
+    def _apply_template(self, conversation: list[dict[str, str]]) -> str | list[int]:
         try:
-            rendered = self._tokenizer.apply_chat_template(
+            return self._tokenizer.apply_chat_template(
                 conversation, chat_template=self._chat_template, tokenize=False, add_generation_prompt=True
             )
         except Exception as error:  # noqa: BLE001 - a template refuses a conversation by raising whatever it likes
             raise JobError(
                 Code.INVALID_INPUT, f"The model's chat template refuses these messages: {error}", field="messages"
             ) from None
-        if not isinstance(rendered, str):  # Mistral's tokenizers return ids and keep control tokens apart themselves
-            return list(rendered), self.visible(self.decode(rendered))
-        return self.encode_guarded(rendered, add_special_tokens=False), self.visible(rendered)
+
+    def _with_system(self, conversation: list[dict[str, str]], system: str) -> list[dict[str, str]]:
+        if not system:
+            return conversation
+        if self._takes_system:
+            return [{"role": "system", "content": system}, *conversation]
+        first, *others = conversation
+        return [first | {"content": f"{system}\n\n{first['content']}"}, *others]
+
+    @cached_property
+    def _takes_system(self) -> bool:
+        """Whether the chat template accepts a system message and prints it; those of some models do not."""
+        try:
+            rendered = self._apply_template([{"role": role, "content": MEASURE + role} for role in ("system", "user")])
+        except JobError:
+            return False
+        text = rendered if isinstance(rendered, str) else self.decode(rendered)
+        return f"{MEASURE}system" in text
+
+    def _without(self, own: str, visible: str) -> str:
+        return visible.replace(self.visible(own), "", 1) if own else visible
 
     def _knows_role(self, role: str) -> bool:
         return role in ROLES or any(f"{quote}{role}{quote}" in (self._chat_template or "") for quote in "'\"")

@@ -89,10 +89,7 @@ class Guarded:
             if metering.judges():
                 text = part["prompt"] = await asyncio.to_thread(self.prompts.decode, ids)
         if text is not None and metering.judges():
-            if len(text) > 20_000:
-                await asyncio.to_thread(metering.judge, self.prompts.visible, text)
-            else:
-                metering.judge(self.prompts.visible, text)
+            await metering.judge(self.prompts.visible, text, aside=len(text) > 20_000)
 
 
 def guard() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from llmpod.worker.errors import Code, JobError, StartError
@@ -65,6 +65,26 @@ class Sampling:
                 setting="DEFAULT_SAMPLING_PARAMS",
             ) from None
 
+    def check_profile(self, given: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
+        """Check a profile's sampling parameters, each with its place in the file.
+
+        Raises:
+            StartError: a name is not a sampling parameter of jobs, or a value has the wrong type or range.
+        """
+        for where, values in given:
+            for name in values:
+                if name not in self.names or name in ("max_tokens", "structured_outputs"):
+                    raise StartError(
+                        f"PROFILE: {where}.{name} is not a sampling parameter of jobs.",
+                        "Correct the file.",
+                        setting="PROFILE",
+                    )
+            try:
+                self._convert(values)
+            except JobError as error:
+                fault = error.message.removeprefix("sampling_params.")
+                raise StartError(f"PROFILE: {where}.{fault}", "Correct the file.", setting="PROFILE") from None
+
     def learn(self, recommended: Mapping[str, Any]) -> None:
         """Set defaults from the model's generation_config.json; the operator's values take precedence."""
         self._default = {name: recommended[name] for name in recommended if name in self.names} | dict(self._operators)
@@ -84,6 +104,18 @@ class Sampling:
         values.update((name, value) for name, value in given.items() if value is not None)
         params = self._convert(values | {"max_tokens": max_tokens})
         params.output_kind = RequestOutputKind.DELTA if stream else RequestOutputKind.FINAL_ONLY
+        return params
+
+    def exactly(self, values: Mapping[str, Any]) -> Any:
+        """vLLM's SamplingParams of these values alone, for an answer that is returned at once.
+
+        Raises:
+            JobError: a value of the wrong type or range, by name.
+        """
+        from vllm.sampling_params import RequestOutputKind
+
+        params = self._convert(values)
+        params.output_kind = RequestOutputKind.FINAL_ONLY
         return params
 
     def _convert(self, values: Mapping[str, Any]) -> Any:

@@ -43,6 +43,8 @@ class NativeRequest:
     apply_chat_template: bool
     allow_partial: bool = False  # whether a structured output may be cut by max_tokens
     adapted: Mapping[str, Any] = field(default_factory=dict)  # fields taken under another name, and ignored ones
+    system: str | None = None  # the profile's system message, for a conversation without one
+    prefill: str | None = None  # the profile's beginning of the answer
 
     @property
     def texts(self) -> tuple[str, ...]:

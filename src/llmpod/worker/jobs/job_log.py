@@ -25,6 +25,7 @@ class JobRecord:
         self.id = job_id
         self.stream = False
         self.intent: str | None = None
+        self.policy: Mapping[str, str] | None = None  # of a blocked job: which one, and by which of its rules
         self.max_tokens: MaxTokens | None = None
         self.route = "native"
         self.model: str | None = None  # the model's name in a route job's request, else its served name
@@ -111,6 +112,7 @@ class JobRecord:
             "finish_reason": answer.finish_reasons.get(0),
             "complete": self._complete(cut="length" in answer.finish_reasons.values()),
             "valid": validation.get("valid") if validation else None,
+            "sanitized": validation.get("sanitized") or None if validation else None,
             "answer": [text for _, text in sorted(answer.texts.items())] if self._log_prompts else None,
         }
         if step.timings is not None:
@@ -180,6 +182,7 @@ class JobRecord:
             exec_ms=round(((self._finished or time.monotonic()) - self._received) * 1000, 1),
             wait_ms=self._wait_ms,
             intent=self.intent,
+            policy=self.policy,
             max_tokens=self.max_tokens.as_dict() if self.max_tokens else None,
             **self.adapted,
             **(self._counts() if self.meter.generated else {}) | self._result,

@@ -31,7 +31,7 @@ class MaxTokens:
 
     requested: int | None
     effective: int
-    reason: str | None = None  # why the two differ: default, raised, lowered or context
+    reason: str | None = None  # why the two differ: default, profile, raised, lowered or context
 
     def as_dict(self) -> dict[str, int | str | None]:
         """The fields for the reply's `limits` and the log."""
@@ -250,17 +250,25 @@ def cap_max_tokens(requested: int | None, settings: Settings, *, field: str) -> 
     return clamped
 
 
-def clamp_max_tokens(requested: int | None, settings: Settings) -> MaxTokens:
-    """Bring max_tokens into [MAX_TOKENS_MIN, MAX_TOKENS_MAX]; MAX_TOKENS_DEFAULT stands for none."""
-    effective = settings.max_tokens_default if requested is None else requested
-    effective = max(effective, settings.max_tokens_min)
-    if settings.max_tokens_max:
-        effective = min(effective, settings.max_tokens_max)
+def clamp_max_tokens(
+    requested: int | None, settings: Settings, *, usual: int | None = None, cap: int | None = None
+) -> MaxTokens:
+    """Bring max_tokens into [MAX_TOKENS_MIN, MAX_TOKENS_MAX]; MAX_TOKENS_DEFAULT stands for none.
+
+    `usual` and `cap` are a profile's, in place of MAX_TOKENS_DEFAULT and MAX_TOKENS_MAX.
+    """
+    wanted = requested or usual or settings.max_tokens_default
+    effective = max(wanted, settings.max_tokens_min)
+    most = cap or settings.max_tokens_max
+    if most:
+        effective = min(effective, most)
     if requested is None:
-        return MaxTokens(None, effective, "default")
+        return MaxTokens(None, effective, "profile" if usual else "default")
     if effective == requested:
         return MaxTokens(requested, effective)
-    return MaxTokens(requested, effective, "raised" if effective > requested else "lowered")
+    if effective > requested:
+        return MaxTokens(requested, effective, "raised")
+    return MaxTokens(requested, effective, "profile" if cap else "lowered")
 
 
 def fit_model(max_tokens: MaxTokens, max_model_len: int) -> MaxTokens:

@@ -20,6 +20,11 @@ from llmpod.worker.settings import Settings
 
 Value = TypeVar("Value")
 
+PendingCheck = Callable[[], Awaitable[None]]
+"""What is left to check of a prompt, in the event loop; raises JobError."""
+PromptJudge = Callable[[str], PendingCheck | None]
+"""Checks a prompt's visible text; raises JobError. May be called in a thread."""
+
 
 @dataclass
 class JobMeter:
@@ -31,7 +36,7 @@ class JobMeter:
     granted: int | None = None  # largest max_tokens of a request; a long prompt leaves less context for the answer
     longest_prompt: int | None = None  # tokens; where vLLM would cut a longer prompt instead of refusing it
     parsed: bool = False  # vLLM parses tool calls or reasoning
-    judge: Callable[[str], None] | None = None  # checks a prompt's visible text; raises JobError
+    judge: PromptJudge | None = None
     constraint: str | None = None  # the field with the structured output
     calls: str | None = None  # the field with the structural tag of tool calls
     wanted: asyncio.Event | None = None  # set while the reader waits for more of the answer
@@ -82,6 +87,19 @@ class JobMeter:
                 yield
         finally:
             self._at_once -= weight
+
+    @asynccontextmanager
+    async def judge_slot(self) -> AsyncGenerator[None, None]:
+        """Hold a slot for a question about the job's own prompt, which is none of its answers.
+
+        Raises:
+            JobError: the worker stayed full for MAX_QUEUE_WAIT.
+        """
+        async with AsyncExitStack() as stack:
+            if self.take is not None:
+                async with self._turn:
+                    stack.enter_context(await self.take(1))
+            yield
 
     def ended(self) -> bool:
         """Whether the engine has finished all requests that were made so far."""
@@ -153,8 +171,10 @@ def judges() -> bool:
     return meter is not None and meter.judge is not None
 
 
-def judge(visible: Callable[[Value], str], prompt: Value) -> None:
+async def judge(visible: Callable[[Value], str], prompt: Value, *, aside: bool = False) -> None:
     """Apply the current job's guardrails to a prompt, inside vLLM's application; `visible` returns its text.
+
+    `aside`: read it in a thread.
 
     Raises:
         RequestRefusedError: they refuse it.
@@ -162,7 +182,10 @@ def judge(visible: Callable[[Value], str], prompt: Value) -> None:
     meter = current_meter.get()
     if meter is None or meter.judge is None:
         return
+    check = meter.judge
     try:
-        meter.judge(visible(prompt))
+        pending = await asyncio.to_thread(lambda: check(visible(prompt))) if aside else check(visible(prompt))
+        if pending is not None:
+            await pending()
     except JobError as error:
         raise refuse(error) from None

@@ -22,7 +22,9 @@ Reply = dict[str, Any]
 class Answer:
     """Text so far, per choice."""
 
-    def __init__(self) -> None:
+    def __init__(self, prefill: str | None = None) -> None:
+        """`prefill`: the beginning of each answer, which the engine did not generate."""
+        self._prefill = prefill or ""
         self.texts: dict[int, str] = {}
         self.finish_reasons: dict[int, str] = {}
 
@@ -30,8 +32,9 @@ class Answer:
         """Add new text and return it as a reply's `choices`."""
         choices = []
         for delta in deltas:
-            self.texts[delta.index] = self.texts.get(delta.index, "") + delta.text
-            choice: Reply = {"index": delta.index, "text": delta.text}
+            text = delta.text if delta.index in self.texts else self._prefill + delta.text
+            self.texts[delta.index] = self.texts.get(delta.index, "") + text
+            choice: Reply = {"index": delta.index, "text": text}
             if delta.logprobs is not None:
                 choice["logprobs"] = delta.logprobs
             if delta.finish_reason is not None:
@@ -40,6 +43,10 @@ class Answer:
                     choice["stop_reason"] = delta.stop_reason
             choices.append(choice)
         return {"choices": choices}
+
+    def returned(self, reply: Reply) -> Reply:
+        """A whole reply with the texts as they are now."""
+        return reply | {"choices": [choice | {"text": self.texts[choice["index"]]} for choice in reply["choices"]]}
 
 
 def says_something(reply: Reply) -> bool:

@@ -16,13 +16,13 @@ import orjson
 from llmpod.worker.engine.app.asgi import Broken
 from llmpod.worker.engine.app.route_table import Route
 from llmpod.worker.engine.engine import Engine
-from llmpod.worker.engine.prompt_check import PromptCheck
+from llmpod.worker.engine.prompt_check import Judge, PromptCheck
 from llmpod.worker.errors import Code, JobError, RouteError
 from llmpod.worker.event_log import Emit
 from llmpod.worker.jobs import inputs, limits, native_reply, route_catalog, tool_choice
 from llmpod.worker.jobs.job_log import JobRecord
-from llmpod.worker.jobs.profile import Profile
 from llmpod.worker.jobs.route_catalog import Rule
+from llmpod.worker.profile.file import Profile
 from llmpod.worker.routes import body_fields, error_fields, media, prompt_fields, rewrite
 from llmpod.worker.routes.answer import Reply, RouteAnswer
 from llmpod.worker.routes.call import RouteCall
@@ -39,12 +39,14 @@ class Routes:
         settings: Settings,
         engine: Engine,
         profile: Profile | None,
+        judge: Judge | None,
         emit: Emit,
     ) -> None:
         self.emit = emit
         self.settings = settings
         self.engine = engine
         self.profile = profile
+        self.judge = judge
 
     async def answer(self, request: inputs.OpenAIRequest, record: JobRecord) -> AsyncGenerator[Reply, None]:
         """Yield the replies of one route job.
@@ -185,13 +187,16 @@ class Routes:
         check = PromptCheck(
             self.settings,
             self.profile,
+            self.judge,
             self.engine.application.frame,
             prompt.field,
             call.record,
             tools=bool(call.given.get("tools")),
             adds_up=bool(call.rule.max_tokens) and not call.rule.form,
         )
-        check.intent_of(*prompt.texts, decoded)
+        if self.profile is not None:
+            call.record.intent = self.profile.intent_of((*prompt.texts, decoded)).name
+        check.check_texts(*prompt.texts, decoded)
         self.engine.application.refuse_control_ids(prompt.token_ids, field=prompt.field)
 
     def _name_model(self, call: RouteCall) -> None:

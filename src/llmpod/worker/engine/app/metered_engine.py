@@ -145,7 +145,7 @@ class MeteredEngine:
             _check_extra_arguments(params.extra_args, custom=self._custom_processors)
         # A prompt with a text was checked when rendered (renderer.py); some routes create the ids themselves.
         if self._visible is not None and "prompt_token_ids" in prompt and "prompt" not in prompt:
-            judge(self._visible, prompt["prompt_token_ids"])
+            await judge(self._visible, prompt["prompt_token_ids"])
         if meter.longest_prompt is not None and len(prompt["prompt_token_ids"]) > meter.longest_prompt:
             message = f"The prompt has more than the {meter.longest_prompt} tokens that fit."
             raise refuse(JobError(Code.CONTEXT_LENGTH_EXCEEDED, message, field="query"))

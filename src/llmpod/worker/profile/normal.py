@@ -1,0 +1,98 @@
+"""Text normalisation for policy: the same letters, however they are written.
+
+Compatibility forms (NFKC), invisible characters, accents, letters of other scripts that look like Latin ones, escapes
+and markup are ways to write a word so that a list of words does not find it, while a model reads it all the same.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+_LOOKALIKES = str.maketrans(
+    # Cyrillic, Greek, Armenian and phonetic letters -> Latin, after casefold.
+    dict(
+        zip(
+            "аеорсухѕіјһԁɡԛԝвкмнтгпуёєѡьзиѵґӏқҳҝәөүұ",
+            "aeopcyxsijhdgqwbkmhtrnyeewbeuvrlkxkeoyy",
+            strict=True,
+        )
+    )
+    | dict(zip("αβεζηικμνορςτυχγωσδλθφπ", "abeznikmvopctuxywodlofn", strict=True))
+    | dict(zip("աոսօյհցգլ", "wnuojhgql", strict=True))
+    | dict(zip("ᴀʙᴄᴅᴇꜰɢʜɪᴊᴋʟᴍɴᴏᴘʀꜱᴛᴜᴠᴡʏᴢ", "abcdefghijklmnoprstuvwyz", strict=True))
+    | dict(zip("ɓƈɗƒɠɦƙɱŋɲƥʠɽʂƭʋⱳƴʐ", "bcdfghkmnnpqrstvwyz", strict=True))
+    | dict(zip("ɑɐəɘɛɩıłøđħŧʍɯʇʌʎⅼ", "aaeeeiilodhtwmtvyl", strict=True))
+    | {"æ": "ae", "œ": "oe", "þ": "th", "ð": "d"}
+    # Letters in boxes and the halves of flags.
+    | {chr(first + at): chr(97 + at) for first in (0x1F150, 0x1F170, 0x1F1E6) for at in range(26)}
+)
+_DIGITS_FOR_LETTERS = str.maketrans("013457$@", "oieastsa")
+_DIGITS_IN_WORD = re.compile(r"[\w$@]*[a-z][\w$@]*")
+_CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
+_SEAM = "\x1f"
+_WORD = re.compile(r"[^\W_]+")
+_COMMENT = re.compile(r"<!--.*?-->|/\*.*?\*/", re.DOTALL)
+_TAG = re.compile(r"</?[A-Za-z][^<>]*>")
+_LINK = re.compile(r"\]\([^()\s]*\)")
+_UNICODE_ESCAPE = re.compile(r"\\u([0-9a-fA-F]{4})|\\x([0-9a-fA-F]{2})|%([0-7][0-9a-fA-F])")
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word of a normalised text. `loose`: a space or a break of sentence or cell separates it from the one before."""
+
+    text: str
+    loose: bool
+    sentence: int  # counts sentences and lines, for patterns that must not cross one
+
+
+def words(text: str) -> list[Word]:
+    """The words of a text, normalised: letters and digits in lower case."""
+    found: list[Word] = []
+    end = sentence = 0
+    folded = fold(text)
+    for match in _WORD.finditer(folded):
+        between = folded[end : match.start()]
+        if "\n" in between or any(mark in between for mark in ".?!;|"):
+            sentence += 1
+        found.append(Word(match[0], " " in between and "\n" not in between, sentence))
+        end = match.end()
+    return found
+
+
+def fold(text: str) -> str:
+    """A text in plain lower-case letters. A boundary inside a word (`payScale`) becomes a mark that is no letter."""
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", text)
+        text = "".join(char for char in text if unicodedata.category(char) not in ("Cf", "Co", "Cs", "Cn", "Mn", "Me"))
+    text = "".join(char if char >= " " or char in "\n\t\r" else "" for char in text) if _has_controls(text) else text
+    text = _CAMEL.sub(_SEAM, text).casefold()
+    if not text.isascii():
+        text = text.translate(_LOOKALIKES)
+        text = "".join(char for char in unicodedata.normalize("NFD", text) if unicodedata.category(char) != "Mn")
+        text = text.translate(_LOOKALIKES)
+    return _DIGITS_IN_WORD.sub(_letters_for_digits, text.replace("\t", " "))
+
+
+def views(text: str) -> Iterator[str]:
+    """The text, and as a reader of its markup sees it: without tags, comments and addresses, escapes decoded."""
+    yield text
+    plain = _UNICODE_ESCAPE.sub(lambda found: chr(int(found[1] or found[2] or found[3], 16)), text)
+    plain = _LINK.sub("]", _TAG.sub("", _COMMENT.sub("", html.unescape(plain))))
+    if plain != text:
+        yield plain
+
+
+def _letters_for_digits(match: re.Match[str]) -> str:
+    """`s4lary` and `$alary`, but not `60k`: a word of more letters than digits."""
+    word = match[0]
+    digits = sum(not char.isalpha() for char in word)
+    return word.translate(_DIGITS_FOR_LETTERS) if 0 < digits < len(word) - digits else word
+
+
+def _has_controls(text: str) -> bool:
+    return any(char in text for char in map(chr, (*range(9), 11, 12, *range(14, 32), 127)))

@@ -1,0 +1,208 @@
+"""Word patterns of a profile, and where they stand in a text.
+
+A pattern is words: `(a|b c)` is one of these, `word?` and `(a|b)?` may be absent, `*` is up to six words, `stem*` and
+`*stem` are words that begin or end so, `#` is a word that begins with a digit. A set is alternatives:
+`how much|what (is|was) paid|wage`.
+
+Words are found also where they are cut: by hyphens, markup, line ends, or into single letters.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from llmpod.worker.profile.normal import Word, fold, words
+
+GAP = 6
+"""Words that `*` stands for at most."""
+NUMBER = "#"
+SHORTEST_CUT = 6
+"""Letters of a word that is found though spaces cut it: with fewer, two words would often make a third."""
+
+_TOKEN = re.compile(r"\((?P<choices>[^()]*)\)(?P<optional>\??)|(?P<gap>\*)(?=\s|$)|(?P<word>[^\s()|?]+)(?P<absent>\??)")
+
+
+@dataclass(frozen=True)
+class Element:
+    """One place of a pattern: some words, or a gap."""
+
+    words: tuple[str, ...] = ()  # normalised; with "*" at an end, what a word begins or ends with
+    optional: bool = False
+    gap: bool = False
+
+
+Pattern = tuple[Element, ...]
+
+
+def parse(text: str) -> tuple[Pattern, ...]:
+    """The alternatives of a set.
+
+    Raises:
+        ValueError: it is none; with the place.
+    """
+    alternatives = [_pattern(one) for part in _split(text) for one in _expanded(part)]
+    if not alternatives or not all(any(element.words for element in pattern) for pattern in alternatives):
+        raise ValueError(f"{text!r} holds an alternative without words")
+    return tuple(alternatives)
+
+
+def literal(phrase: str) -> Pattern:
+    """A phrase of which no character has a meaning of its own."""
+    return tuple(Element((word.text,)) for word in words(phrase))
+
+
+def _split(text: str) -> list[str]:
+    """Split at each | that is outside parentheses."""
+    parts, depth = [""], 0
+    for char in text:
+        depth += (char == "(") - (char == ")")
+        if depth not in (0, 1):
+            raise ValueError(f"{text!r}: parentheses do not match")
+        if char == "|" and not depth:
+            parts.append("")
+        else:
+            parts[-1] += char
+    if depth:
+        raise ValueError(f"{text!r}: parentheses do not match")
+    return parts
+
+
+def _expanded(text: str) -> Iterator[str]:
+    """One text for each choice where parentheses hold choices of several words."""
+    found = next((found for found in re.finditer(r"\(([^()]*)\)(\??)", text) if " " in found[1]), None)
+    if found is None:
+        yield text
+        return
+    for choice in [*found[1].split("|"), *([""] if found[2] else [])]:
+        yield from _expanded(f"{text[: found.start()]} {choice} {text[found.end() :]}")
+
+
+def _pattern(text: str) -> Pattern:
+    elements, end = [], 0
+    for match in _TOKEN.finditer(text):
+        if text[end : match.start()].strip():
+            break
+        end = match.end()
+        if match["gap"]:
+            elements.append(Element(gap=True))
+        elif match["choices"] is not None:
+            elements.append(Element(tuple(map(_word, match["choices"].split("|"))), optional=bool(match["optional"])))
+        else:
+            elements += [
+                Element((_word(word),), optional=bool(match["absent"])) for word in re.split(r"[-/_']", match["word"])
+            ]
+    if text[end:].strip():
+        raise ValueError(f"{text!r}: {text[end:].strip()!r} is no part of a pattern")
+    return tuple(elements)
+
+
+def _word(text: str) -> str:
+    text = text.strip()
+    if text == NUMBER:
+        return text
+    stem = fold(text.strip("*"))
+    if not stem or not stem.isalnum():
+        raise ValueError(f"{text!r} is not one word")
+    return ("*" if text.startswith("*") else "") + stem + ("*" if text.endswith("*") else "")
+
+
+@dataclass(frozen=True)
+class Span:
+    """Words from `start` to before `end`; `matched` are those of them that the pattern names."""
+
+    start: int
+    end: int
+    matched: tuple[int, ...] = ()
+
+
+@dataclass
+class Vocabulary:
+    """The words of patterns, and the beginnings of those that are looked for in pieces."""
+
+    exact: set[str] = field(default_factory=set)
+    beginnings: set[str] = field(default_factory=set)
+    affixes: set[str] = field(default_factory=set)
+
+    def add(self, patterns: Iterable[Pattern]) -> None:
+        for word in (word for pattern in patterns for element in pattern for word in element.words):
+            if "*" in word:
+                self.affixes.add(word)
+            else:
+                self.exact.add(word)
+            stem = word.strip("*")
+            if not word.startswith("*"):
+                self.beginnings |= {stem[:length] for length in range(1, len(stem) + 1)}
+
+
+class Text:
+    """A text's words, and the words of a vocabulary at each of them."""
+
+    def __init__(self, found: Sequence[Word], vocabulary: Vocabulary) -> None:
+        self.words = found
+        self._known: dict[str, tuple[str, ...]] = {}
+        self._vocabulary = vocabulary
+        self.edges: list[list[tuple[str, int]]] = [list(self._edges(at)) for at in range(len(found))]
+
+    def _edges(self, at: int) -> Iterable[tuple[str, int]]:
+        """The vocabulary's words that begin at a word, and the place behind each."""
+        for name in self._names(self.words[at].text):
+            yield name, at + 1
+        joined, loose, single = self.words[at].text, False, len(self.words[at].text) == 1
+        for end in range(at + 1, len(self.words)):
+            if joined not in self._vocabulary.beginnings:
+                return
+            loose = loose or self.words[end].loose
+            joined += self.words[end].text
+            single = single and len(self.words[end].text) == 1
+            if len(joined) >= (3 if single else SHORTEST_CUT if loose else 4):
+                for name in self._names(joined):
+                    yield name, end + 1
+
+    def _names(self, word: str) -> tuple[str, ...]:
+        if word not in self._known:
+            vocabulary = self._vocabulary
+            names = [word] if word in vocabulary.exact else []
+            names += [NUMBER] if word[0].isdigit() and NUMBER in vocabulary.exact else []
+            names += [affix for affix in vocabulary.affixes if _fits(word, affix)]
+            self._known[word] = tuple(names)
+        return self._known[word]
+
+    def find(self, pattern: Pattern, *, plain: bool = False) -> Iterable[Span]:
+        """Every place of a pattern, the longest match at each. `plain`: in one sentence, of words that are whole."""
+        first = next(element for element in pattern if element.words and not element.optional)
+        lead = pattern[0] is first
+        for start in range(len(self.words)):
+            if lead and not any(name in first.words for name, _ in self.edges[start]):
+                continue
+            matched = self._match(pattern, start, plain=plain)
+            if matched:
+                yield Span(start, matched[-1] + 1, matched)
+
+    def _match(self, pattern: Pattern, start: int, *, plain: bool) -> tuple[int, ...] | None:
+        """The words that a pattern covers, from `start`. The search keeps one way to each place."""
+        reached: dict[int, tuple[int, ...]] = {start: ()}
+        for element in pattern:
+            onward = dict(reached) if element.optional else {}
+            for at, so_far in reached.items():
+                if element.gap:
+                    for skipped in range(GAP + 1):
+                        onward.setdefault(at + skipped, so_far)
+                    continue
+                if at >= len(self.words) or (plain and self.words[at].sentence != self.words[start].sentence):
+                    continue
+                for name, end in self.edges[at]:
+                    if name in element.words and not (plain and end > at + 1):
+                        onward[end] = (*so_far, *range(at, end))
+            reached = onward
+            if not reached:
+                return None
+        return max((so_far for so_far in reached.values() if so_far), key=lambda so_far: so_far[-1], default=None)
+
+
+def _fits(word: str, affix: str) -> bool:
+    stem = affix.strip("*")
+    if affix.startswith("*"):
+        return stem in word if affix.endswith("*") else word.endswith(stem)
+    return word.startswith(stem)
