@@ -25,7 +25,7 @@ SHIPPED = Path(__file__).parent
 TOKENS_PER_WORD = 1.6
 """max_tokens of an intent for each word that its answers must have, at least."""
 
-PatternSet = Annotated[policy.Set, PlainValidator(patterns.parse)]
+PatternSet = Annotated[patterns.PatternSet, PlainValidator(patterns.parse)]
 
 
 class _Data(BaseModel):
@@ -166,7 +166,7 @@ class Profile:
                 one.topic or one.name.replace("_", " "),
                 one.certain,
                 one.suspect,
-                tuple(pattern for patterns in one.never for pattern in patterns),
+                patterns.PatternSet(tuple(pattern for found in one.never for pattern in found.patterns)),
                 one.window,
             )
             for one in self.data.policies
@@ -179,14 +179,14 @@ class Profile:
         return next(intent for intent in self.data.intents if intent.name == self.data.default_intent)
 
     @cached_property
-    def _phrases(self) -> tuple[tuple[IntentData, policy.Set], ...]:
+    def _phrases(self) -> tuple[tuple[IntentData, patterns.PatternSet], ...]:
         return tuple((intent, _literals(intent.phrases)) for intent in self.data.intents)
 
     @cached_property
     def _vocabulary(self) -> patterns.Vocabulary:
         vocabulary = patterns.Vocabulary()
         for _, phrases in self._phrases:
-            vocabulary.add(phrases)
+            vocabulary.add(phrases.patterns)
         return vocabulary
 
     def intent_of(self, texts: Iterable[str]) -> IntentData:
@@ -196,7 +196,7 @@ class Profile:
     def _identified(self, texts: Iterable[str]) -> IntentData | None:
         text = patterns.Text(normal.words("\n".join(texts)), self._vocabulary)
         for intent, phrases in self._phrases:
-            if any(True for phrase in phrases for _ in text.find(phrase)):
+            if next(text.find(phrases), None) is not None:
                 return intent
         return None
 
@@ -298,8 +298,8 @@ def _check(data: ProfileData) -> None:
             )
 
 
-def _literals(phrases: Iterable[str]) -> policy.Set:
-    return tuple(map(patterns.literal, phrases))
+def _literals(phrases: Iterable[str]) -> patterns.PatternSet:
+    return patterns.PatternSet(tuple(map(patterns.literal, phrases)))
 
 
 def _path(location: tuple[int | str, ...]) -> str:

@@ -10,7 +10,7 @@ import html
 import re
 import unicodedata
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 _LOOKALIKES = str.maketrans(
     # Cyrillic, Greek, Armenian and phonetic letters -> Latin, after casefold.
@@ -43,34 +43,62 @@ _UNICODE_ESCAPE = re.compile(r"\\u([0-9a-fA-F]{4})|\\x([0-9a-fA-F]{2})|%([0-7][0
 
 @dataclass(frozen=True)
 class Word:
-    """A word of a normalised text. `loose`: a space or a break of sentence or cell separates it from the one before."""
+    """A word of a normalised text, and what separates it from the one before."""
 
     text: str
-    loose: bool
+    loose: bool  # a space
+    seam: bool  # nothing but a change of case: payScale
     sentence: int  # counts sentences and lines, for patterns that must not cross one
 
 
-def words(text: str) -> list[Word]:
-    """The words of a text, normalised: letters and digits in lower case."""
+def readings(text: str) -> Iterator[list[Word]]:
+    """The words of a text; then, where that differs, with no boundary at a change of case, and with cut words whole.
+
+    Patterns count words, so the pieces of cut ones must not fill the places between those that they look for.
+    """
+    yield (first := words(text))
+    if any(word.seam for word in first):
+        yield (first := words(text, seams=False))
+    whole = _whole(first)
+    if len(whole) < len(first):
+        yield whole
+
+
+def _whole(found: list[Word]) -> list[Word]:
+    """The words with the pieces joined that no space separates, and the letters that stand alone one after another."""
+    joined: list[Word] = []
+    letter = False  # the last word is made of single letters
+    for word in found:
+        single = len(word.text) == 1
+        if joined and (not word.loose or (letter and single)):
+            joined[-1] = replace(joined[-1], text=joined[-1].text + word.text)
+        else:
+            joined.append(word)
+        letter = single
+    return joined
+
+
+def words(text: str, *, seams: bool = True) -> list[Word]:
+    """The words of a text, normalised: letters and digits in lower case. `seams`: they end at a change of case."""
     found: list[Word] = []
     end = sentence = 0
-    folded = fold(text)
+    folded = fold(text, seams=seams)
     for match in _WORD.finditer(folded):
         between = folded[end : match.start()]
         if "\n" in between or any(mark in between for mark in ".?!;|"):
             sentence += 1
-        found.append(Word(match[0], " " in between and "\n" not in between, sentence))
+        found.append(Word(match[0], " " in between and "\n" not in between, between == _SEAM, sentence))
         end = match.end()
     return found
 
 
-def fold(text: str) -> str:
-    """A text in plain lower-case letters. A boundary inside a word (`payScale`) becomes a mark that is no letter."""
+def fold(text: str, *, seams: bool = False) -> str:
+    """A text in plain lower-case letters. `seams`: a change of case (`payScale`) becomes a mark that is no letter."""
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text)
         text = "".join(char for char in text if unicodedata.category(char) not in ("Cf", "Co", "Cs", "Cn", "Mn", "Me"))
     text = "".join(char if char >= " " or char in "\n\t\r" else "" for char in text) if _has_controls(text) else text
-    text = _CAMEL.sub(_SEAM, text).casefold()
+    text = (_CAMEL.sub(_SEAM, text) if seams else text).casefold()
     if not text.isascii():
         text = text.translate(_LOOKALIKES)
         text = "".join(char for char in unicodedata.normalize("NFD", text) if unicodedata.category(char) != "Mn")

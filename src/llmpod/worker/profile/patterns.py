@@ -18,8 +18,9 @@ from llmpod.worker.profile.normal import Word, fold, words
 GAP = 6
 """Words that `*` stands for at most."""
 NUMBER = "#"
+SHORTEST_HYPHENED = 4
 SHORTEST_CUT = 6
-"""Letters of a word that is found though spaces cut it: with fewer, two words would often make a third."""
+"""Letters of a word that is found though hyphens, or spaces, cut it: with fewer, two words would often make a third."""
 
 _TOKEN = re.compile(r"\((?P<choices>[^()]*)\)(?P<optional>\??)|(?P<gap>\*)(?=\s|$)|(?P<word>[^\s()|?]+)(?P<absent>\??)")
 
@@ -36,16 +37,42 @@ class Element:
 Pattern = tuple[Element, ...]
 
 
-def parse(text: str) -> tuple[Pattern, ...]:
+@dataclass(frozen=True, eq=False)
+class PatternSet:
+    """Alternatives, of which one is to be found."""
+
+    patterns: tuple[Pattern, ...]
+    by_lead: dict[str, list[Pattern]] = field(init=False)  # by each word that a pattern may begin with
+
+    def __post_init__(self) -> None:
+        by_lead: dict[str, list[Pattern]] = {}
+        for pattern in self.patterns:
+            for word in leads(pattern):
+                by_lead.setdefault(word, []).append(pattern)
+        object.__setattr__(self, "by_lead", by_lead)
+
+
+NOTHING = PatternSet(())
+
+
+def leads(pattern: Pattern) -> Iterator[str]:
+    """The words that a pattern may begin with: its first, and what follows optional ones."""
+    for element in pattern:
+        yield from element.words
+        if element.words and not element.optional:
+            return
+
+
+def parse(text: str) -> PatternSet:
     """The alternatives of a set.
 
     Raises:
         ValueError: it is none; with the place.
     """
     alternatives = [_pattern(one) for part in _split(text) for one in _expanded(part)]
-    if not alternatives or not all(any(element.words for element in pattern) for pattern in alternatives):
+    if not all(any(element.words and not element.optional for element in pattern) for pattern in alternatives):
         raise ValueError(f"{text!r} holds an alternative without words")
-    return tuple(alternatives)
+    return PatternSet(tuple(alternatives))
 
 
 def literal(phrase: str) -> Pattern:
@@ -144,19 +171,24 @@ class Text:
         self._known: dict[str, tuple[str, ...]] = {}
         self._vocabulary = vocabulary
         self.edges: list[list[tuple[str, int]]] = [list(self._edges(at)) for at in range(len(found))]
+        self._places: dict[str, list[int]] = {}
+        for at, edges in enumerate(self.edges):
+            for name, _ in edges:
+                self._places.setdefault(name, []).append(at)
 
     def _edges(self, at: int) -> Iterable[tuple[str, int]]:
         """The vocabulary's words that begin at a word, and the place behind each."""
         for name in self._names(self.words[at].text):
             yield name, at + 1
-        joined, loose, single = self.words[at].text, False, len(self.words[at].text) == 1
+        joined, loose, seams, single = self.words[at].text, False, True, len(self.words[at].text) == 1
         for end in range(at + 1, len(self.words)):
             if joined not in self._vocabulary.beginnings:
                 return
             loose = loose or self.words[end].loose
+            seams = seams and self.words[end].seam
             joined += self.words[end].text
             single = single and len(self.words[end].text) == 1
-            if len(joined) >= (3 if single else SHORTEST_CUT if loose else 4):
+            if seams or len(joined) >= (3 if single else SHORTEST_CUT if loose else SHORTEST_HYPHENED):
                 for name in self._names(joined):
                     yield name, end + 1
 
@@ -169,16 +201,14 @@ class Text:
             self._known[word] = tuple(names)
         return self._known[word]
 
-    def find(self, pattern: Pattern, *, plain: bool = False) -> Iterable[Span]:
-        """Every place of a pattern, the longest match at each. `plain`: in one sentence, of words that are whole."""
-        first = next(element for element in pattern if element.words and not element.optional)
-        lead = pattern[0] is first
-        for start in range(len(self.words)):
-            if lead and not any(name in first.words for name, _ in self.edges[start]):
-                continue
-            matched = self._match(pattern, start, plain=plain)
-            if matched:
-                yield Span(start, matched[-1] + 1, matched)
+    def find(self, patterns: PatternSet, *, plain: bool = False) -> Iterator[Span]:
+        """Every place of a set's patterns, the longest match at each. `plain`: in one sentence, of whole words."""
+        for lead in patterns.by_lead.keys() & self._places.keys():
+            for pattern in patterns.by_lead[lead]:
+                for start in self._places[lead]:
+                    matched = self._match(pattern, start, plain=plain)
+                    if matched:
+                        yield Span(start, matched[-1] + 1, matched)
 
     def _match(self, pattern: Pattern, start: int, *, plain: bool) -> tuple[int, ...] | None:
         """The words that a pattern covers, from `start`. The search keeps one way to each place."""

@@ -6,17 +6,16 @@ Pure functions. The verdict depends on the words only, wherever they stand, so n
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from llmpod.worker.profile import normal
-from llmpod.worker.profile.patterns import Pattern, Span, Text, Vocabulary
+from llmpod.worker.profile.patterns import NOTHING, PatternSet, Text, Vocabulary
 
 By = Literal["certain", "suspect", "judge"]
-Set = tuple[Pattern, ...]
-Group = tuple[Set, ...]
+Group = tuple[PatternSet, ...]
 
 EDGE = 12
 """Words at a text's end and at another's beginning that are read together, for words cut between two turns."""
@@ -33,7 +32,7 @@ class Policy:
     topic: str = ""  # for the judge's question
     certain: tuple[Group, ...] = ()
     suspect: tuple[Group, ...] = ()
-    never: Set = ()  # phrases whose words do not count
+    never: PatternSet = NOTHING  # phrases whose words do not count
     window: int = 12
 
 
@@ -54,7 +53,7 @@ class Policies:
         for policy in policies:
             for group in (*policy.certain, *policy.suspect, (policy.never,)):
                 for patterns in group:
-                    self._vocabulary.add(patterns)
+                    self._vocabulary.add(patterns.patterns)
 
     def verdict(self, texts: Sequence[str]) -> Verdict | None:
         """The verdict on texts that one model reads one after another; None: nothing stands against an answer.
@@ -64,7 +63,8 @@ class Policies:
         found: Verdict | None = None
         for text in self._views(texts) if self.all else ():
             for policy in self.all:
-                uncounted = {at for pattern in policy.never for span in _plain(text, pattern) for at in span.matched}
+                # Hiding words must not be easy: not across sentences, and not with words that are cut.
+                uncounted = {at for span in text.find(policy.never, plain=True) for at in span.matched}
                 if any(_stands(group, text, uncounted, policy.window) for group in policy.certain):
                     return Verdict(policy, "certain")
                 if found is None and any(_stands(group, text, uncounted, policy.window) for group in policy.suspect):
@@ -73,31 +73,23 @@ class Policies:
 
     def _views(self, texts: Sequence[str]) -> Iterator[Text]:
         """The texts as one, with and without markup, and the ends and beginnings of those that are close."""
-        for view in normal.views("\n".join(texts)):
-            yield Text(normal.words(view), self._vocabulary)
+        for joined in {"\n".join(texts): None, "".join(texts): None}:
+            for view in normal.views(joined):
+                for words in normal.readings(view):
+                    yield Text(words, self._vocabulary)
         each = [normal.words(text) for text in texts] if len(texts) > 2 else []
         for at, earlier in enumerate(each):
             for later in each[at + 2 : at + 1 + APART]:
                 if earlier and later:
-                    first = replace(later[0], loose=False)
+                    first = replace(later[0], loose=False, seam=True)
                     yield Text([*earlier[-EDGE:], first, *later[1:EDGE]], self._vocabulary)
-
-
-def _plain(text: Text, pattern: Pattern) -> Iterable[Span]:
-    """Where a `never` phrase stands, in one sentence and without cut words: hiding words must not be easy."""
-    return text.find(pattern, plain=True)
 
 
 def _stands(group: Group, text: Text, uncounted: AbstractSet[int], window: int) -> bool:
     """Whether all sets of a group stand within `window` words."""
     spans: list[tuple[int, int, int]] = []
     for number, patterns in enumerate(group):
-        found = [
-            (span.start, span.end, number)
-            for pattern in patterns
-            for span in text.find(pattern)
-            if uncounted.isdisjoint(span.matched)
-        ]
+        found = [(span.start, span.end, number) for span in text.find(patterns) if uncounted.isdisjoint(span.matched)]
         if not found:
             return False
         spans += found

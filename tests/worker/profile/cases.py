@@ -1,0 +1,28 @@
+"""The policy cases: questions of which it was decided, before the words were written, whether they are answered."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+CASES = Path(__file__).parents[1] / "data/policy_cases.jsonl"
+
+
+@dataclass(frozen=True)
+class Case:
+    """Texts that a model reads one after another, and what a worker with the career profile has to do with them."""
+
+    texts: tuple[str, ...]
+    blocked: bool
+    kind: str
+    tuned: bool  # false: put aside; no word of the profile was written for it
+
+    def __str__(self) -> str:
+        return " | ".join(self.texts)
+
+
+def read(path: Path = CASES) -> list[Case]:
+    """All cases of the file."""
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [Case(tuple(row["texts"]), row["expect"] == "block", row["kind"], row["tuned"]) for row in rows]

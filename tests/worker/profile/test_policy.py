@@ -1,0 +1,207 @@
+"""The policy of the career profile on the cases, and what cannot change a verdict."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmpod.worker.profile import file, normal, patterns
+from llmpod.worker.profile.file import Profile
+from tests.worker.profile import cases
+from tests.worker.profile.cases import Case
+
+CAREER = file.load("career")
+CASES = cases.read()
+BLOCKED = [case for case in CASES if case.tuned and case.blocked]
+PLAIN = [case for case in BLOCKED if case.kind in ("plain", "market") and len(case.texts) == 1]
+SOME_TEXT = st.text(alphabet=st.characters(codec="utf-8"), max_size=60)
+CAUGHT_ASIDE = 0.93  # of the must-block cases that were put aside (measured: 118 of 126)
+
+
+def policy(**given: object) -> Profile:
+    content = {"version": 2, "default_intent": "rest", "intents": [{"name": "rest"}]}
+    return file.read(content | {"policies": [{"name": "p", "message": "m"} | given]})
+
+
+# -- cases -------------------------------------------------------------------------------------------------------------
+
+
+def test_there_are_enough_cases_of_every_kind() -> None:
+    counts = Counter((case.blocked, case.tuned) for case in CASES)
+    assert all(counts[blocked, tuned] >= 120 for blocked in (True, False) for tuned in (True, False))
+    kinds = {"plain", "market", "language", "spacing", "lookalike", "markup", "roleplay", "translation", "turns"}
+    for tuned in (True, False):
+        assert kinds <= {case.kind for case in CASES if case.blocked and case.tuned is tuned}
+    assert len({case.texts for case in CASES}) == len(CASES)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.tuned], ids=str)
+def test_a_case_is_decided_as_it_should_be(case: Case) -> None:
+    assert (CAREER.verdict(case.texts) is not None) is case.blocked
+
+
+def test_cases_put_aside_are_mostly_decided_as_they_should_be() -> None:
+    aside = [case for case in CASES if not case.tuned]
+    caught = [CAREER.verdict(case.texts) is not None for case in aside if case.blocked]
+    wrongly = [case for case in aside if not case.blocked and CAREER.verdict(case.texts) is not None]
+    assert sum(caught) >= CAUGHT_ASIDE * len(caught)
+    assert len(wrongly) <= 0.02 * (len(aside) - len(caught)), wrongly
+
+
+# -- what cannot change a verdict --------------------------------------------------------------------------------------
+
+LOOKALIKES = {
+    "a": "аαａ𝐚ᴀ",
+    "e": "еεｅ𝐞ᴇ",
+    "o": "оοｏ𝐨ᴏ",
+    "p": "рρｐ",
+    "c": "сｃᴄ",
+    "s": "ѕｓꜱ",
+    "i": "іιｉı",
+    "y": "уｙʏ",
+}
+ACCENTS = "\u0301\u0308\u0327\u0302"
+INVISIBLE = "\u200b\u200d\u00ad\ufeff\u2060\u180e\U000e0061\U0010fffd"
+
+
+@given(st.sampled_from(BLOCKED), SOME_TEXT, SOME_TEXT)
+def test_nothing_around_a_blocked_text_unblocks_it(case: Case, before: str, after: str) -> None:
+    assert CAREER.verdict([f"{before}\n{case.texts[0]}", *case.texts[1:-1], *case.texts[1:][-1:], after]) is not None
+    assert CAREER.verdict([before, *case.texts, after]) is not None
+
+
+@given(st.sampled_from(BLOCKED), st.randoms(use_true_random=False))
+def test_no_casing_unblocks(case: Case, rng: object) -> None:
+    texts = ["".join(rng.choice((char.upper(), char.lower())) for char in text) for text in case.texts]  # type: ignore[attr-defined]
+    assert CAREER.verdict(texts) is not None
+
+
+@given(st.sampled_from(BLOCKED), st.data())
+def test_no_invisible_character_unblocks(case: Case, data: st.DataObject) -> None:
+    texts = ["".join(char + data.draw(st.sampled_from(("", "", *INVISIBLE))) for char in text) for text in case.texts]
+    assert CAREER.verdict(texts) is not None
+
+
+@given(st.sampled_from([case for case in BLOCKED if case.kind != "language"]), st.data())
+def test_no_accent_and_no_look_alike_unblocks(case: Case, data: st.DataObject) -> None:
+    def disguised(char: str) -> str:
+        others = LOOKALIKES.get(char, "")
+        accented = [char + mark for mark in ACCENTS] if char.isascii() and char.isalpha() else []
+        return data.draw(st.sampled_from([char, *others, *accented]))
+
+    assert CAREER.verdict(["".join(map(disguised, text)) for text in case.texts]) is not None
+
+
+@given(st.sampled_from(PLAIN), st.data())
+def test_no_hyphen_or_markup_inside_a_word_unblocks(case: Case, data: st.DataObject) -> None:
+    """In one word, of four letters or more, at one place."""
+    text = case.texts[0]
+    places = [
+        match.start() + at
+        for match in re.finditer(r"[A-Za-z]{4,}", text)
+        for at in range(1, len(match[0]))
+        if match[0].isupper() or not match[0].isupper()
+    ]
+    place = data.draw(st.sampled_from(places))
+    mark = data.draw(st.sampled_from(("-", "_", "/", "*", "**", "­", "\n", "-\n", "<b>", "</i>", "<!-- x -->", "&shy;")))
+    assert CAREER.verdict([text[:place] + mark + text[place:]]) is not None
+
+
+@given(st.sampled_from(PLAIN), st.data())
+def test_no_cut_between_two_texts_unblocks(case: Case, data: st.DataObject) -> None:
+    """Two parts of a message, two turns, two fields; also with another turn between them."""
+    text = case.texts[0]
+    place = data.draw(st.integers(1, len(text) - 1))
+    assert CAREER.verdict([text[:place], text[place:]]) is not None
+    if " " not in text[max(0, place - 1) : place + 1]:
+        words = [normal.words(part) for part in (text[:place], text[place:])]
+        if all(words):
+            assert CAREER.verdict([text[:place], "Go on.", text[place:]]) is not None
+
+
+@pytest.mark.parametrize("word", ["salary", "wages", "gehalt", "sueldo", "salaire", "stipendio"])
+def test_a_word_in_single_letters_is_found(word: str) -> None:
+    for between in (" ", "-", ".", "  ", "\n", " - ", "_", "\u200b ", "/"):
+        assert CAREER.verdict([f"the {between.join(word)} of a nurse"]) is not None, between
+
+
+# -- patterns ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("pattern", "found", "not_found"),
+    [
+        ("how much", ["How much?", "how-much", "how\nmuch", "HOW  MUCH"], ["how very much", "much how", "howl much"]),
+        ("(a|b) c", ["a c", "b-c"], ["c a", "a b"]),
+        ("(take home|earn) it", ["take home it", "earn it"], ["take it"]),
+        ("a? b c", ["a b c", "b c"], ["a c"]),
+        ("(the|a)? x y", ["the x y", "x y"], ["the y"]),
+        ("a * z", ["a z", "a b c d e f g z"], ["a b c d e f g h z"]),
+        ("*gehalt", ["Monatsgehalt", "Gehalt"], ["Gehaltvoll", "halt"]),
+        ("gehalts*", ["Gehaltsband"], ["Gehalt"]),
+        ("# a year", ["50k a year", "50,000 a year"], ["many a year"]),
+        ("l'emploi", ["l'emploi", "l’emploi"], ["lemon"]),
+        ("salary", ["s4lary", "$alary", "payroll/salary", "SalaryBot", "sal ary"], ["salaried", "celery"]),
+        ("pay", ["p a y", "PayScale"], ["pa y", "spay", "payer"]),
+    ],
+)
+def test_a_pattern_is_found_where_it_stands(pattern: str, found: list[str], not_found: list[str]) -> None:
+    rule = policy(certain=[[pattern]])
+    assert [text for text in found if rule.verdict([text]) is None] == []
+    assert [text for text in not_found if rule.verdict([text]) is not None] == []
+
+
+def test_all_sets_of_a_group_must_stand_within_the_window() -> None:
+    rule = policy(certain=[["how much", "earn|paid"]], window=5)
+    assert rule.verdict(["paid how much"]) is not None
+    assert rule.verdict(["how much do nurses earn"]) is not None
+    assert rule.verdict(["how much do nurses in Rome earn"]) is None
+    assert rule.verdict(["how much x x x x x x how much earn"]) is not None
+
+
+def test_never_takes_out_its_own_words_and_no_others() -> None:
+    rule = policy(certain=[["salary"]], never=["negotiate (my|a)? salary", "how * cost"])
+    assert rule.verdict(["How do I negotiate my salary?"]) is None
+    assert rule.verdict(["How do I negotiate my salary, and what is a good salary?"]) is not None
+    assert rule.verdict(["negotiate. A salary"]) is not None  # another sentence
+    assert rule.verdict(["negotiate my sal-ary"]) is not None  # hidden words are no phrase
+    assert rule.verdict(["how does the salary cost"]) is not None  # what * stands for counts
+
+
+def test_certain_takes_precedence_over_suspect_in_any_view() -> None:
+    rule = policy(certain=[["wage"]], suspect=[["money"]])
+    verdict = rule.verdict(["money <b>w</b>age"])
+    assert verdict is not None
+    assert verdict.by == "certain"
+    verdict = rule.verdict(["money"])
+    assert verdict is not None
+    assert verdict.by == "suspect"
+
+
+@given(SOME_TEXT)
+def test_folding_again_changes_nothing(text: str) -> None:
+    once = " ".join(word.text for word in normal.words(text))
+    assert " ".join(word.text for word in normal.words(once)) == once
+
+
+@pytest.mark.parametrize(
+    "text", ["how much " * 20_000, "s a l a r " * 20_000, "<b>" * 50_000, "a" * 200_000, "pay\n" * 50_000]
+)
+def test_the_time_for_a_long_text_grows_with_its_length(text: str) -> None:
+    took = []
+    for part in (text[: len(text) // 4], text):
+        began = time.thread_time()
+        CAREER.verdict([part])
+        took.append(time.thread_time() - began)
+    assert took[1] < 12 * took[0] + 0.5, took
+
+
+def test_a_pattern_says_what_is_wrong_with_it() -> None:
+    for text in ("(a", "a)", "a || b", "*", "a (b c", "ab,c", "", "( | )"):
+        with pytest.raises(ValueError, match=r"\S"):
+            patterns.parse(text)
