@@ -23,9 +23,10 @@ def posts(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, str, bytes]]:
     seen: list[tuple[float, str, bytes]] = []
     post = Delivery._post
 
-    async def noting(self: Delivery, url: Any, body: bytes, *rest: Any) -> None:
-        await post(self, url, body, *rest)
+    async def noting(self: Delivery, url: Any, body: bytes, *rest: Any) -> int:
+        attempts = await post(self, url, body, *rest)
         seen.append((time.monotonic(), str(url).split("/v2/local/")[1].split("/")[0], body))
+        return attempts
 
     monkeypatch.setattr(Delivery, "_post", noting)
     return seen
