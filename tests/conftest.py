@@ -8,7 +8,8 @@ import pytest
 
 TESTS = Path(__file__).parent
 WITHOUT_PROCESSES = (
-    *("endpoint/test_rules.py", "endpoint/test_store.py", "loadtest/test_pure.py", "loadtest/test_quality.py"),
+    *("endpoint/test_routing.py", "endpoint/test_rules.py", "endpoint/test_store.py"),
+    *("loadtest/test_pure.py", "loadtest/test_quality.py"),
 )
 """Of the folders whose other tests serve, run workers or send a load."""
 PROCESSES = (

@@ -27,7 +27,18 @@ ORDER: dict[str, tuple[str, ...]] = {
         "queue",
         "__main__.py",
     ),
-    "endpoint": ("", "state", "fleet", "api", "observe", "endpoint.py", "cli.py", "__init__.py", "__main__.py"),
+    "endpoint": (
+        "",
+        "state",
+        "fleet",
+        "api",
+        "observe",
+        "balancer",
+        "endpoint.py",
+        "cli.py",
+        "__init__.py",
+        "__main__.py",
+    ),
     "loadtest": ("", "model", "run", "watch", "analysis", "capacity", "quality", "report", "cli", "__main__.py"),
 }
 

@@ -17,6 +17,9 @@ RUNSYNC_LIMIT_BYTES = 20_000_000
 CHUNK_LIMIT_BYTES = 1_000_000
 """Largest chunk of a stream."""
 
+LOAD_BALANCER_LIMIT_BYTES = 30_000_000
+"""Largest request and response of a load-balancing endpoint ("Load balancing", Timeouts and limits)."""
+
 RATE_WINDOW_S = 10.0
 
 

@@ -10,7 +10,6 @@ from aiohttp import web
 
 from llmpod.endpoint import Options
 from llmpod.endpoint.observe.job_log import Journal
-from llmpod.endpoint.state.store import JobStore
 from tests.endpoint.conftest import serve
 from tests.endpoint.test_worker_api import done, take
 
@@ -120,7 +119,7 @@ def test_a_line_that_was_cut_by_a_full_disk_is_closed_before_the_next(tmp_path, 
             self.data += taken
             return len(taken)
 
-    journal = Journal(JobStore(Options(port=0)), Options(port=0, journal=""))
+    journal = Journal(Options(port=0, journal=""))
     journal._file = disk = Disk()
     for room, number in ((12, 1), (0, 2), (100, 3)):
         disk.room = room

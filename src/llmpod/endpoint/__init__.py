@@ -23,15 +23,33 @@ A worker process of your own instead of the fleet's:
         ...
         endpoint.lose_worker("my-worker")                # optional: otherwise its death shows when its pings stop
 
+RunPod's other endpoint type, whose workers are HTTP servers on the PORT of their environment:
+
+    async with LoadBalancer(Options(kind="load-balancer", port=0, command=[...], workers_min=1)) as endpoint:
+        await endpoint.ready()
+        endpoint.url                                     # http://127.0.0.1:PORT: every path is the workers'
+
 Time-related options are short in tests for a reason: a held job-take delays a worker's reaction to SIGTERM.
 """
 
+from llmpod.endpoint.balancer.balancer import LoadBalancer
 from llmpod.endpoint.cli import serve
 from llmpod.endpoint.endpoint import LocalEndpoint
 from llmpod.endpoint.errors import StartError
 from llmpod.endpoint.faults import Fault, Faults
 from llmpod.endpoint.options import Options
+from llmpod.endpoint.state.fleet_worker import WorkerState
 from llmpod.endpoint.state.job import Job, JobState
-from llmpod.endpoint.state.worker import WorkerState
 
-__all__ = ["Fault", "Faults", "Job", "JobState", "LocalEndpoint", "Options", "StartError", "WorkerState", "serve"]
+__all__ = [
+    "Fault",
+    "Faults",
+    "Job",
+    "JobState",
+    "LoadBalancer",
+    "LocalEndpoint",
+    "Options",
+    "StartError",
+    "WorkerState",
+    "serve",
+]

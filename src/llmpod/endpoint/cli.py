@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from llmpod.endpoint.balancer.balancer import LoadBalancer
 from llmpod.endpoint.endpoint import LocalEndpoint
 from llmpod.endpoint.errors import StartError
 from llmpod.endpoint.faults import Fault, Faults
@@ -30,6 +31,8 @@ examples:
       http://127.0.0.1:8000/v2/local with the worker of this repository, started by the first job
   %(prog)s --command 'python -u src/main.py' --cwd ../worker --workers-min 1
       another worker, always on
+  %(prog)s --kind load-balancer --command 'python -u app.py'
+      RunPod's other endpoint type: requests go straight to the HTTP servers of the workers
   %(prog)s --fault job-done:503:0.1 --kill-every-s 20
       errors, crashes and slow workers, as they happen in production
 """
@@ -113,7 +116,7 @@ def parse(argv: Sequence[str]) -> Options:
 
 async def run(options: Options) -> None:
     """Serves until SIGINT or SIGTERM; a second one ends the workers without grace. Raises StartError."""
-    endpoint = LocalEndpoint(options)
+    endpoint = LoadBalancer(options) if options.kind == "load-balancer" else LocalEndpoint(options)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -121,7 +124,7 @@ async def run(options: Options) -> None:
     await endpoint.start()
     closing: asyncio.Task[None] | None = None
     try:
-        endpoint.console.banner(endpoint.url, endpoint.base_url.removesuffix("v2"), options)
+        endpoint.console.banner(endpoint.url, endpoint.page_url, options)
         await stop.wait()
         stop.clear()
         closing = asyncio.create_task(endpoint.close(graceful=True))

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import shutil
-from collections.abc import Awaitable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from random import Random
 from types import TracebackType
@@ -19,11 +18,15 @@ from typing import Self
 from aiohttp import web
 
 from llmpod.endpoint.api.control import ControlApi
-from llmpod.endpoint.api.router import KEEPALIVE_S, MAX_LINE_BYTES, Api, Gate, json_errors
-from llmpod.endpoint.errors import ApiError, StartError
+from llmpod.endpoint.api.page_state import PageState
+from llmpod.endpoint.api.router import Api, Gate, json_errors
+from llmpod.endpoint.api.server import add_page, listen
+from llmpod.endpoint.errors import ApiError
 from llmpod.endpoint.faults import Faults
 from llmpod.endpoint.fleet.fleet import Fleet
-from llmpod.endpoint.observe.console import Console, http_log
+from llmpod.endpoint.fleet.process import check_command
+from llmpod.endpoint.fleet.queue_scaler import QueueScaler
+from llmpod.endpoint.observe.console import Console, forever, http_log
 from llmpod.endpoint.observe.job_log import Journal
 from llmpod.endpoint.observe.metrics import Metrics
 from llmpod.endpoint.observe.webhooks import Webhooks
@@ -34,14 +37,8 @@ from llmpod.endpoint.state.store import JobStore, Listener
 from llmpod.endpoint.state.worker import Worker
 
 PAGE = Path(__file__).with_name("page.html")
-PAGE_POLICY = (
-    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; img-src data:;"
-    " frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
-)
-METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 RUNNING_SWEEP_S = 0.1
 WAITING_SWEEP_S = 1.0
-SHUTDOWN_S = 0.5
 
 
 class LocalEndpoint:
@@ -53,11 +50,13 @@ class LocalEndpoint:
         self._random = Random(self.options.faults.seed)  # noqa: S311 -- decides faults, not secrets
         self.store = JobStore(self.options)
         self.broker = Broker(self.store, self.options, self.options.faults, self._random)
-        self.journal = Journal(self.store, self.options)
+        self.journal = Journal(self.options)
+        self.store.listeners.append(self.journal.on_transition)
         self.webhooks = Webhooks(self.store, self.options)
         self.fleet = self._make_fleet() if self.options.fleet else None
         self.metrics = Metrics(self.store, self.broker, self.fleet)
-        self.control = ControlApi(self.store, self.broker, self.fleet, self.options)
+        page = PageState(self.store, self.broker, self.fleet, self.options)
+        self.control = ControlApi(self.broker, self.fleet, self._random, page.read)
         self._worker_key = secrets.token_hex(16)
         self._gate = Gate(self.options, {self._worker_key, sdk_config_key() or ""})
         self._api = Api(self.store, self.broker, self.options, self._gate, self._random)
@@ -69,15 +68,16 @@ class LocalEndpoint:
     @property
     def base_url(self) -> str:
         """What RUNPOD_ENDPOINT_BASE_URL must be for RunPod's Python client."""
-        host = f"[{self.options.host}]" if ":" in self.options.host else self.options.host
-        if self.options.host in ("0.0.0.0", "::"):  # noqa: S104 -- compared, not bound
-            host = "127.0.0.1"
-        return f"http://{host}:{self.port}/v2"
+        return f"{self.options.address(self.port)}/v2"
 
     @property
     def url(self) -> str:
         """The endpoint itself: `url + "/run"`."""
         return f"{self.base_url}/{self.options.endpoint_id}"
+
+    @property
+    def page_url(self) -> str:
+        return self.options.address(self.port) + "/"
 
     @property
     def openai_url(self) -> str:
@@ -111,35 +111,18 @@ class LocalEndpoint:
         options = self.options
         options.check_exposure()
         if self.fleet is not None:
-            self._check_command()
+            check_command(options.command, options.cwd, options.env)
         app = web.Application(middlewares=[json_errors(self.console.report)])
         app.router.add_route("*", "/v2/{tail:.*}", self._api.handle)
-        app.router.add_get("/", self._page)
-        app.router.add_get("/metrics", self._metrics)
+        add_page(app, PAGE, self.metrics.text, self._gate)
         app.router.add_route("*", "/{tail:.*}", self._other)
-        self._runner = web.AppRunner(
-            app,
-            handler_cancellation=True,
-            access_log=None,
-            logger=http_log(self.console.report),
-            keepalive_timeout=KEEPALIVE_S,
-            max_line_size=MAX_LINE_BYTES,
-            shutdown_timeout=SHUTDOWN_S,
+        self._runner, self.port = await listen(
+            app, options.host, options.port, http_log(self.console.report), flag="--port"
         )
-        await self._runner.setup()
-        site = web.TCPSite(self._runner, options.host, options.port, backlog=1024)
-        try:
-            await site.start()
-        except OSError as error:
-            await self._runner.cleanup()
-            raise StartError(
-                f"cannot listen on {options.host}:{options.port}: {error.strerror}; try another --port"
-            ) from None
-        self.port = self._runner.addresses[0][1]
         loops = [self._sweep(), self._watch_deadlines(), self.journal.run(), self.console.run()]
         if self.fleet is not None:
             loops.append(self.fleet.run())
-        self._tasks = [asyncio.create_task(self._forever(loop)) for loop in loops]
+        self._tasks = [asyncio.create_task(forever(loop, self.console.report)) for loop in loops]
 
     async def close(self, *, graceful: bool = False) -> None:
         """Ends workers (`graceful`: SIGTERM first), closes the port, and returns when every process is gone."""
@@ -172,7 +155,7 @@ class LocalEndpoint:
         return up
 
     def _up(self) -> list[str]:
-        return [worker.id for worker in self.broker.live() if worker.polled and worker.takes_jobs]
+        return [worker.id for worker in self.broker.live() if worker.started and worker.takes_jobs]
 
     def job(self, job_id: str) -> Job:
         """The job as the endpoint knows it. Raises KeyError."""
@@ -199,36 +182,25 @@ class LocalEndpoint:
         return self.fleet is not None and self.fleet.kill(worker_id)
 
     # ------------------------------------------------------------------ inside
-    def _make_fleet(self) -> Fleet:
-        return Fleet(
-            self.store,
+    def _make_fleet(self) -> Fleet[Worker]:
+        fleet = Fleet(
             self.broker,
+            QueueScaler(self.store, self.options),
             self.options,
             self._environment,
             self.console.report,
             self.console.log,
             self._random,
+            self.store.clock,
+            sign="job-take",
+            start_timeout_s=self.options.init_timeout_s,
         )
+        self.broker.recycle = fleet.retire
+        self.broker.crash = fleet.crash
+        return fleet
 
     def _environment(self, worker_id: str) -> Mapping[str, str]:
         return self.options.env | self.worker_env(worker_id)
-
-    def _check_command(self) -> None:
-        options = self.options
-        if not options.cwd.is_dir():
-            raise StartError(f"--cwd {options.cwd}: no such directory")
-        program = options.command[0]
-        path = options.env.get("PATH")
-        found = (options.cwd / program).exists() if "/" in program else shutil.which(program, path=path) is not None
-        if not found:
-            raise StartError(f"--command: there is no program {program!r}")
-
-    async def _forever(self, loop: Awaitable[None]) -> None:
-        try:
-            await loop
-        except Exception as error:
-            self.console.report(f"internal error: {error!r}")
-            raise
 
     async def _sweep(self) -> None:
         while True:
@@ -240,14 +212,6 @@ class LocalEndpoint:
         while True:
             self.store.sweep_running()
             await asyncio.sleep(RUNNING_SWEEP_S)
-
-    async def _page(self, request: web.Request) -> web.StreamResponse:
-        return web.FileResponse(PAGE, headers={"Cache-Control": "no-cache", "Content-Security-Policy": PAGE_POLICY})
-
-    async def _metrics(self, request: web.Request) -> web.StreamResponse:
-        self._gate.check_source(request)
-        self._gate.check_client(request)
-        return web.Response(body=self.metrics.text(), headers={"Content-Type": METRICS_TYPE})
 
     async def _other(self, request: web.Request) -> web.StreamResponse:
         self._gate.check_source(request)

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 TakePolicy = Literal["fill", "one", "random"]
-Operation = Literal["job-take", "job-stop", "job-stream", "job-done", "ping", "*"]
+Operation = Literal["job-take", "job-stop", "job-stream", "job-done", "ping", "http", "*"]
 
 DROP = "drop"
 """Close the connection before the call has any effect."""
@@ -58,8 +58,9 @@ class Faults(BaseModel):
     )
     faults: list[Fault] = Field(
         default_factory=list,
-        description="OPERATION:OUTCOME:PROBABILITY, for example job-done:503:0.1 or job-take:drop:0.05; outcome is a"
-        " code from 400 to 599, 'drop' (no effect) or 'drop-after' (effect, no answer)",
+        description="OPERATION:OUTCOME:PROBABILITY, for example job-done:503:0.1 or job-take:drop:0.05 (of a load"
+        " balancer: http and ping); outcome is a code from 400 to 599, 'drop' (no effect) or 'drop-after' (effect, no"
+        " answer)",
     )
     kill_every_s: float = Field(0, ge=0, description="SIGKILL a random worker every so many seconds; 0: never")
     freeze_every_s: float = Field(0, ge=0, description="SIGSTOP a random worker every so many seconds; 0: never")

@@ -73,6 +73,7 @@ class Options(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     # Where
+    kind: Literal["queue", "load-balancer"] = Field("queue", description="which of RunPod's endpoint types")
     host: str = Field("127.0.0.1", description="address to listen on; anything but loopback needs an API key")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 picks a free one")
     endpoint_id: str = Field("local", description="the endpoint's name in the URL: /v2/NAME/run")
@@ -80,6 +81,14 @@ class Options(BaseModel):
         default_factory=environment_api_key,
         repr=False,
         description=f"require this key as 'Authorization: Bearer KEY' (default: ${API_KEY_VARIABLE}, else no check)",
+    )
+
+    page_port: int | None = Field(
+        None,
+        ge=0,
+        le=65535,
+        description="load-balancer: port of the page, /metrics, /control and /v2/NAME/health, because every path of the"
+        " port itself is the worker's; 0 picks a free one (default: the next port)",
     )
 
     # Workers
@@ -99,11 +108,15 @@ class Options(BaseModel):
     workers_min: int = Field(0, ge=0, description="workers that are always on")
     workers_max: int = Field(3, ge=0, description="most workers at any time")
     idle_timeout_s: Seconds = Field(
-        5, description="seconds without a job after which a worker is stopped (QUEUE_DELAY only)"
+        5,
+        description="seconds without a job or request after which a worker is stopped (not with REQUEST_COUNT on a"
+        " queue)",
     )
-    scaler_type: Literal["QUEUE_DELAY", "REQUEST_COUNT"] = Field("QUEUE_DELAY", description="scaling rule")
+    scaler_type: Literal["QUEUE_DELAY", "REQUEST_COUNT"] = Field(
+        "QUEUE_DELAY", description="scaling rule of a queue; a load balancer has REQUEST_COUNT"
+    )
     scaler_value: float = Field(
-        4, ge=0.5, description="QUEUE_DELAY: seconds a job may wait; REQUEST_COUNT: jobs per worker"
+        4, ge=0.5, description="QUEUE_DELAY: seconds a job may wait; REQUEST_COUNT: jobs or requests per worker"
     )
     scale_period_s: float = Field(0.5, gt=0, description="seconds between two looks of the scaler (assumed)")
     scale_step: int = Field(1, ge=1, description="most workers QUEUE_DELAY adds at one look (assumed)")
@@ -245,9 +258,60 @@ class Options(BaseModel):
     webhook_attempts: int = Field(3, ge=1, description="times a webhook is tried until it answers 200")
     webhook_pause_s: Seconds = Field(10, description="seconds between two tries of a webhook")
 
+    # Load balancer
+    health_check_path: str = Field(
+        "/ping", pattern="^/", description="load-balancer: HEALTH_CHECK_PATH, where a worker says how it is"
+    )
+    health_port: Literal["same", "own"] = Field(
+        "same", description="load-balancer: PORT_HEALTH of a worker is its PORT, or another one"
+    )
+    health_period_s: float = Field(
+        1, gt=0, description="load-balancer: seconds between two health checks of a worker (assumed)"
+    )
+    health_timeout_s: float = Field(
+        5, gt=0, description="load-balancer: seconds after which a health check has failed (assumed)"
+    )
+    health_failures: int = Field(
+        1, ge=1, description="load-balancer: failed health checks in a row that end the routing to a worker (assumed)"
+    )
+    unhealthy_timeout_s: Seconds = Field(
+        480, description="load-balancer: seconds a worker may be without a healthy check until it is ended"
+    )
+    worker_capacity: int = Field(
+        0, ge=0, description="load-balancer: requests that a worker gets at once; 0: no limit (assumed)"
+    )
+    worker_wait_s: Seconds = Field(120, description="load-balancer: seconds a request may wait for a worker")
+    affinity_wait_s: Seconds = Field(
+        300, description="load-balancer: the same, for a request that asks for one worker (strict affinity)"
+    )
+    no_worker_status: int = Field(
+        400, ge=400, le=599, description="load-balancer: HTTP code when that time is over (an older page of the docs)"
+    )
+    waiting_max: int = Field(
+        1000, ge=0, description="load-balancer: requests that may wait at once; one more is answered 429 (assumed)"
+    )
+    request_timeout_s: Seconds = Field(330, description="load-balancer: seconds a worker may take for a request")
+    request_timeout_status: int = Field(
+        524, ge=400, le=599, description="load-balancer: HTTP code when that time is over (an older page of the docs)"
+    )
+    payload_limit_bytes: Bytes = Field(
+        protocol.LOAD_BALANCER_LIMIT_BYTES, description="load-balancer: largest request or response"
+    )
+    payload_limit_status: int = Field(
+        413, ge=400, le=599, description="load-balancer: HTTP code of a request above it (assumed)"
+    )
+    large_response: Literal["refuse", "pass"] = Field(
+        "refuse",
+        description="load-balancer: a response above it: 502, or cut where it has begun; or passed on (assumed)",
+    )
+    forward_authorization: bool = Field(
+        False, description="load-balancer: workers get the Authorization header, which has the API key (assumed)"
+    )
+
     # Records
     journal: str = Field(
-        "-", description="where the JSON line per job transition goes: a path, '-' for stdout, '' for nowhere"
+        "-",
+        description="where the JSON line per job transition or request goes: a path, '-' for stdout, '' for nowhere",
     )
     console: bool = Field(True, description="show workers' logs and starts and ends of workers on stderr")
 
@@ -259,6 +323,11 @@ class Options(BaseModel):
             raise ValueError("endpoint_id: letters, digits, '-' and '_' only")
         if self.workers_min > self.workers_max:
             raise ValueError(f"workers_min ({self.workers_min}) is above workers_max ({self.workers_max})")
+        if self.kind == "load-balancer":
+            if "scaler_type" in self.model_fields_set and self.scaler_type != "REQUEST_COUNT":
+                raise ValueError("scaler_type: a load balancer has no queue, only REQUEST_COUNT")
+            if not self.fleet:
+                raise ValueError("fleet: a load balancer starts its workers, to know their ports")
         if not self.command:
             raise ValueError("command is empty")
         return self
@@ -267,6 +336,13 @@ class Options(BaseModel):
         """Refuses to listen on the network without an API key. Raises StartError."""
         if not is_loopback(self.host) and not self.api_key:
             raise StartError(f"--host {self.host} is not loopback: set --api-key or {API_KEY_VARIABLE} first")
+
+    def address(self, port: int) -> str:
+        """http://HOST:PORT as a client on this machine reaches it."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        if self.host in ("0.0.0.0", "::"):  # noqa: S104 -- compared, not bound
+            host = "127.0.0.1"
+        return f"http://{host}:{port}"
 
     @property
     def command_line(self) -> str:

@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import time
-from collections import deque
 from collections.abc import Callable
-from itertools import islice
+from random import Random
+from typing import Generic
 
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from llmpod.endpoint.api.client import summary
 from llmpod.endpoint.api.http import bad_request, json_response, read_body
 from llmpod.endpoint.api.rate_limit import parse_json
 from llmpod.endpoint.errors import ApiError
 from llmpod.endpoint.faults import Faults
 from llmpod.endpoint.fleet.fleet import Fleet
-from llmpod.endpoint.options import Options
-from llmpod.endpoint.state.broker import Broker
-from llmpod.endpoint.state.job import Job, JobState
-from llmpod.endpoint.state.store import JobStore
-from llmpod.endpoint.state.worker import Worker
+from llmpod.endpoint.fleet.pool import WorkerPool
+from llmpod.endpoint.state.fleet_worker import W
 
 BODY_LIMIT_BYTES = 64 * 1024
-JOBS_SHOWN = 50
-QUEUED_SHOWN = 10
-ENDED_KEPT = 4000
 LOG_LINES_SHOWN = 400
 
 
@@ -36,16 +28,41 @@ class Scale(BaseModel):
     workersMax: int | None = Field(None, ge=0)  # noqa: N815 -- RunPod's name
 
 
-class ControlApi:
-    def __init__(self, store: JobStore, broker: Broker, fleet: Fleet | None, options: Options) -> None:
-        self.store = store
-        self.broker = broker
+def worker_row(worker: W, fleet: Fleet[W] | None, now: float) -> dict[str, object]:
+    """One worker as the page lists it."""
+    process = fleet.processes.get(worker.id) if fleet is not None else None
+    return {
+        "id": worker.id,
+        "state": worker.state.value,
+        "ending": worker.ending,
+        "owned": worker.owned,
+        "pid": process.pid if process is not None else None,
+        "age_s": round(now - worker.since_s, 1),
+        "done": worker.done,
+        "note": worker.dead or worker.unhealthy,
+    }
+
+
+def ended_since(after: str, count: int) -> int:
+    """How many of `count` things ended after the number that a page says it has seen; all if it is not a number."""
+    seen = int(after) if after.isascii() and after.isdigit() and len(after) < 16 else 0
+    return count - seen if seen <= count else count
+
+
+class ControlApi(Generic[W]):
+    """`state` gives what the page shows, from the number of ended jobs that it has seen (text of a query)."""
+
+    def __init__(
+        self, pool: WorkerPool[W], fleet: Fleet[W] | None, random: Random, state: Callable[[str], dict[str, object]]
+    ) -> None:
+        self.pool = pool
         self.fleet = fleet
-        self.options = options
-        self.ended_count = 0
-        self.ended: deque[tuple[str, dict[str, object]]] = deque(maxlen=ENDED_KEPT)
-        """(job id, what is drawn of it) of those that ended last, oldest first; outputs are not kept alive by it."""
-        store.listeners.append(self._on_transition)
+        self.random = random
+        self._state = state
+
+    def state(self, after: str = "") -> dict[str, object]:
+        """Everything the page draws, without inputs and outputs."""
+        return self._state(after)
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """GET state, faults, workers/ID/logs; POST faults, scale, workers/ID/kill|stop|freeze|thaw. Raises ApiError."""
@@ -53,7 +70,7 @@ class ControlApi:
             case "GET", ["state"]:
                 return json_response(self.state(after=request.query.get("after", "")))
             case "GET", ["faults"]:
-                return json_response(self.broker.faults.model_dump())
+                return json_response(self.pool.faults.model_dump())
             case (("POST" | "PATCH"), ["faults"]):
                 return json_response(self.set_faults(await self._object(request)).model_dump())
             case "POST", ["scale"]:
@@ -69,66 +86,15 @@ class ControlApi:
             case _:
                 raise ApiError(404, f"no route {request.path}")
 
-    def _on_transition(self, job: Job, _was: JobState | None, _reason: str) -> None:
-        if job.ended:
-            self.ended_count += 1
-            point: dict[str, object] = {"at": time.time(), "delayTime": job.delay_ms, "executionTime": job.execution_ms}
-            self.ended.append((job.id, point))
-
-    def state(self, after: str = "") -> dict[str, object]:
-        """Everything the page draws, without inputs and outputs. `ended` has the jobs that ended after that number."""
-        now = self.store.clock()
-        seen = int(after) if after.isascii() and after.isdigit() and len(after) < 16 else 0
-        fresh = self.ended_count - seen if seen <= self.ended_count else self.ended_count
-        return {
-            "endpoint": self.options.endpoint_id,
-            "time": time.time(),
-            "queued": len(self.store.queue),
-            "running": len(self.store.running),
-            "kept": len(self.store.jobs),
-            "totals": dict(self.store.totals),
-            "command": self.options.command_line if self.fleet is not None else None,
-            "faults": self.broker.faults.model_dump(),
-            "workers": [self._worker_row(worker, now) for worker in self.broker.workers.values()],
-            "jobs": [summary(job) for job in self._jobs()],
-            "ended_count": self.ended_count,
-            "ended": [point for _, point in islice(self.ended, max(0, len(self.ended) - fresh), None)],
-        }
-
-    def _jobs(self) -> list[Job]:
-        """The jobs to list: those that run, then those that ended, both newest first, then the next in the queue."""
-        running = list(islice(reversed(self.store.running.values()), JOBS_SHOWN - 2 * QUEUED_SHOWN))
-        room = JOBS_SHOWN - len(running) - min(len(self.store.queue), QUEUED_SHOWN)
-        # A job may be forgotten by now, or run again under its id.
-        known = dict.fromkeys(job_id for job_id, _ in reversed(self.ended))
-        ended = list(islice((job for name in known if (job := self.store.jobs.get(name)) and job.ended), room))
-        queued = islice(self.store.queue.values(), JOBS_SHOWN - len(running) - len(ended))
-        return [*running, *ended, *queued]
-
-    def _worker_row(self, worker: Worker, now: float) -> dict[str, object]:
-        process = self.fleet.processes.get(worker.id) if self.fleet is not None else None
-        return {
-            "id": worker.id,
-            "state": worker.state.value,
-            "ending": worker.ending,
-            "owned": worker.owned,
-            "pid": process.pid if process is not None else None,
-            "age_s": round(now - worker.since_s, 1),
-            "jobs": len(worker.jobs),
-            "done": worker.jobs_done,
-            "ping_age_s": None if worker.last_ping_s is None else round(now - worker.last_ping_s, 1),
-            "note": worker.dead or worker.unhealthy,
-        }
-
     def set_faults(self, changes: dict[str, object]) -> Faults:
         """Changes the given knobs and leaves the others. Raises ApiError 400 and changes nothing when one is wrong."""
         try:
-            self.broker.faults = Faults.model_validate(self.broker.faults.model_dump() | changes)
+            self.pool.faults = Faults.model_validate(self.pool.faults.model_dump() | changes)
         except ValidationError as error:
             raise bad_request(error) from None
         if changes.get("seed") is not None:
-            self.broker.random.seed(self.broker.faults.seed)
-        return self.broker.faults
+            self.random.seed(self.pool.faults.seed)
+        return self.pool.faults
 
     def set_scale(self, changes: dict[str, object]) -> dict[str, int]:
         """Changes workersMin and workersMax. Raises ApiError 400 and changes nothing when they do not fit."""
@@ -146,7 +112,7 @@ class ControlApi:
         self.fleet.look()
         return {"workersMin": least, "workersMax": most}
 
-    def act(self, worker: Worker, action: str) -> None:
+    def act(self, worker: W, action: str) -> None:
         """Kills, stops, freezes or thaws a worker's processes. Raises ApiError 400 when we have none."""
         fleet = self.fleet
         if fleet is None or worker.id not in fleet.processes:
@@ -159,8 +125,8 @@ class ControlApi:
         }
         actions[action]()
 
-    def _worker(self, worker_id: str) -> Worker:
-        worker = self.broker.workers.get(worker_id)
+    def _worker(self, worker_id: str) -> W:
+        worker = self.pool.workers.get(worker_id)
         if worker is None:
             raise ApiError(404, f"no worker {worker_id}")
         return worker

@@ -1,4 +1,4 @@
-"""Worker fleet: keeps as many processes running as the autoscaler asks for; reports ends to the broker."""
+"""Worker fleet: keeps as many processes running as the autoscaler asks for; reports ends to the pool."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import contextlib
 import secrets
 from collections.abc import Callable, Mapping
 from random import Random
+from typing import Generic
 
-from llmpod.endpoint.fleet.autoscaler import backoff_s, queue_delay_target, request_count_target, surplus
+from llmpod.endpoint.fleet.autoscaler import backoff_s
+from llmpod.endpoint.fleet.pool import Scaler, WorkerPool
 from llmpod.endpoint.fleet.process import WorkerProcess
 from llmpod.endpoint.options import Options
-from llmpod.endpoint.state.broker import Broker
-from llmpod.endpoint.state.store import JobStore
-from llmpod.endpoint.state.worker import LIVE, Worker, WorkerState
+from llmpod.endpoint.state.fleet_worker import W
 
 THROTTLE_PERIOD_S = 0.1
 
@@ -23,22 +23,31 @@ def new_worker_id() -> str:
     return secrets.token_hex(7)
 
 
-class Fleet:
-    """Worker processes by worker id. `report` receives one line per event worth telling a person."""
+class Fleet(Generic[W]):
+    """Worker processes by worker id. `report` receives one line per event worth telling a person.
+
+    A worker that has not started (`FleetWorker.started`) within `start_timeout_s` seconds is killed; `sign` names what
+    it owed, as in "no job-take within 420 s".
+    """
 
     def __init__(
         self,
-        store: JobStore,
-        broker: Broker,
+        pool: WorkerPool[W],
+        scaler: Scaler[W],
         options: Options,
         environment: Callable[[str], Mapping[str, str]],
         report: Callable[[str], None],
-        on_log: Callable[[Worker, str], None],
+        on_log: Callable[[W, str], None],
         random: Random,
+        clock: Callable[[], float],
+        *,
+        sign: str,
+        start_timeout_s: float,
     ) -> None:
-        self.store = store
-        self.broker = broker
+        self.pool = pool
+        self.scaler = scaler
         self.options = options
+        self.clock = clock
         self.workers_min = options.workers_min
         self.workers_max = options.workers_max
         self.processes: dict[str, WorkerProcess] = {}
@@ -55,20 +64,20 @@ class Fleet:
         self._crashes_in_a_row = 0
         self._not_before_s = 0.0
         self._closing = False
-        broker.recycle = self.retire
-        broker.crash = self._crash
+        self._sign = sign
+        self._start_timeout_s = start_timeout_s
 
     # ------------------------------------------------------------------ the loop
     async def run(self) -> None:
         """Scales until cancelled."""
-        last_s = {"kill": self.store.clock(), "freeze": self.store.clock()}
+        last_s = {"kill": self.clock(), "freeze": self.clock()}
         while True:
             self.look()
-            faults = self.broker.faults
+            faults = self.pool.faults
             for what, every_s in (("kill", faults.kill_every_s), ("freeze", faults.freeze_every_s)):
-                if every_s and self.store.clock() - last_s[what] < every_s:
+                if every_s and self.clock() - last_s[what] < every_s:
                     continue
-                last_s[what] = self.store.clock()
+                last_s[what] = self.clock()
                 if every_s and (chosen := self._victim()) is not None:
                     self._strike(chosen, what)
             await asyncio.sleep(self.options.scale_period_s)
@@ -78,57 +87,33 @@ class Fleet:
         if self._closing:
             return
         live = self._live()
-        target = self._target(live)
-        if len(live) < target and self.store.clock() >= self._not_before_s:
+        target = self.scaler.target(live, self.workers_min, self.workers_max)
+        if len(live) < target and self.clock() >= self._not_before_s:
             for _ in range(target - len(live)):
                 self._start()
-        for worker in self._surplus(live, target):
+        for worker in self.scaler.surplus(live, target, self.workers_min, self.workers_max):
             self.retire(worker, "not needed")
 
-    def _live(self) -> list[Worker]:
-        states = LIVE | {WorkerState.THROTTLED}
-        return [worker for worker in self.broker.workers.values() if worker.owned and worker.state in states]
-
-    def _target(self, live: list[Worker]) -> int:
-        options = self.options
-        if options.scaler_type == "REQUEST_COUNT":
-            queued = sum(1 for _ in self.store.waits_s())
-            running = len(self.store.running)
-            return request_count_target(queued, running, options.scaler_value, self.workers_min, self.workers_max)
-        starting = sum(1 for worker in live if not worker.polled)
-        return queue_delay_target(
-            self.store.waits_s(), len(live), starting, options.scaler_value, options.scale_step,
-            self.workers_min, self.workers_max, first_at_once=options.first_worker_at_once,
-        )  # fmt: skip
-
-    def _surplus(self, live: list[Worker], target: int) -> list[Worker]:
-        now = self.store.clock()
-        idle = [worker for worker in live if worker.state is WorkerState.IDLE]
-        idle_s = [now - (worker.idle_since_s or now) for worker in idle]
-        if self.options.scaler_type == "REQUEST_COUNT":
-            # idleTimeout does not apply to this rule: whatever is above the formula goes, as soon as it is idle.
-            return [idle[position] for position in surplus(idle_s, len(live), target, target, 0.0)]
-        timeout_s = self.options.idle_timeout_s
-        chosen = surplus(idle_s, len(live), self.workers_min, self.workers_max, timeout_s)
-        return [idle[position] for position in chosen]
+    def _live(self) -> list[W]:
+        return [worker for worker in self.pool.workers.values() if worker.counted]
 
     # ------------------------------------------------------------------ one worker
-    def _start(self) -> Worker:
-        worker = self.broker.add(new_worker_id(), owned=True)
+    def _start(self) -> W:
+        worker = self.pool.add(new_worker_id(), owned=True)
         self.starts += 1
         task = asyncio.create_task(self._live_through(worker), name=f"worker {worker.id}")
         self._lives[worker.id] = task
         self._keep(task)
         return worker
 
-    async def _live_through(self, worker: Worker) -> None:
-        """A worker's life: wait for a machine, start cold, run, end; whatever happens, the broker learns of the end."""
+    async def _live_through(self, worker: W) -> None:
+        """A worker's life: wait for a machine, start cold, run, end; whatever happens, the pool learns of the end."""
         reason = "was stopped before it started"
         said = ""
         process: WorkerProcess | None = None
         try:
             await self._machine(worker)
-            await asyncio.sleep(self.broker.faults.cold_start_s)
+            await asyncio.sleep(self.pool.faults.cold_start_s)
             if worker.draining:
                 return
             process = await WorkerProcess.start(
@@ -139,7 +124,7 @@ class Fleet:
             )
             self.processes[worker.id] = process
             self._report(f"worker {worker.id} started")
-            overdue = asyncio.get_running_loop().call_later(self.options.init_timeout_s, self._check_started, worker)
+            overdue = asyncio.get_running_loop().call_later(self._start_timeout_s, self._check_started, worker)
             try:
                 code = await process.wait()
             finally:
@@ -157,18 +142,16 @@ class Fleet:
             self._lives.pop(worker.id, None)
             self._asked.discard(worker.id)
             why = self._why.pop(worker.id, None)
-            self.broker.lose(worker, ": ".join(part for part in (why, reason, said) if part))
+            self.pool.lose(worker, ": ".join(part for part in (why, reason, said) if part))
             if not self._closing:
                 self.look()
 
-    async def _machine(self, worker: Worker) -> None:
+    async def _machine(self, worker: W) -> None:
         """Waits until one of the machines that can be had is free."""
         while not worker.draining:
-            machines = self.broker.faults.machines
+            machines = self.pool.faults.machines
             busy = sum(
-                1
-                for other in self.broker.workers.values()
-                if other.owned and other.dead is None and not other.throttled
+                1 for other in self.pool.workers.values() if other.owned and other.dead is None and not other.throttled
             )
             if worker.throttled:
                 busy += 1
@@ -178,48 +161,48 @@ class Fleet:
             worker.throttled = True
             await asyncio.sleep(THROTTLE_PERIOD_S)
 
-    def _check_started(self, worker: Worker) -> None:
-        if not worker.polled and worker.dead is None:
-            worker.unhealthy = f"no job-take within {self.options.init_timeout_s:g} s"
+    def _check_started(self, worker: W) -> None:
+        if not worker.started and worker.dead is None:
+            worker.unhealthy = f"no {self._sign} within {self._start_timeout_s:g} s"
             self.kill(worker.id, worker.unhealthy)
 
-    def _account(self, worker: Worker, process: WorkerProcess, code: int) -> str:
+    def _account(self, worker: W, process: WorkerProcess, code: int) -> str:
         """Counts an end nobody asked for, and returns the worker's last words where they explain it."""
         if worker.id in self._asked or worker.draining:
             self._report(f"worker {worker.id} stopped")
             return ""
         said = process.last_error_line or process.last_line or "(it printed nothing)"
-        if worker.jobs_done:
+        if worker.done:
             self._crashes_in_a_row = 0
-            self._report(f"worker {worker.id} exited with code {code} after {worker.jobs_done} jobs")
+            self._report(f"worker {worker.id} exited with code {code}, having done {worker.done}")
         else:
             self._count_crash(worker, f"exited with code {code} after {process.age_s:.1f} s: {said}")
         return said[:200] if code else ""
 
-    def _count_crash(self, worker: Worker, what: str) -> None:
-        """A worker that ends without having done a job. Two in a row are a crash loop: the next start waits."""
+    def _count_crash(self, worker: W, what: str) -> None:
+        """A worker that ends without having done anything. Two in a row are a crash loop: the next start waits."""
         self.crashes += 1
         self._crashes_in_a_row += 1
         pause_s = backoff_s(self._crashes_in_a_row, self.options.crash_backoff_max_s)
-        self._not_before_s = self.store.clock() + pause_s
+        self._not_before_s = self.clock() + pause_s
         self._report(f"worker {worker.id} {what}; next start in {pause_s:g} s")
 
-    def _log(self, worker: Worker, line: str) -> None:
+    def _log(self, worker: W, line: str) -> None:
         worker.logs.append(line)
         self._on_log(worker, line)
 
     # ------------------------------------------------------------------ ending workers
-    def retire(self, worker: Worker, reason: str) -> None:
-        """Takes a worker out of service: no more jobs, SIGTERM, and SIGKILL after the grace period."""
+    def retire(self, worker: W, reason: str) -> None:
+        """Takes a worker out of service: nothing more to do, SIGTERM, and SIGKILL after the grace period."""
         if not worker.owned or worker.draining:
             return
         self._asked.add(worker.id)
         worker.retired, self._why[worker.id] = True, reason
         self._report(f"worker {worker.id} is being stopped: {reason}")
-        self.broker.drain(worker)
+        self.pool.drain(worker)
         self._keep(asyncio.create_task(self._retire(worker)))
 
-    async def _retire(self, worker: Worker) -> None:
+    async def _retire(self, worker: W) -> None:
         life = self._lives.get(worker.id)
         if life is None:
             return
@@ -233,8 +216,12 @@ class Fleet:
             self._report(f"worker {worker.id} did not leave within {self.options.grace_s:g} s: SIGKILL")
             process.kill()
 
+    def crash(self, worker: W, reason: str) -> None:
+        """`kill` for who has the worker and not its id."""
+        self.kill(worker.id, reason)
+
     def kill(self, worker_id: str, reason: str = "killed on request") -> bool:
-        """SIGKILL at once, jobs and all; not counted as a crash. False when there is no such process."""
+        """SIGKILL at once, whatever it holds; not counted as a crash. False when there is no such process."""
         process = self.processes.get(worker_id)
         if process is None:
             return False
@@ -244,12 +231,9 @@ class Fleet:
         process.kill()
         return True
 
-    def _crash(self, worker: Worker, reason: str) -> None:
-        self.kill(worker.id, reason)
-
     def _victim(self) -> str | None:
         """A random worker that is up; None when none is."""
-        up = [worker.id for worker in self._live() if worker.polled and worker.id in self.processes]
+        up = [worker.id for worker in self._live() if worker.started and worker.id in self.processes]
         return self._random.choice(up) if up else None
 
     def _strike(self, worker_id: str, what: str) -> None:
@@ -270,7 +254,7 @@ class Fleet:
     async def close(self) -> None:
         """SIGTERM to all, SIGKILL after the grace period; returns when every process is gone."""
         self._closing = True
-        for worker in list(self.broker.workers.values()):
+        for worker in list(self.pool.workers.values()):
             if worker.owned and worker.dead is None:
                 self.retire(worker, "the endpoint stops")
         while self._tasks:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
 import sys
 import time
@@ -12,6 +13,7 @@ from asyncio.subprocess import PIPE, Process
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from llmpod.endpoint.errors import StartError
 from llmpod.endpoint.fleet import process_guard
 
 EXIT_POLL_S = 0.02
@@ -19,6 +21,16 @@ LAST_LINES_S = 2.0
 """How long output is read after the end. It ends by itself, unless a process that outlived the supervisor holds it."""
 LINE_LIMIT = 8192
 """Characters of a log line that are kept; the SDK at DEBUG prints whole outputs."""
+
+
+def check_command(command: Sequence[str], cwd: Path, env: Mapping[str, str]) -> None:
+    """Raises StartError where there is no such folder or program, before the first worker is started."""
+    if not cwd.is_dir():
+        raise StartError(f"--cwd {cwd}: no such directory")
+    program = command[0]
+    found = (cwd / program).exists() if "/" in program else shutil.which(program, path=env.get("PATH")) is not None
+    if not found:
+        raise StartError(f"--command: there is no program {program!r}")
 
 
 class WorkerProcess:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from rich.console import Console as RichConsole
 from rich.text import Text
 
 from llmpod.endpoint.options import Options
-from llmpod.endpoint.state.worker import Worker
+from llmpod.endpoint.state.fleet_worker import FleetWorker
 
 FLUSH_S = 0.1
 LINES_PER_FLUSH = 100
@@ -39,6 +39,15 @@ def http_log(report: Callable[[str], None]) -> logging.Logger:
     return logger
 
 
+async def forever(loop: Awaitable[None], report: Callable[[str], None]) -> None:
+    """Runs one of the endpoint's loops; says so where it ends by a defect."""
+    try:
+        await loop
+    except Exception as error:
+        report(f"internal error: {error!r}")
+        raise
+
+
 class Console:
     def __init__(self, *, enabled: bool) -> None:
         self._console = RichConsole(file=sys.stderr, highlight=False, soft_wrap=True) if enabled else None
@@ -53,16 +62,15 @@ class Console:
         print_line(Text.assemble(("llmpod endpoint ", "bold"), (url, "bold cyan")))
         print_line(f"  page     {page}")
         print_line(f"  worker   {options.command_line if options.fleet else '(started by somebody else)'}")
-        print_line(
-            f"  workers  {options.workers_min} to {options.workers_max}, {options.scaler_type} {options.scaler_value:g}"
-        )
+        rule = "REQUEST_COUNT" if options.kind == "load-balancer" else options.scaler_type
+        print_line(f"  workers  {options.workers_min} to {options.workers_max}, {rule} {options.scaler_value:g}")
         print_line("  stop     Ctrl-C")
 
     def report(self, text: str) -> None:
         """One line about the fleet."""
         self._add("endpoint", text, "bold")
 
-    def log(self, worker: Worker, line: str) -> None:
+    def log(self, worker: FleetWorker, line: str) -> None:
         """One line that a worker printed."""
         if worker.id not in self._colour:
             self._colour[worker.id] = COLOURS[len(self._colour) % len(COLOURS)]

@@ -1,4 +1,7 @@
-"""Job log: one JSON line per transition, written off the event loop, without inputs and outputs."""
+"""Journal: a JSON line per transition of a job or end of a request, without inputs and outputs.
+
+Written off the event loop.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +16,18 @@ import orjson
 from llmpod.endpoint.errors import StartError
 from llmpod.endpoint.options import Options
 from llmpod.endpoint.state.job import Job, JobState
-from llmpod.endpoint.state.store import JobStore
 
 FLUSH_S = 0.05
 
 
+def utc_now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
 def record(job: Job, was: JobState | None, reason: str) -> dict[str, object]:
-    """The fields of one line; a field without a value is left out."""
-    line = {
-        "ts": datetime.now(UTC).isoformat(timespec="milliseconds"),
+    """The fields of one line about a job."""
+    return {
+        "ts": utc_now(),
         "event": "job",
         "job_id": job.id,
         "from": None if was is None else was.value,
@@ -32,16 +38,15 @@ def record(job: Job, was: JobState | None, reason: str) -> dict[str, object]:
         "delay_ms": job.delay_ms,
         "execution_ms": job.execution_ms,
     }
-    return {key: value for key, value in line.items() if value is not None}
 
 
 STDOUT = 1  # the descriptor: sys.stdout may be a stand-in that has none
 
 
 class Journal:
-    """Follows a store. Raises StartError where the file cannot be opened."""
+    """Lines go where `options.journal` says. Raises StartError where the file cannot be opened."""
 
-    def __init__(self, store: JobStore, options: Options) -> None:
+    def __init__(self, options: Options) -> None:
         self._lines: list[bytes] = []
         self._file: io.FileIO | None = None
         self._lost = 0  # lines that could not be written since the last that could
@@ -54,11 +59,17 @@ class Journal:
                 self._file = io.FileIO(options.journal, "ab")
             except OSError as error:
                 raise StartError(f"--journal {options.journal}: {error.strerror}") from None
-        if self._file is not None:
-            store.listeners.append(self._on_transition)
 
-    def _on_transition(self, job: Job, was: JobState | None, reason: str) -> None:
-        self._lines.append(orjson.dumps(record(job, was, reason), option=orjson.OPT_APPEND_NEWLINE))
+    def on_transition(self, job: Job, was: JobState | None, reason: str) -> None:
+        """A listener of a JobStore."""
+        if self._file is not None:
+            self.add(record(job, was, reason))
+
+    def add(self, line: dict[str, object]) -> None:
+        """One line, written soon. A field without a value is left out."""
+        if self._file is not None:
+            given = {key: value for key, value in line.items() if value is not None}
+            self._lines.append(orjson.dumps(given, option=orjson.OPT_APPEND_NEWLINE))
 
     async def run(self) -> None:
         """Writes what has gathered until cancelled, in a thread: a full pipe must not stop the endpoint."""

@@ -12,6 +12,7 @@ from llmpod.endpoint.fleet.fleet import Fleet
 from llmpod.endpoint.state.broker import Broker
 from llmpod.endpoint.state.job import TERMINAL, Job, JobState
 from llmpod.endpoint.state.store import JobStore
+from llmpod.endpoint.state.worker import Worker
 
 BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 
@@ -19,7 +20,7 @@ BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 12
 class Metrics(Collector):
     """Counts come from the store, so that a scrape costs and a job does not; only the histograms follow each job."""
 
-    def __init__(self, store: JobStore, broker: Broker, fleet: Fleet | None) -> None:
+    def __init__(self, store: JobStore, broker: Broker, fleet: Fleet[Worker] | None) -> None:
         self._store = store
         self._broker = broker
         self._fleet = fleet

@@ -13,12 +13,10 @@ from random import Random
 from llmpod.endpoint.errors import ApiError
 from llmpod.endpoint.faults import Faults, batch_size
 from llmpod.endpoint.options import Options
+from llmpod.endpoint.state import fleet_worker
 from llmpod.endpoint.state.job import Job, JobState
 from llmpod.endpoint.state.store import JobStore
-from llmpod.endpoint.state.worker import Worker, WorkerState, absent, missing, silent
-
-DEAD_KEPT = 20
-"""Dead workers that are remembered, so that their logs can be read and their late calls recognised."""
+from llmpod.endpoint.state.worker import Worker, absent, missing, silent
 
 
 class Poll:
@@ -52,9 +50,7 @@ class Broker:
     def add(self, worker_id: str, *, owned: bool) -> Worker:
         worker = Worker(worker_id, owned, self.store.clock(), log_lines=self.options.worker_log_lines)
         self.workers[worker_id] = worker
-        dead = [known.id for known in self.workers.values() if known.dead is not None]
-        for worker_id in dead[:-DEAD_KEPT]:
-            del self.workers[worker_id]
+        fleet_worker.forget_dead(self.workers)
         return worker
 
     def polling(self, worker_id: str) -> Worker:
@@ -92,8 +88,8 @@ class Broker:
             worker.dead = None
             worker.draining = worker.retired = False
             worker.last_ping_s = None
-        if not worker.polled:
-            worker.polled = True
+        if not worker.started:
+            worker.started = True
             worker.idle_since_s = self.store.clock()
         worker.open_polls += 1
         poll = Poll(worker, asked, asyncio.get_running_loop().create_future())
@@ -215,7 +211,7 @@ class Broker:
             if worker.jobs.pop(job.id, None) is None:
                 continue
             if reason == "done":
-                worker.jobs_done += 1
+                worker.done += 1
             elif worker.dead is None and job.ended:
                 worker.ask_stop(job.id, self.store.clock())
             if not worker.jobs:
@@ -223,11 +219,4 @@ class Broker:
 
     def counts(self) -> dict[str, int]:
         """Workers per state as /health shows them; `ready` is everything that could take a job now."""
-        counts = dict.fromkeys(("idle", "initializing", "ready", "running", "throttled", "unhealthy"), 0)
-        for worker in self.workers.values():
-            state = worker.state
-            if state.value in counts:
-                counts[state.value] += 1
-            if state in (WorkerState.IDLE, WorkerState.RUNNING):
-                counts["ready"] += 1
-        return counts
+        return fleet_worker.counts(self.workers)

@@ -1,94 +1,37 @@
-"""Worker state of the endpoint: its jobs, its last ping, and the state that follows from them."""
+"""Worker of a queue: its jobs, its polls, its last ping, the stops it was told."""
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
 
+from llmpod.endpoint.state.fleet_worker import FleetWorker
 from llmpod.endpoint.state.job import Job
 
 MIRROR_LIMIT = 60_000
 """Characters of ping job ids from which the list may be cut off: the SDK's PingJobMirror holds 64 KiB."""
-SIGTERM_CODE = 128 + 15
 SETTLE_S = 2.0
 """A job younger than this may be missing from a ping because the worker is still reading the job-take reply."""
 
 
-class WorkerState(StrEnum):
-    THROTTLED = "throttled"
-    INITIALIZING = "initializing"
-    IDLE = "idle"
-    RUNNING = "running"
-    UNHEALTHY = "unhealthy"
-    STOPPING = "stopping"
-    DEAD = "dead"
-
-
-LIVE = frozenset({WorkerState.INITIALIZING, WorkerState.IDLE, WorkerState.RUNNING})
-
-
 @dataclass(slots=True, eq=False)
-class Worker:
-    """One worker, ours (`owned`: we started its process) or somebody else's. Clock readings are monotonic seconds."""
+class Worker(FleetWorker):
+    """One worker of a queue. Clock readings are monotonic seconds."""
 
-    id: str
-    owned: bool
-    since_s: float
-    log_lines: int = 2000
     jobs: dict[str, Job] = field(default_factory=dict)
-    polled: bool = False
-    throttled: bool = False
-    draining: bool = False
-    unhealthy: str | None = None
-    dead: str | None = None
-    retired: bool = False
-    """The endpoint asked it to leave: the scaler, somebody at the page, or the end of the endpoint itself."""
-    exit_code: int | None = None
-    """Of its process, if that was ours and has ended; 128 + N if signal N ended it."""
     open_polls: int = 0
     last_poll_s: float | None = None
     last_ping_s: float | None = None
-    idle_since_s: float | None = None
-    jobs_done: int = 0
     stop_ids: dict[str, float] = field(default_factory=dict)
     """Jobs to stop that a job-stop poll has not fetched yet, and since when."""
     stopping: dict[str, float] = field(default_factory=dict)
     """Jobs whose stop was fetched, and when it was first asked for; forgotten when a ping no longer reports them."""
     stop_watchers: list[asyncio.Future[None]] = field(default_factory=list)
-    logs: deque[str] = field(default_factory=deque)
-
-    def __post_init__(self) -> None:
-        self.logs = deque(maxlen=self.log_lines)
 
     @property
-    def state(self) -> WorkerState:
-        if self.dead is not None:
-            return WorkerState.DEAD
-        if self.unhealthy is not None:
-            return WorkerState.UNHEALTHY
-        if self.draining:
-            return WorkerState.STOPPING
-        if self.throttled:
-            return WorkerState.THROTTLED
-        if not self.polled:
-            return WorkerState.INITIALIZING
-        return WorkerState.RUNNING if self.jobs else WorkerState.IDLE
-
-    @property
-    def ending(self) -> str | None:
-        """How a dead worker ended, in a word: `stopped` as it was asked to or by itself in order, `crashed (137)` with
-        the code that a shell would show, `gone` if its process is not ours. None while it lives."""
-        if self.dead is None:
-            return None
-        code = self.exit_code
-        if not self.owned:
-            return "gone"
-        if self.retired:
-            return "stopped" if code in (None, 0, SIGTERM_CODE) else f"stopped ({code})"
-        return "stopped" if code == 0 else "crashed" if code is None else f"crashed ({code})"
+    def load(self) -> int:
+        return len(self.jobs)
 
     @property
     def takes_jobs(self) -> bool:

@@ -1,0 +1,57 @@
+"""HTTP server of an endpoint: one aiohttp application on one port, its page and its metrics."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from aiohttp import web
+
+from llmpod.endpoint.api.router import KEEPALIVE_S, MAX_LINE_BYTES, Gate
+from llmpod.endpoint.errors import StartError
+
+PAGE_POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; img-src data:;"
+    " frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+)
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+SHUTDOWN_S = 0.5
+
+
+async def listen(
+    app: web.Application, host: str, port: int, logger: logging.Logger, *, flag: str, auto_decompress: bool = True
+) -> tuple[web.AppRunner, int]:
+    """Serves `app`; its runner and its port (0 picks a free one). Raises StartError that names `flag`."""
+    runner = web.AppRunner(
+        app,
+        handler_cancellation=True,
+        access_log=None,
+        logger=logger,
+        keepalive_timeout=KEEPALIVE_S,
+        max_line_size=MAX_LINE_BYTES,
+        shutdown_timeout=SHUTDOWN_S,
+        auto_decompress=auto_decompress,
+    )
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, host, port, backlog=1024).start()
+    except OSError as error:
+        await runner.cleanup()
+        raise StartError(f"cannot listen on {host}:{port}: {error.strerror}; try another {flag}") from None
+    return runner, runner.addresses[0][1]
+
+
+def add_page(app: web.Application, page: Path, metrics: Callable[[], bytes], gate: Gate) -> None:
+    """GET / and GET /metrics. The page itself needs no key: it asks for it."""
+
+    async def show(request: web.Request) -> web.StreamResponse:
+        return web.FileResponse(page, headers={"Cache-Control": "no-cache", "Content-Security-Policy": PAGE_POLICY})
+
+    async def measure(request: web.Request) -> web.StreamResponse:
+        gate.check_source(request)
+        gate.check_client(request)
+        return web.Response(body=metrics(), headers={"Content-Type": METRICS_TYPE})
+
+    app.router.add_get("/", show)
+    app.router.add_get("/metrics", measure)

@@ -1,0 +1,159 @@
+"""Pool of HTTP workers: who gets a request, who waits for a worker, what health checks change."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from llmpod.endpoint.balancer.routing import Affinity, Health, choose, health_of
+from llmpod.endpoint.balancer.worker import HttpWorker, free_ports
+from llmpod.endpoint.errors import ApiError
+from llmpod.endpoint.faults import Faults
+from llmpod.endpoint.fleet.autoscaler import request_count_target, surplus
+from llmpod.endpoint.options import Options
+from llmpod.endpoint.state.fleet_worker import WorkerState, forget_dead
+
+WORKER_HOST = "127.0.0.1"
+"""Where workers are reached. They listen on all addresses, as in a container, or on this one."""
+
+
+class Waiter:
+    """A request that waits for a worker."""
+
+    __slots__ = ("affinity", "given")
+
+    def __init__(self, affinity: Affinity | None) -> None:
+        self.affinity = affinity
+        self.given: asyncio.Future[HttpWorker] = asyncio.get_running_loop().create_future()
+
+
+class HttpPool:
+    """Pool and scaler for the fleet. No HTTP here: proxy.py and health.py turn it into these calls."""
+
+    def __init__(self, options: Options, clock: Callable[[], float]) -> None:
+        self.options = options
+        self.clock = clock
+        self.faults: Faults = options.faults
+        self.workers: dict[str, HttpWorker] = {}
+        self.waiting: dict[Waiter, None] = {}
+        self._turns = 0
+
+    # ------------------------------------------------------------------ what the fleet tells
+    def add(self, worker_id: str, *, owned: bool) -> HttpWorker:
+        ports = free_ports(WORKER_HOST, 2)
+        health_port = ports[0] if self.options.health_port == "same" else ports[1]
+        worker = HttpWorker(
+            worker_id, owned, self.clock(), self.options.worker_log_lines, port=ports[0], health_port=health_port
+        )
+        self.workers[worker_id] = worker
+        forget_dead(self.workers)
+        return worker
+
+    def drain(self, worker: HttpWorker) -> None:
+        worker.draining = True
+
+    def lose(self, worker: HttpWorker, reason: str) -> None:
+        if worker.dead is None:
+            worker.dead = reason
+            self.drain(worker)
+            self.dispatch()
+
+    # ------------------------------------------------------------------ requests
+    @property
+    def in_flight(self) -> int:
+        return sum(worker.in_flight for worker in self.workers.values())
+
+    async def acquire(self, affinity: Affinity | None) -> HttpWorker:
+        """A worker for one request, which `release` has to follow. Waits for one where none is free.
+
+        Raises ApiError: 400 (no_worker_status) after worker_wait_s, 429 where too many wait, 404 where the only worker
+        that will do is gone.
+        """
+        options = self.options
+        strict = affinity is not None and affinity.strict
+        waiter = Waiter(affinity)
+        self.waiting[waiter] = None
+        try:
+            self.dispatch()
+            if not waiter.given.done() and len(self.waiting) > options.waiting_max:
+                raise ApiError(429, f"{options.waiting_max} requests are waiting for a worker")
+            async with asyncio.timeout(options.affinity_wait_s if strict else options.worker_wait_s):
+                return await waiter.given
+        except TimeoutError:
+            message = "timed out waiting for worker" if strict else "no workers available"
+            raise ApiError(options.no_worker_status, message) from None
+        except asyncio.CancelledError:
+            if waiter.given.done() and not waiter.given.cancelled() and waiter.given.exception() is None:
+                self.release(waiter.given.result(), answered=False)
+            raise
+        finally:
+            self.waiting.pop(waiter, None)
+
+    def release(self, worker: HttpWorker, *, answered: bool) -> None:
+        worker.in_flight -= 1
+        worker.done += answered
+        if not worker.in_flight:
+            worker.idle_since_s = self.clock()
+        self.dispatch()
+
+    def dispatch(self) -> None:
+        """Gives waiting requests, oldest first, to workers that can take them."""
+        full = False
+        for waiter in list(self.waiting):
+            affinity = waiter.affinity
+            if waiter.given.done() or (full and affinity is None):
+                continue
+            if affinity is not None and affinity.strict and self._gone(affinity.worker_id):
+                waiter.given.set_exception(ApiError(404, "affinity_worker_gone"))
+                continue
+            candidates = [worker.candidate() for worker in self.workers.values()]
+            chosen = choose(candidates, self.options.worker_capacity, affinity)
+            if chosen is None:
+                full = full or affinity is None
+                continue
+            waiter.given.set_result(self._take(self.workers[chosen]))
+
+    def _gone(self, worker_id: str) -> bool:
+        worker = self.workers.get(worker_id)
+        return worker is None or not worker.counted
+
+    def _take(self, worker: HttpWorker) -> HttpWorker:
+        self._turns += 1
+        worker.turn = self._turns
+        worker.in_flight += 1
+        worker.idle_since_s = None
+        return worker
+
+    # ------------------------------------------------------------------ health checks
+    def see(self, worker: HttpWorker, status: int | None, took_ms: float) -> None:
+        """The result of a health check: an HTTP code, or None where there was no answer."""
+        now = self.clock()
+        worker.health_status, worker.health_ms = status, took_ms
+        worker.health = health_of(status, started=worker.started)
+        if worker.health is Health.INITIALIZING and worker.initializing_s is None:
+            worker.initializing_s = now
+        if worker.health is Health.HEALTHY:
+            worker.failures = 0
+            worker.unhealthy = None
+            worker.last_healthy_s = now
+            if not worker.started:
+                worker.started = True
+                worker.healthy_s = worker.idle_since_s = now
+            self.dispatch()
+            return
+        worker.failures += 1
+        if worker.started and worker.failures >= self.options.health_failures:
+            worker.unhealthy = f"health check: {'no answer' if status is None else status}"
+
+    # ------------------------------------------------------------------ scaling
+    def target(self, live: Sequence[HttpWorker], least: int, most: int) -> int:
+        """REQUEST_COUNT over the requests that wait and those in flight."""
+        return request_count_target(len(self.waiting), self.in_flight, self.options.scaler_value, least, most)
+
+    def surplus(self, live: Sequence[HttpWorker], target: int, least: int, most: int) -> list[HttpWorker]:
+        """Workers above the target that had nothing to do for idleTimeout, and those above workersMax."""
+        now = self.clock()
+        idle = [worker for worker in live if worker.state is WorkerState.IDLE]
+        idle_s = [now - (worker.idle_since_s or now) for worker in idle]
+        chosen = surplus(idle_s, len(live), target, most, self.options.idle_timeout_s)
+        return [idle[position] for position in chosen]
