@@ -54,13 +54,16 @@ fuzz: setup ## minutes of hostile jobs through the worker and a real engine (FUZ
 	FUZZ_SECONDS=$(or $(FUZZ_SECONDS),300) $(PY) -m pytest -s tests/worker/test_fuzz.py
 
 bench: setup ## all of the following: every figure of bench/README.md
-	@$(MAKE) --keep-going --no-print-directory bench-worker bench-routes bench-loop bench-endpoint bench-loadtest bench-evidence
+	@$(MAKE) --keep-going --no-print-directory bench-worker bench-routes bench-http bench-loop bench-endpoint bench-loadtest bench-evidence
 
 bench-worker: setup ## the worker against the bare engine and the SDK's own loop, through RunPod's protocol
 	@$(PY) bench/worker.py $(ARGS)
 
 bench-routes: setup ## vLLM's routes inside the worker against the bare engine
 	@$(PY) bench/routes.py $(ARGS)
+
+bench-http: setup ## the worker's HTTP server beside vLLM's own, with the same engine (ARGS=--quick)
+	@$(PY) bench/http_server.py $(ARGS)
 
 bench-loop: setup ## the job loop alone, around an engine of a known pace
 	@$(PY) bench/loop.py

@@ -24,7 +24,9 @@ ORDER: dict[str, tuple[str, ...]] = {
         "routes",
         "worker.py",
         "local_run.py",
+        "lifecycle.py",
         "queue",
+        "http",
         "__main__.py",
     ),
     "endpoint": (

@@ -140,8 +140,8 @@ def test_the_machines_own_variables_are_nobodys_typing_error(monkeypatch: pytest
 
 
 def test_runpod_is_recognised_by_its_job_url(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not load().on_runpod
-    assert loaded(monkeypatch, RUNPOD_WEBHOOK_GET_JOB="http://127.0.0.1:1/job-take/$ID").on_runpod
+    assert load().mode.kind == "one job"
+    assert loaded(monkeypatch, RUNPOD_WEBHOOK_GET_JOB="http://127.0.0.1:1/job-take/$ID").mode.kind == "queue"
 
 
 def test_every_setting_is_explained() -> None:

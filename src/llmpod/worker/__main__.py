@@ -1,4 +1,4 @@
-"""Command line of the worker: serves RunPod's jobs on RunPod, and runs one job elsewhere.
+"""Command line of the worker: serves RunPod's queue or HTTP requests (serve_mode.py), or runs one job.
 
 python -m llmpod.worker                                     run test_input.json
 python -m llmpod.worker --test_input '{"input": {...}}'     run the given job
@@ -17,6 +17,7 @@ from llmpod.worker import environ, local_run, scratch, shutdown
 from llmpod.worker.engine.engine import Engine
 from llmpod.worker.errors import StartError
 from llmpod.worker.event_log import EventLog, use_utf8_line_buffered_stdout
+from llmpod.worker.http.loading import LoadingServer
 from llmpod.worker.metrics import reporter
 from llmpod.worker.metrics.metrics import Metrics
 from llmpod.worker.worker import Worker
@@ -41,10 +42,16 @@ def run(test_input: str | None) -> int:
         environment = environ.load()
         for correction in environment.corrections:
             log.emit("setting_corrected", **vars(correction))
-        serves = environment.on_runpod and test_input is None
+        mode = environment.mode
+        serves = mode.kind != "one job" and test_input is None
         if serves:
             environment.settings.require_model()
+            log.emit("serve_mode", mode=mode.kind, reason=mode.reason)
         shutdown.children_end_with_this_process()
+        loading = None
+        if serves and mode.kind == "http":
+            loading = LoadingServer(environment.settings, mode.host)
+            loading.start()
         scratch.claim()
         metrics = Metrics(prometheus_client.REGISTRY)
         metrics.follow("llmpod_log_lines_lost_total", lambda: log.lost_in_all)
@@ -52,6 +59,10 @@ def run(test_input: str | None) -> int:
         engine.prepare()
         worker = Worker(environment.settings, engine, log.emit, metrics)
         with reporter.reporting(environment.settings, metrics, log.emit, environment.others):
+            if loading is not None:
+                from llmpod.worker.http import server  # imported here, as below: it is not needed elsewhere
+
+                return server.serve(worker, loading)
             if serves:
                 from llmpod.worker.queue import loop  # imported here: the SDK takes a second to import
 

@@ -19,6 +19,7 @@ from pydantic import AliasChoices, ValidationError
 
 from llmpod.worker.errors import StartError
 from llmpod.worker.other_workers import REFUSED, RETIRED, meant_by
+from llmpod.worker.serve_mode import ServeMode, decide
 from llmpod.worker.settings import Settings
 
 
@@ -39,7 +40,7 @@ class Environment:
     settings: Settings
     corrections: tuple[Correction, ...]
     others: Mapping[str, str]
-    on_runpod: bool  # RunPod's own sign (runpod 1.12.0, serverless/worker.py)
+    mode: ServeMode
 
 
 _NONE_WORDS = {"none", "null", "undefined"}
@@ -78,7 +79,7 @@ def load(environ: MutableMapping[str, str] = os.environ) -> Environment:
             "Lower the one or raise the other.",
             setting="MAX_TOKENS_MIN",
         )
-    return Environment(settings, corrections, others, on_runpod=bool(environ.get("RUNPOD_WEBHOOK_GET_JOB")))
+    return Environment(settings, corrections, others, decide(settings, environ))
 
 
 def provide(values: Mapping[str, str]) -> None:

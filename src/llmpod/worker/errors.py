@@ -43,6 +43,14 @@ class Code(enum.Enum):
     UNSUPPORTED = Failure("unsupported", 400, False, "This worker does not do that; see the message.")
     NOT_FOUND = Failure("not_found", 404, False, "Use one of the names in the message.")
     ROUTE_CLOSED = Failure("route_closed", 403, False, "Only the worker's operator can open a route: ALLOWED_ROUTES.")
+    METHOD_NOT_ALLOWED = Failure("method_not_allowed", 405, False, "Use one of the methods in the `Allow` header.")
+    BODY_TIMEOUT = Failure("body_timeout", 408, True, "Send the request's body faster.")
+    BODY_TOO_LARGE = Failure(
+        "body_too_large", 413, False, "Send a smaller body. Its limit is the operator's: MAX_BODY_BYTES."
+    )
+    UNSUPPORTED_MEDIA_TYPE = Failure(
+        "unsupported_media_type", 415, False, "Send JSON, not compressed, with `Content-Type: application/json`."
+    )
     BLOCKED = Failure("content_filter", 400, False, "This worker does not answer such requests.")
     CANCELLED = Failure("cancelled", 409, True, "Send the job again if it was not meant to be stopped.")
     OVERLOADED = Failure("overloaded", 503, True, "Send the job again after details.retry_after_s seconds, or later.")

@@ -19,7 +19,7 @@ from llmpod.worker.errors import StartError
 DEMO_MODEL = Path(__file__).resolve().parent / "demo_model"
 DEMO_NAME = "llmpod-demo"
 
-Group = Literal["Model", "Engine", "Worker", "Routes", "Guardrails", "Log", "Metrics"]
+Group = Literal["Model", "Engine", "Worker", "HTTP", "Routes", "Guardrails", "Log", "Metrics"]
 
 
 def setting(default: Any, group: Group, help_text: str, *, also: tuple[str, ...] = (), **limits: Any) -> Any:
@@ -138,7 +138,7 @@ class Settings(BaseSettings):
         None,
         "Worker",
         "Jobs held at once. Constant for the worker's life. Unset: MAX_NUM_SEQS and a quarter more, so "
-        "that the engine never waits for a job.",
+        "that the engine never waits for a job; over HTTP twice as many, of which half wait.",
     )
     max_queue_wait: float = setting(
         60.0,
@@ -198,6 +198,27 @@ class Settings(BaseSettings):
         {},
         "Worker",
         'Sampling parameters of jobs that name none, as JSON: {"temperature": 0.3}. A job\'s own win.',
+    )
+
+    serve_mode: Annotated[Literal["auto", "queue", "http"], BeforeValidator(str.lower)] = setting(
+        "auto",
+        "HTTP",
+        "How jobs come. queue: from RunPod's queue. http: as requests to this worker's HTTP server, on a "
+        "load-balancing endpoint. auto: http if PORT_HEALTH is set; queue if RunPod gives an address to take jobs "
+        "from; http if RunPod sets PORT. A `serve_mode` event says which, and why.",
+    )
+    port: int = setting(80, "HTTP", "Port of the HTTP server, as RunPod sets it. 0: any free one.", ge=0, le=65535)
+    port_health: Annotated[int, Field(ge=1, le=65535)] | None = setting(
+        None, "HTTP", "Port on which /ping is answered, too. RunPod sets it. Unset: PORT."
+    )
+    health_check_path: str = setting(
+        "/ping", "HTTP", "Path that tells the load balancer whether this worker is ready.", pattern=r"^/[\w./-]*$"
+    )
+    bind_host: str | None = setting(
+        None, "HTTP", "Address the HTTP server listens on. Unset: 0.0.0.0 on RunPod, 127.0.0.1 anywhere else."
+    )
+    max_body_bytes: int = setting(
+        30_000_000, "HTTP", "Largest request body. RunPod's load balancer carries 30 MB.", ge=1000
     )
 
     max_prompt_chars: int = setting(

@@ -30,6 +30,7 @@ class JobRecord:
         self.route = "native"
         self.model: str | None = None  # the model's name in a route job's request, else its served name
         self.streaming = False  # part of a route's stream has been sent
+        self.content_type: str | None = None  # of a route's answer, with its parameters
         self.constrained = False  # whether the answer has a structured output
         self.generated = False  # the engine has finished; what is left to send need not wait for more
         self.adapted: Mapping[str, Any] = {}  # fields taken under another name, and ignored ones
@@ -43,6 +44,10 @@ class JobRecord:
         self._result: dict[str, Any] = {}
         self._started = False
         self._ended = False
+
+    def arrived(self) -> None:
+        """Times are counted from now on, and not from the arrival of a request's first byte."""
+        self._received = time.monotonic()
 
     def start(self, request: NativeRequest, max_tokens: MaxTokens, *, validation_enabled: bool) -> None:
         """Record the parsed input of a native job."""

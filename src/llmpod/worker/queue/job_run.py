@@ -6,15 +6,15 @@ one for the result: a list, as the SDK makes it of a generator's yields, with ad
 
 from __future__ import annotations
 
-import asyncio
 import time
 from contextlib import aclosing, closing
 from typing import Any
 
 import orjson
 
-from llmpod.worker.errors import Code, JobError
+from llmpod.worker.errors import JobError
 from llmpod.worker.jobs import native_reply
+from llmpod.worker.jobs.interruption import Interruption
 from llmpod.worker.queue.result_delivery import Delivery
 from llmpod.worker.queue.stream_chunks import Deltas, Item, merge, split
 from llmpod.worker.queue.stream_rate import Pace
@@ -40,8 +40,7 @@ class JobRun:
         self._delivery = delivery
         self._pace = pace
         self._extra = {"stopPod": True} if stop_pod else {}
-        self._scope = asyncio.timeout(None)
-        self._working = False
+        self._interruption = Interruption(self.record)
         self._hurried = False
         self._sent_events = False  # whether the stream consists of strings
         self._whole: list[Item] = []
@@ -49,47 +48,24 @@ class JobRun:
 
     def interrupt(self, error: JobError) -> None:
         """Stop the job and report `error`. Does nothing once the result is being sent."""
-        self._hurried = error.code is not Code.TIMEOUT
-        if self.record.interruption is None:
-            self.record.interruption = error
-            if self._working:
-                self._scope.reschedule(asyncio.get_running_loop().time())
+        self._hurried = True
+        self._interruption.interrupt(error)
 
     async def run(self) -> None:
         """Run the job and deliver its result."""
-        limit_s = self._worker.settings.max_job_seconds
-        timeout = JobError(Code.TIMEOUT, f"The job was not finished within MAX_JOB_SECONDS ({limit_s:g}).")
-        alarm = asyncio.get_running_loop().call_later(limit_s, self.interrupt, timeout) if limit_s else None
         try:
-            result = await self._work_in_scope()
-        finally:
-            if alarm is not None:
-                alarm.cancel()
+            result = await self._interruption.run(self._work, self._worker.settings.max_job_seconds)
+        except JobError as error:
+            self.record.cut_short()
+            if self.record.stream:
+                await self._delivery.chunk(self.id, self._final_chunk(error), patience_s=LAST_CHUNK_PATIENCE_S)
+            result = {"error": error.as_json(self.id)}
         await self._delivery.result(
             self.id,
             self._extra | result,
             stream=self.record.stream,
             patience_s=HURRIED_PATIENCE_S if self._hurried else None,
         )
-
-    async def _work_in_scope(self) -> dict[str, Any]:
-        try:
-            async with self._scope:
-                self._working = True
-                try:
-                    if self.record.interruption is not None:
-                        raise TimeoutError
-                    return await self._work()
-                finally:
-                    self._working = False
-        except TimeoutError:
-            error = self.record.interruption
-            if error is None:
-                raise
-        self.record.cut_short()
-        if self.record.stream:
-            await self._delivery.chunk(self.id, self._final_chunk(error), patience_s=LAST_CHUNK_PATIENCE_S)
-        return {"error": error.as_json(self.id)}
 
     async def _work(self) -> dict[str, Any]:
         replies = self._worker.handle(self._job, self.record)

@@ -1,10 +1,9 @@
 """Job loop: starts the engine, polls RunPod for jobs, runs them concurrently, and drains at shutdown.
 
 The SDK stays the entry point (`runpod.serverless.start`: fitness checks, heartbeat, arguments); its JobScaler is
-replaced by a subclass. The engine starts inside the loop that serves jobs, because vLLM's engine belongs to the event
-loop that started it and the SDK runs its fitness checks in another. sdk.py lists the parts of the SDK that are used.
-
-Order: start the engine -> serve jobs until a signal or an engine failure -> drain -> shut the engine down.
+replaced by a subclass. The engine starts inside the loop that serves jobs (lifecycle.py), because vLLM's engine belongs
+to the event loop that started it and the SDK runs its fitness checks in another. sdk.py lists the parts of the SDK that
+are used.
 """
 
 from __future__ import annotations
@@ -19,9 +18,8 @@ from typing import Any, NoReturn
 import runpod
 from runpod.serverless.modules import rp_scale
 
-from llmpod.worker import shutdown
-from llmpod.worker.engine.watchdog import Watchdog
 from llmpod.worker.errors import Code, JobError
+from llmpod.worker.lifecycle import Lifecycle
 from llmpod.worker.queue import sdk
 from llmpod.worker.queue.job_run import HURRIED_PATIENCE_S, JobRun
 from llmpod.worker.queue.polling import HALF_CLOSE_S, QUICK_S, Backoff, Poller
@@ -30,90 +28,26 @@ from llmpod.worker.queue.stops import EarlyStops
 from llmpod.worker.queue.stream_rate import Pace
 from llmpod.worker.worker import Worker
 
-LOADING_EXIT_S = 4.0
-"""Deadline of the graceful exit after a signal while the model loads."""
-ENGINE_END_S = 20.0
-"""Deadline of the exit after the last job, with an engine to shut down."""
 
-
-class EngineJobScaler(rp_scale.JobScaler):  # type: ignore[misc] # the SDK is untyped
+class EngineJobScaler(Lifecycle, rp_scale.JobScaler):  # type: ignore[misc] # the SDK is untyped
     """The SDK's own job loop, with an engine that starts and ends with it."""
 
-    worker: Worker
-
     def __init__(self, config: dict[str, Any]) -> None:
-        super().__init__(config)
-        self.failure: JobError | None = None
-        self._loading = True
-        self._signals = 0
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._owns_process = False
+        rp_scale.JobScaler.__init__(self, config)
+        Lifecycle.__init__(self)
 
     def start(self) -> None:
         """Install signal handlers and run the loop; called by the SDK. Afterwards this class may end the process."""
-        self._owns_process = True
+        self.owns_process = True
         super().start()
-
-    async def run(self) -> None:
-        """Start the engine, serve jobs until shutdown, shut the engine down.
-
-        Raises:
-            SystemExit: 1, when the engine failed.
-        """
-        self._loop = asyncio.get_running_loop()
-        try:
-            await self.worker.engine.start()
-            self._loading = False
-            self.worker.report_capacity()
-            self.worker.on_engine_death = self._engine_died
-            watchdog = Watchdog(self.worker.engine, self.worker.settings.engine_stall_seconds, self.fail)
-            watching = asyncio.create_task(watchdog.run())
-            try:
-                await self.serve()
-            finally:
-                watching.cancel()
-        finally:
-            if self._owns_process:
-                shutdown.leave_within(ENGINE_END_S, 1 if self.failure or self._loading else 0)
-                if self.failure is not None:
-                    shutdown.end_children()  # a hung engine does not react to a shutdown request
-            self.worker.engine.shutdown()
-        if self.failure is not None:
-            self.worker.emit(
-                "fatal",
-                level="error",
-                cause=self.failure.message,
-                cure="RunPod replaces this worker; the engine's own log lines above have the reason.",
-            )
-            raise SystemExit(1)
 
     async def serve(self) -> None:
         """Poll for jobs and run them until shutdown."""
-        await super().run()
+        await rp_scale.JobScaler.run(self)
 
-    def fail(self, failure: JobError) -> None:
-        """Handle an engine failure: stop polling, and exit once running jobs have been reported."""
-        if self.failure is None:
-            self.failure = failure
-            self.kill_worker()
-
-    def _engine_died(self) -> None:
-        self.fail(JobError(Code.ENGINE_DEAD, "The engine died."))
-
-    def handle_shutdown(self, signum: int, frame: FrameType | None) -> None:
-        """Handle SIGTERM and SIGINT: the first shuts down gracefully, the second exits at once.
-
-        While the model loads there are no jobs, and the first exits.
-        """
-        self._signals += 1
-        if self._loading:
-            shutdown.leave_within(LOADING_EXIT_S, 0)
-            shutdown.end_children()
-            raise SystemExit(0)
-        if self._signals > 1:
-            shutdown.leave_now(128 + signum)
-        if self._loop is not None:
-            self._loop.call_soon_threadsafe(self.kill_worker)  # wakes the loop, which a plain call would not
+    def stop(self) -> None:
+        """Stop polling."""
+        self.kill_worker()
 
 
 class EventJobScaler(EngineJobScaler):

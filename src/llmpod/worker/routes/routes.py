@@ -63,6 +63,7 @@ class Routes:
         try:
             async with exchange:
                 await exchange.started()
+                record.content_type = exchange.headers.get("content-type")
                 async with aclosing(answer.replies()) as replies:
                     async for reply in replies:
                         yield reply

@@ -1,0 +1,272 @@
+"""The worker's HTTP server beside vLLM's own (`vllm serve`): same engine settings, same client, same machine, one run.
+
+    python bench/http_server.py               1, 16, 64 and 128 clients, two rounds
+    python bench/http_server.py --quick       1, 16 and 128 clients, one shorter round
+
+Chat answers of 128 tokens, whole and streamed, with and without a tool that a parser looks for. Both servers run from
+the start; the one that is not measured is stopped (SIGSTOP), so it takes no processor. Rounds alternate, so that a
+machine whose pace changes changes both; of each server the best round counts. "CPU" is user and system time of the
+server's own process (/proc), without its engine's, per generated token: what HTTP, tokenising, parsing and writing
+events cost.
+The worker applies its guardrails and writes two log lines per request; vLLM's access log is off.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import importlib.metadata
+import json
+import os
+import platform
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+MODEL = REPOSITORY / "src" / "llmpod" / "worker" / "demo_model"
+TOKENS = 128
+SLOTS = 128
+ENGINE = {"max-num-seqs": str(SLOTS), "dtype": "float32", "tool-call-parser": "hermes"}
+"""Engine arguments of both servers, beside those that follow from a CPU without compilation."""
+VARIABLES = {"VLLM_CPU_KVCACHE_SPACE": "1", "TORCH_COMPILE_DISABLE": "1", "VLLM_NO_USAGE_STATS": "1"}
+"""Environment variables of both."""
+TOOL = {"type": "function", "function": {"name": "look_up", "parameters": {"type": "object", "properties": {}}}}
+REQUESTS = {1: 8, 16: 64, 64: 128, 128: 256}
+START_S = 180.0
+
+
+@dataclass
+class Figures:
+    """One server in one cell of the table."""
+
+    tokens_per_s: float
+    ttft_ms: list[float]
+    cpu_us_per_token: float
+
+
+@dataclass
+class Server:
+    """A running server. `process` is its own; its engine's processes are the children."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    port: int
+    best: dict[tuple[int, bool, bool], Figures] = field(default_factory=dict)
+
+    def cpu_s(self) -> float:
+        """User and system time of the server's process so far."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal to the server and everything it has started."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, number)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def vllm_named() -> str:
+    """A folder in which the CPU build, which is named vllm-cpu, has the name that `vllm serve` asks for."""
+    folder = Path(tempfile.mkdtemp(prefix="bench-names-"))
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        version = importlib.metadata.version("vllm-cpu")
+        (folder / f"vllm-{version}.dist-info").mkdir()
+        metadata = f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}+cpu\n"
+        (folder / f"vllm-{version}.dist-info" / "METADATA").write_text(metadata)
+    return str(folder)
+
+
+def start(name: str, log: Path) -> Server:
+    """Start a server; `log` gets what it prints."""
+    port = free_port()
+    variables = os.environ | VARIABLES
+    if name == "llmpod":
+        command = [sys.executable, "-u", str(REPOSITORY / "handler.py")]
+        named = {argument.replace("-", "_").upper(): value for argument, value in ENGINE.items()}
+        variables |= named | {
+            "SERVE_MODE": "http",
+            "PORT": str(port),
+            "MODEL_NAME": str(MODEL),
+            "SERVED_MODEL_NAME": "demo",
+            "MAX_TOKENS_MAX": str(TOKENS),
+            "ENGINE_STALL_SECONDS": "0",  # it is stopped while the other one is measured
+        }
+    else:
+        command = [sys.executable, "-c", "from vllm.entrypoints.cli.main import main; main()", "serve", str(MODEL)]
+        command += [f"--{argument}={value}" for argument, value in ENGINE.items()]
+        command += ["--served-model-name=demo", "--enforce-eager", "--enable-auto-tool-choice", f"--port={port}"]
+        command += ["--host=127.0.0.1", "--disable-uvicorn-access-log", "--disable-log-stats"]
+        variables |= {"PYTHONPATH": vllm_named(), "VLLM_LOGGING_LEVEL": "ERROR"}
+    process = subprocess.Popen(
+        command, env=variables, stdout=log.open("wb"), stderr=subprocess.STDOUT, start_new_session=True
+    )
+    return Server(name, process, port)
+
+
+def await_ready(server: Server, log: Path) -> None:
+    """Wait until /health answers 200."""
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline and server.process.poll() is None:
+        url = f"http://127.0.0.1:{server.port}/health"
+        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5) as response:
+            if response.status == 200:
+                return
+        time.sleep(0.2)
+    raise SystemExit(f"{server.name} did not start:\n{log.read_text(errors='replace')[-3000:]}")
+
+
+class Client:
+    """A keep-alive connection that sends one chat request after another."""
+
+    def __init__(self, port: int, *, stream: bool, tools: bool) -> None:
+        self._port = port
+        body: dict[str, Any] = {
+            "model": "demo",
+            "messages": [{"role": "user", "content": "How do I prepare for a job interview?"}],
+            "max_tokens": TOKENS,
+            "ignore_eos": True,
+            "temperature": 0.8,
+        }
+        body |= {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
+        body |= {"tools": [TOOL]} if tools else {}
+        self._stream = stream
+        self._body = body
+
+    async def run(self, numbers: Any, ttft_ms: list[float]) -> None:
+        """Send a request for each number, and check each answer."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self._port, limit=1 << 24)
+        for number in numbers:
+            content = json.dumps(self._body | {"seed": number}).encode()
+            head = "POST /v1/chat/completions HTTP/1.1\r\nhost: bench\r\ncontent-type: application/json\r\n"
+            began = time.monotonic()
+            writer.write(f"{head}content-length: {len(content)}\r\n\r\n".encode() + content)
+            answer = await reader.readuntil(b"\r\n\r\n")
+            assert b" 200 " in answer[:20], answer
+            if self._stream:
+                await reader.readuntil(b"data: ")
+                ttft_ms.append(1000 * (time.monotonic() - began))
+                said = await reader.readuntil(b"\r\n0\r\n\r\n")
+            else:
+                length = answer.lower().partition(b"content-length: ")[2].partition(b"\r")[0]
+                said = await reader.readexactly(int(length))
+            tokens = said.rpartition(b'"completion_tokens":')[2][:8]
+            assert int(tokens.partition(b",")[0].partition(b"}")[0]) == TOKENS, said[-300:]
+        writer.close()
+
+
+async def measure(server: Server, clients: int, requests: int, *, stream: bool, tools: bool) -> Figures:
+    """Load one server."""
+    ttft_ms: list[float] = []
+    numbers = iter(range(requests))
+    cpu, began = server.cpu_s(), time.monotonic()
+    made = [Client(server.port, stream=stream, tools=tools) for _ in range(clients)]
+    await asyncio.gather(*(client.run(numbers, ttft_ms) for client in made))
+    took_s, cpu_s = time.monotonic() - began, server.cpu_s() - cpu
+    tokens = requests * TOKENS
+    return Figures(tokens / took_s, ttft_ms, 1e6 * cpu_s / tokens)
+
+
+def better(now: Figures, before: Figures | None) -> Figures:
+    return now if before is None or now.tokens_per_s > before.tokens_per_s else before
+
+
+def settings() -> str:
+    """What both were run with."""
+    vllm = importlib.metadata.version("vllm-cpu") if "vllm-cpu" in installed() else importlib.metadata.version("vllm")
+    engine = " ".join(f"--{name} {value}" for name, value in ENGINE.items())
+    return "\n".join(
+        [
+            f"Python {platform.python_version()}, vLLM {vllm}, {os.cpu_count()} cores, "
+            f"load {os.getloadavg()[0]:.1f} before the start",
+            f"both: demonstration model, {engine} --enforce-eager",
+            f"both: answers of {TOKENS} tokens (ignore_eos), temperature 0.8",
+            "both: " + " ".join(f"{name}={value}" for name, value in VARIABLES.items()),
+            "vllm serve: --disable-uvicorn-access-log --disable-log-stats",
+            "llmpod: guardrails and log lines as by default",
+        ]
+    )
+
+
+def installed() -> set[str]:
+    return {str(distribution.metadata["Name"]).lower() for distribution in importlib.metadata.distributions()}
+
+
+def row(cell: tuple[int, bool, bool], servers: list[Server]) -> str:
+    clients, stream, tools = cell
+    ours, theirs = (server.best[cell] for server in servers)
+    kind = ("streamed" if stream else "whole") + (", tools" if tools else "")
+    first = [f"{statistics.median(one.ttft_ms):.1f}" if one.ttft_ms else "–" for one in (ours, theirs)]
+    return (
+        f"| {clients} | {kind} | {ours.tokens_per_s:,.0f} | {theirs.tokens_per_s:,.0f} | "
+        f"{ours.tokens_per_s / theirs.tokens_per_s:.2f} | {first[0]} | {first[1]} | "
+        f"{ours.cpu_us_per_token:.0f} | {theirs.cpu_us_per_token:.0f} | "
+        f"{ours.cpu_us_per_token / max(theirs.cpu_us_per_token, 1e-9):.2f} |"
+    )
+
+
+async def compare(servers: list[Server], clients: list[int], rounds: int, share: float) -> None:
+    """Measure all cells and print a row when one is complete."""
+    print("| clients | answers | tokens/s llmpod | vllm serve | ratio | TTFT p50 ms llmpod | vllm serve | ", end="")
+    print("CPU us/token llmpod | vllm serve | ratio |\n|---|---|---|---|---|---|---|---|---|---|", flush=True)
+    for server in servers:
+        server.send(signal.SIGSTOP)
+    for count in clients:
+        for tools in (False, True):
+            for stream in (False, True):
+                cell = (count, stream, tools)
+                for turn in range(rounds):
+                    for server in servers if turn % 2 == 0 else servers[::-1]:
+                        server.send(signal.SIGCONT)
+                        if turn == 0:
+                            await measure(server, min(count, 16), min(count, 16), stream=stream, tools=tools)
+                        requests = max(count, int(REQUESTS[count] * share))
+                        figures = await measure(server, count, requests, stream=stream, tools=tools)
+                        server.send(signal.SIGSTOP)
+                        server.best[cell] = better(figures, server.best.get(cell))
+                print(row(cell, servers), flush=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clients", type=int, nargs="+", choices=sorted(REQUESTS), default=sorted(REQUESTS))
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--quick", action="store_true", help="1, 16 and 128 clients, one round of half the requests")
+    options = parser.parse_args()
+    clients, rounds, share = ([1, 16, 128], 1, 0.5) if options.quick else (options.clients, options.rounds, 1.0)
+    used = settings()
+    servers: list[Server] = []
+    with tempfile.TemporaryDirectory(prefix="bench-http-") as folder:
+        try:
+            for name in ("llmpod", "vllm serve"):
+                log = Path(folder, name.replace(" ", "-") + ".log")
+                servers.append(start(name, log))
+                await_ready(servers[-1], log)
+            print(used + "\n", flush=True)
+            asyncio.run(compare(servers, clients, rounds, share))
+        finally:
+            for server in servers:
+                server.send(signal.SIGCONT)
+                server.send(signal.SIGTERM)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    server.process.wait(20)
+                server.send(signal.SIGKILL)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,180 @@
+"""uvicorn as the worker's HTTP server, with an engine that starts and ends with it.
+
+uvicorn's own handling of signals is not used: SIGTERM drains here (docs/http.md). Its HTTP protocol has no limits for
+request headers and waits for ever for a client that does not read; `Protocol` has.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import resource
+import signal
+import socket
+from collections.abc import Iterator
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from llmpod.worker.errors import Code, JobError
+from llmpod.worker.http.application import Application
+from llmpod.worker.http.loading import BACKLOG, LoadingServer
+from llmpod.worker.http.response import READER_S
+from llmpod.worker.lifecycle import Lifecycle
+from llmpod.worker.worker import Worker
+
+HEADERS_S = 20.0
+"""How long a request's headers may take, from the connection's or the request's first byte."""
+HEAD_BYTES = 1 << 16
+"""Most bytes of a request's first line and headers."""
+KEEP_ALIVE_S = 75
+"""How long a connection may be idle: longer than proxies keep theirs, so that none sends into a closing one."""
+END_S = 2
+"""How long connections may take to close at the end."""
+
+
+class Protocol(HttpToolsProtocol):
+    """uvicorn's HTTP/1.1 protocol with bounds for headers and for readers, and `abort` in each request's scope."""
+
+    _late: asyncio.TimerHandle | None = None  # runs while headers are expected
+    _reading: asyncio.TimerHandle | None = None  # runs while a complete answer is not read
+    _head_bytes = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)  # type: ignore[arg-type]
+        self._expect_headers()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._have_headers()
+        self._stop_reading()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._head_bytes = 0 if self._late is None else self._head_bytes + len(data)
+        if self._head_bytes > HEAD_BYTES:
+            self.transport.abort()
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._stop_reading()
+        self.scope["extensions"] = {"llmpod": {"abort": self.transport.abort}}
+        if self._late is None:
+            self._expect_headers()
+
+    def on_headers_complete(self) -> None:
+        self._have_headers()
+        super().on_headers_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._await_reader(None)
+
+    def _await_reader(self, before_bytes: int | None) -> None:
+        """Drop the connection if its client reads nothing of a complete answer for READER_S."""
+        unread_bytes = self.transport.get_write_buffer_size()
+        if unread_bytes and unread_bytes == before_bytes:
+            self.transport.abort()
+        elif unread_bytes:
+            self._reading = self.loop.call_later(READER_S, self._await_reader, unread_bytes)
+
+    def _stop_reading(self) -> None:
+        if self._reading is not None:
+            self._reading.cancel()
+            self._reading = None
+
+    def _expect_headers(self) -> None:
+        self._late = self.loop.call_later(HEADERS_S, self.transport.abort)
+
+    def _have_headers(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server without its handling of signals."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class HttpServer(Lifecycle):
+    """Serves requests from the engine's start until a signal or a failure of the engine."""
+
+    def __init__(self, worker: Worker, loading: LoadingServer) -> None:
+        super().__init__()
+        self.worker = worker
+        self.application: Application  # set by `serve`
+        self._loading_server = loading
+        self._ending = asyncio.Event()
+
+    async def serve(self) -> None:
+        """Answer requests until `stop`; then drain."""
+        self.application = Application(self.worker)
+        config = uvicorn.Config(
+            self.application,
+            interface="asgi3",
+            http=Protocol,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            backlog=BACKLOG,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_graceful_shutdown=END_S,
+        )
+        server = Server(config)
+        sockets = self._loading_server.hand_over()
+        serving = asyncio.create_task(server.serve(sockets))
+        ending = asyncio.create_task(self._ending.wait())
+        self.worker.emit(
+            "listening", addresses=[_address(listener) for listener in sockets], most=self.application.most
+        )
+        try:
+            await asyncio.wait((serving, ending), return_when=asyncio.FIRST_COMPLETED)
+            await self._drain()
+        finally:
+            ending.cancel()
+            server.should_exit = True
+            await serving
+
+    def stop(self) -> None:
+        """Take no further requests."""
+        self._ending.set()
+
+    def fail(self, failure: JobError) -> None:
+        """As the base class; running requests fail at once, so that they can be sent again to another worker."""
+        super().fail(failure)
+        self.application.interrupt(failure)
+
+    async def _drain(self) -> None:
+        seconds = 0.0 if self.failure is not None else self.worker.settings.drain_seconds
+        if self.application.requests:
+            self.worker.emit("draining", jobs=len(self.application.requests), seconds=seconds)
+        stopping = JobError(Code.WORKER_STOPPING, "RunPod stopped this worker before the request was answered.")
+        await self.application.drain(seconds, self.failure or stopping)
+
+
+def _address(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def serve(worker: Worker, loading: LoadingServer) -> int:
+    """Serve requests until RunPod stops the worker. Returns the exit status.
+
+    Raises:
+        StartError: the engine could not be started.
+    """
+    _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))  # a connection is one
+    server = HttpServer(worker, loading)
+    server.owns_process = True
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, server.handle_shutdown)
+    asyncio.run(server.run())
+    return 0
