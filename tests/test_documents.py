@@ -12,6 +12,7 @@ import tomllib
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -122,9 +123,11 @@ def check(words: list[str]) -> None:
         extras = re.findall(r"\[(.*?)\]", " ".join(rest))
         assert set(extras) <= set(EXTRAS.values()), rest
     elif command == "curl":
+        path = next(urlsplit(word).path for word in rest if "://" in word)
         for word, after in pairwise(rest):
-            if word in ("-d", "--data"):
-                check_job(after)
+            if word in ("-d", "--data"):  # of a load-balancing endpoint, a route's own body
+                body = {"route": path, "body": json.loads(after)}
+                check_job(json.dumps({"input": body}) if path.startswith("/v1/") else after)
     else:
         assert all(is_variable(word.partition("=")[0]) for word in rest), rest
 

@@ -1,4 +1,4 @@
-"""A worker process with the scripted engine: `python -m tests.worker.scripted_process [die-after SECONDS]`."""
+"""A worker process with the scripted engine: `python -m tests.worker.scripted_process [http] [die-after SECONDS]`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Any
 
 from llmpod.worker import environ
 from llmpod.worker.event_log import EventLog
+from llmpod.worker.http import server
+from llmpod.worker.http.loading import LoadingServer
 from llmpod.worker.queue import loop
 from llmpod.worker.worker import Worker
 from tests.worker.scripted import ScriptedEngine
@@ -38,6 +40,11 @@ log = EventLog()
 environment = environ.load()
 engine: Any = Engine(tokens_per_s=100)
 worker = Worker(environment.settings, engine, log.emit)
-status = loop.serve(worker)
+if "http" in sys.argv:
+    loading = LoadingServer(environment.settings, environment.mode.host)
+    loading.start()
+    status = server.serve(worker, loading)
+else:
+    status = loop.serve(worker)
 log.emit("rest", unfinished=engine.unfinished, slots=worker.slots.in_use, waiting=worker.slots.waiting)
 sys.exit(status)

@@ -101,6 +101,7 @@ class Request:
         self._interruption = Interruption(self._record)
         self._body = Body(receive, self._headers, self._worker.settings.max_body_bytes, app.budget)
         self._response = Response(send, self._record, self._body, native=self._native)
+        self._response.closes = app.refusal is not None
 
     def interrupt(self, error: JobError) -> None:
         """End the request with `error`."""

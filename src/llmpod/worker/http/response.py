@@ -35,6 +35,7 @@ class Response:
         """`body`: the request's. `native`: a stream's chunks are objects; those of vLLM's routes are events already."""
         self.started = False
         self.ended = False
+        self.closes = False  # whether the connection ends with it
         self._send_message = send
         self._record = record
         self._body = body
@@ -67,10 +68,10 @@ class Response:
             await self._send({"type": "http.response.body", "body": done, "more_body": False})
 
     async def whole(self, status: int, headers: dict[str, str], content: bytes = b"") -> None:
-        """Write a whole response. If the request's body has not been read, the connection is closed afterwards."""
+        """Write a whole response. If the request's body has not been read, the connection ends with it, too."""
         if status != 204:
             headers = headers | {"content-length": str(len(content))}
-        if not self._body.complete:
+        if self.closes or not self._body.complete:
             headers = headers | {"connection": "close"}
         await self._start(status, headers)
         if not self._body.complete:

@@ -12,6 +12,7 @@ import resource
 import signal
 import socket
 from collections.abc import Iterator
+from typing import cast
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -29,6 +30,8 @@ HEAD_BYTES = 1 << 16
 """Most bytes of a request's first line and headers."""
 KEEP_ALIVE_S = 75
 """How long a connection may be idle: longer than proxies keep theirs, so that none sends into a closing one."""
+LINGER_STEPS, LINGER_STEP_S = 25, 0.02
+"""For how long idle connections still get a 503 when all requests have been answered."""
 END_S = 2
 """How long connections may take to close at the end."""
 
@@ -70,6 +73,11 @@ class Protocol(HttpToolsProtocol):
         super().on_response_complete()
         self._await_reader(None)
 
+    def end_with_response(self) -> None:
+        """Close the connection when the response that is being made is complete."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.keep_alive = False
+
     def _await_reader(self, before_bytes: int | None) -> None:
         """Drop the connection if its client reads nothing of a complete answer for READER_S."""
         unread_bytes = self.transport.get_write_buffer_size()
@@ -106,7 +114,8 @@ class HttpServer(Lifecycle):
     def __init__(self, worker: Worker, loading: LoadingServer) -> None:
         super().__init__()
         self.worker = worker
-        self.application: Application  # set by `serve`
+        self.application: Application  # set by `serve`, as is the next
+        self._server: Server
         self._loading_server = loading
         self._ending = asyncio.Event()
 
@@ -127,7 +136,7 @@ class HttpServer(Lifecycle):
             timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=END_S,
         )
-        server = Server(config)
+        server = self._server = Server(config)
         sockets = self._loading_server.hand_over()
         serving = asyncio.create_task(server.serve(sockets))
         ending = asyncio.create_task(self._ending.wait())
@@ -156,7 +165,12 @@ class HttpServer(Lifecycle):
         if self.application.requests:
             self.worker.emit("draining", jobs=len(self.application.requests), seconds=seconds)
         stopping = JobError(Code.WORKER_STOPPING, "RunPod stopped this worker before the request was answered.")
+        for connection in self._server.server_state.connections:
+            cast(Protocol, connection).end_with_response()
         await self.application.drain(seconds, self.failure or stopping)
+        for _ in range(LINGER_STEPS):  # who is about to use an idle connection gets an answer
+            if self._server.server_state.connections:
+                await asyncio.sleep(LINGER_STEP_S)
 
 
 def _address(listener: socket.socket) -> str:
