@@ -162,7 +162,8 @@ class Request:
         if self._method == "GET":  # costs nothing, and tells what is going on
             return
         if len(self._app.admitted) >= self._app.most:
-            raise JobError(Code.OVERLOADED, f"The worker is full: it holds {self._app.most} requests.")
+            message = f"The worker is full: it holds {self._app.most} requests."
+            raise JobError(Code.OVERLOADED, message, **self._worker.slots.load())
         self._app.admitted.add(self)
 
     def _rule(self) -> Rule:

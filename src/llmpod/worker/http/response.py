@@ -20,6 +20,7 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 READER_S = 30.0
 """How long a client may take to read what has been written, before the next piece is."""
 RETRY_AFTER_S = 1
+"""Of errors that name no other time."""
 EVENTS = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache", "x-accel-buffering": "no"}
 """Headers of a stream. The last one keeps nginx from collecting it."""
 
@@ -99,7 +100,7 @@ class Response:
         if "allow" in error.get("details", {}):
             headers["allow"] = ", ".join(error["details"]["allow"])
         if error["retryable"]:
-            headers["retry-after"] = str(RETRY_AFTER_S)
+            headers["retry-after"] = str(error.get("details", {}).get("retry_after_s", RETRY_AFTER_S))
         own = {name: error[name] for name in ("retryable", "hint", "job_id") if name in error}
         native = {
             "message": error["message"],
