@@ -162,7 +162,8 @@ async def test_bodies_together_are_bounded() -> None:
         writer.write(half)
         await until(lambda: served.server.application.budget.used_bytes)
         answer = await served.wire(post(b"x" * 900))
-        assert (answer.status, answer.error["code"], int(answer.headers["retry-after"]) >= 1) == (429, "overloaded", True)
+        assert (answer.status, answer.error["code"]) == (429, "overloaded")
+        assert int(answer.headers["retry-after"]) >= 1
         writer.close()
         await until(lambda: not served.server.application.budget.used_bytes)
         assert (await served.native()).status == 200
@@ -264,7 +265,8 @@ async def test_more_requests_than_the_worker_holds_are_429_and_health_is_not() -
         running = [asyncio.create_task(served.native(max_tokens=200)) for _ in range(2)]
         await until(lambda: served.engine.unfinished == 2)
         answer = await served.native()
-        assert (answer.status, answer.error["code"], int(answer.headers["retry-after"]) >= 1) == (429, "overloaded", True)
+        assert (answer.status, answer.error["code"]) == (429, "overloaded")
+        assert int(answer.headers["retry-after"]) >= 1
         assert (await served.send("GET", "/ping")).status == 200
         assert [(await one).status for one in running] == [200, 200]
         assert (await served.native()).status == 200
