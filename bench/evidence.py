@@ -4,10 +4,12 @@
 is known, nothing is measured, and the same seed prints the same tables. Exit code 1 when a line misses its target:
 
 - A sentence is wrong in at most 5 % of runs in which it is not true.
-- A printed interval that does not hold stands in at most 5 % of runs (runs that print n/a claim nothing); where at
-  least half of the runs print one, 92 to 99.5 % of those hold.
+- A printed interval that does not hold stands in at most 5 % of runs (runs that print n/a claim nothing).
+- Of those that are printed, at least 92 % hold, where a tenth of the runs or more print one: also where only the runs
+  that met few busy times do.
 
-Both allow for the noise of the number of runs (two standard errors).
+All allow for the noise of the number of runs (two standard errors). The constants of stats.py were chosen on other
+worlds (lognormal and Erlang services, autoregressive series, other loads) with other seeds.
 """
 
 import argparse
@@ -16,7 +18,7 @@ import random
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
@@ -84,11 +86,33 @@ def two_states(draw: random.Random, n: int) -> list[float]:
     return out
 
 
+def clients(draw: random.Random, number: int, workers: int, n: int) -> list[float]:
+    """Totals of a closed loop, in order of sending, of `number` clients on so many workers; executions of mean 1."""
+    free, sending, out = [0.0] * workers, [0.0] * number, []
+    for _ in range(n + 500):
+        worker, client = free.index(min(free)), sending.index(min(sending))
+        sent = sending[client]
+        free[worker] = sending[client] = max(sent, free[worker]) + lognormal(draw, 1.0)
+        out.append(free[worker] - sent)
+    return out[-n:]
+
+
+@cache
+def true_quantiles_of_clients(number: int, workers: int) -> dict[float, float]:
+    values = sorted(clients(random.Random(1), number, workers, 500_000))
+    return {p: values[math.ceil(p / 100 * len(values)) - 1] for p in PERCENTILES}
+
+
 QUEUES = tuple((kind, rho) for kind in ("M/M/1", "M/D/1") for rho in (0.5, 0.7, 0.9))
+CLIENTS = ((2, 2), (4, 1), (8, 3))
 
 
 def coverage(
-    runs: int, seed: int, sizes: tuple[int, ...], queues: tuple[tuple[str, float], ...] = QUEUES
+    runs: int,
+    seed: int,
+    sizes: tuple[int, ...],
+    queues: tuple[tuple[str, float], ...] = QUEUES,
+    loops: tuple[tuple[int, int], ...] = CLIENTS,
 ) -> Iterator[Line]:
     systems = [("independent", 0.0, sizes)]
     systems += [(kind, rho, sizes[1:]) for kind, rho in queues]
@@ -103,6 +127,12 @@ def coverage(
                 )
 
             yield from _coverage(f"{kind} {rho or ''}".strip(), n, sample, truth, runs)
+    for number, workers in loops:
+        for n in sizes[1:]:
+            draw = random.Random(f"{seed} {number} clients {workers} {n}")
+            name = f"{number} clients on {workers}"
+            wanted = true_quantiles_of_clients(number, workers)
+            yield from _coverage(name, n, partial(clients, draw, number, workers, n), wanted, runs)
     truth = {50.0: 5.15, 90.0: 6.9 + 0.0842, 95.0: 6.9 + 0.1282, 99.0: 6.9 + 0.2054}
     draw = random.Random(f"{seed} two states")
     yield from _coverage("two states", 2400, lambda: two_states(draw, 2400), truth, runs)
@@ -124,7 +154,7 @@ def _coverage(
             f"{wrong / runs:.1%}" + (f" ({held[p] / printed[p]:.0%} of {printed[p]})" if printed[p] else " (n/a)")
         )
         met = met and within(wrong, runs, WORST)
-        if printed[p] >= runs / 2:
+        if printed[p] >= runs / 10:
             met = met and within(wrong, printed[p], 0.08)
     yield Line((name, str(n), *cells), met)
 
@@ -367,7 +397,7 @@ def main() -> int:
         "hold)\n"
     )
     met &= table(("samples", "n", "p50", "p90", "p95", "p99"), coverage(runs, seed, (10, 40, 100, 300, 1000, 3000)))
-    few = max(5, runs // 5)
+    few = max(5, runs // 2)
     print(f"capacity's interval of the highest rate, {few} runs of 152 jobs, 2 workers, total.p95<1s\n")
     met &= table(("truth", "holds", "low end above the truth", "median high/low"), capacity(few, seed))
     return 0 if met else 1

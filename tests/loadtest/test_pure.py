@@ -15,6 +15,7 @@ from llmpod.loadtest.run.polling import PollPace
 from llmpod.loadtest.run.rate_limit import RUNPOD_LIMITS, TokenBucket
 from llmpod.loadtest.run.sse import SseParser
 from llmpod.loadtest.stats import (
+    ERRORS,
     correlation_time,
     difference_intervals,
     effective_n,
@@ -182,7 +183,8 @@ def test_a_correlation_time_is_that_of_the_plain_sum(above: list[bool]) -> None:
             pairs = zip(above, above[lag:], strict=False)
             total += 2 * sum((a - mean) * (b - mean) for a, b in pairs) / n / variance
             assume(abs(lag - 6 * total) > 1e-9)  # else rounding decides whether the sum goes on
-        expected = max(1.0, total) * (1 + math.sqrt(24 * max(1.0, total) / n))
+        rarer = min(sum(above), n - sum(above))
+        expected = max(1.0, total) * (1 + ERRORS * math.sqrt(12 * max(1.0, total) / rarer))
     assert correlation_time(above) == pytest.approx(expected if n > 1 else 1.0)
 
 

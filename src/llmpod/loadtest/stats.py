@@ -16,9 +16,11 @@ from operator import mul
 from statistics import NormalDist
 
 CONFIDENCE = 0.95
-# See `dependent` and `quantiles`.
-SUSPECTED, SUSPECTED_SHORT = 1.9, 1.0
-LINKED_FACTOR, LEAST_LINKED, LEAST = 3, 60, 30
+# See `dependent` and `quantiles`. Chosen on queues, fleets and series that `make bench-evidence` does not judge them by.
+SUSPECTED, SUSPECTED_SHORT, SHORT = 1.9, 0.8, 300
+ERRORS = 2.5
+LEAST, LEAST_OF_TAIL = 30, 60
+HIDDEN_BELOW, HIDDEN = 100, 2
 MANY = 3000
 _DIGITS = bytes.maketrans(b"\x00\x01", b"01")
 
@@ -179,8 +181,7 @@ def quantile(
 
 def dependent(values: Sequence[float]) -> bool:
     """Whether neighbours (in order of sending) are more alike than chance makes them: on ranks, by lag 1 and by lags 1
-    to 3 together. Short runs are suspected sooner: a queue hides well there, and no interval is better than a wrong
-    one.
+    to 3 together. Short runs are suspected sooner: a queue hides well there.
     """
     n = len(values)
     if n < 10:
@@ -194,15 +195,17 @@ def dependent(values: Sequence[float]) -> bool:
             ranks[at] = rank - (n - 1) / 2
         variance = n * (n * n - 1) / 12
         r = [sum(map(mul, ranks, itertools.islice(ranks, lag, None))) / variance for lag in (1, 2, 3)]
-    return bool(r) and max(r[0], sum(r) / math.sqrt(3)) * math.sqrt(n) > (SUSPECTED_SHORT if n < 100 else SUSPECTED)
+    return bool(r) and max(r[0], sum(r) / math.sqrt(3)) * math.sqrt(n) > (SUSPECTED_SHORT if n < SHORT else SUSPECTED)
 
 
 def correlation_time(above: Sequence[bool]) -> float:
     """How many jobs in a row are worth one, for a percentile: 1 + 2 x the sum of the autocorrelations of "was above
-    it", summed up to six such times (Sokal's window), and one standard error more: too small a value would make the
-    interval too narrow. At least 1.
+    it", summed up to six such times (Sokal's window), and ERRORS standard errors more. At least 1.
+
+    A run that met few of the busy times shows too small a value, and with it would get an interval that does not hold:
+    hence the upper bound. Its error is that of the number of independent stretches on the rarer side of the percentile.
     """
-    n = len(above)
+    n, ones = len(above), sum(above)
     total, lag = 1.0, 0
     for r in _autocorrelations(above):
         lag += 1
@@ -210,7 +213,7 @@ def correlation_time(above: Sequence[bool]) -> float:
         if lag >= 6 * total:
             break
     total = max(1.0, total)
-    return total * (1 + math.sqrt(24 * total / n)) if lag else 1.0
+    return total * (1 + ERRORS * math.sqrt(12 * total / min(ones, n - ones))) if lag else 1.0
 
 
 def _autocorrelations(above: Sequence[bool]) -> Iterator[float]:
@@ -227,29 +230,31 @@ def _autocorrelations(above: Sequence[bool]) -> Iterator[float]:
 
 
 def quantiles(
-    values: Sequence[float], percentiles: Sequence[float], confidence: float = CONFIDENCE
+    values: Sequence[float], percentiles: Sequence[float], confidence: float = CONFIDENCE, *, hidden: bool = True
 ) -> tuple[Quantile, ...]:
     """The percentiles of a sample in order of sending, each with its interval or without one.
 
     Where neighbours depend on each other (a queue, a change of workers), an interval is computed from n divided by the
-    percentile's correlation time, and asks for three times as many of those as independent samples would, and at least
-    60: with fewer, the runs that seem to have enough are just those that missed the busy times. In short runs
-    dependence cannot be excluded: below 30 jobs there is no interval, below 60 none of a tail. `make bench-evidence`
-    measures how often intervals hold.
+    upper bound of the percentile's correlation time, and needs 60 of those at least. Below 30 jobs there is no
+    interval, below 60 none of a tail. Below 100 jobs a weak dependence cannot be seen, and `hidden` makes the interval
+    as wide as half as many would: not where a queue cannot be the reason. `make bench-evidence` measures how often
+    intervals hold.
     """
-    ordered = sorted(values)
-    linked = dependent(values)
+    n, ordered, linked = len(values), sorted(values), dependent(values)
     # Above the median or not: what changes in a run as a whole shows there first.
     middle = nearest_rank(ordered, 50)
     whole = correlation_time([value > middle for value in values]) if linked else 1.0
+    worth = 1 / HIDDEN if hidden and n < HIDDEN_BELOW else 1.0
     out = []
     for p in percentiles:
-        at, n_eff, needed = nearest_rank(ordered, p), float(len(values)), needed_n(p, confidence)
+        at, n_eff, needed = nearest_rank(ordered, p), float(n), needed_n(p, confidence)
         if linked:
             n_eff /= max(whole, correlation_time([value > at for value in values]))
-        least = LEAST_LINKED if linked or abs(p - 50) > 25 else LEAST
-        needed = max(least, (LINKED_FACTOR if linked else 1) * needed)
-        found = replace(quantile(ordered, p, n_eff, confidence), needed_n=needed)
+        elif worth < 1:
+            needed = max(needed, min(HIDDEN_BELOW, HIDDEN * needed))
+        needed = max(LEAST_OF_TAIL if linked or abs(p - 50) > 25 else LEAST, needed)
+        found = quantile(ordered, p, n_eff if linked else n_eff * worth, confidence)
+        found = replace(found, n_eff=n_eff, needed_n=needed)
         out.append(found if n_eff >= needed else replace(found, low=None, high=None))
     return tuple(out)
 

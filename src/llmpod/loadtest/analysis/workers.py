@@ -87,7 +87,7 @@ def _slow(name: str, exec_ms: Mapping[str, Sequence[float]]) -> bool | None:
     if not others or not exec_ms[name]:
         return None
     confidence = 1 - 0.05 / len(exec_ms)
-    low = quantiles(exec_ms[name], [50], confidence)[0].low
+    low = quantiles(exec_ms[name], [50], confidence, hidden=False)[0].low
     usual = quantile(sorted(others), 50, confidence=0.5)
     return None if low is None or usual.high is None else low > SLOW * usual.high
 

@@ -16,7 +16,7 @@ HEADLINES = {
     Exit.ERROR: ("ERROR: nothing usable was measured", "bad"),
     Exit.SLO_FAILED: ("FAIL: an objective was missed", "bad"),
     Exit.ABORTED: ("ABORTED by a guard", "bad"),
-    Exit.INVALID: ("INVALID: the measurement does not meet the validity checks (see above)", "warn"),
+    Exit.INVALID: ("INVALID: the measurement does not meet the validity checks", "warn"),
     Exit.INTERRUPTED: ("INTERRUPTED: results up to the interruption", "warn"),
 }
 

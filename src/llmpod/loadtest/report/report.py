@@ -24,9 +24,9 @@ METHODS = {
     "percentiles": "nearest rank, over successful measured jobs",
     "adjusted percentiles": "the same with every failed job counted as infinitely slow; objectives are judged on these",
     "intervals": "95 %, distribution-free, from order statistics; where neighbours depend on each other, from n / the "
-    "percentile's correlation time, and only if that is three times what independent samples need, and at least 60",
-    "n_eff": "of a row: n(1-r)/(1+r), r = lag-1 autocorrelation in order of sending; of a percentile: n divided by the "
-    "correlation time of being above it, plus a standard error",
+    "percentile's correlation time, if that is 60 or more; below 100 jobs as wide as half as many would make it",
+    "n_eff": "of a row: n(1-r)/(1+r), r = lag-1 autocorrelation in order of sending; of a percentile: n divided by an "
+    "upper bound of the correlation time of being above it",
     "starts": "a worker's first job, or one sent while no worker was live, is cold if it waited 10 s longer than the "
     "median of the other jobs, a wake if 0.5 s; all others are warm",
     "polled totals": "clamp(rtt_min + delayTime + executionTime) between the last unfinished poll sent and "
