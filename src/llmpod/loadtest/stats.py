@@ -16,7 +16,7 @@ from operator import mul
 from statistics import NormalDist
 
 CONFIDENCE = 0.95
-# See `dependent` and `quantiles`. Chosen on queues, fleets and series that `make bench-evidence` does not judge them by.
+# See `dependent` and `quantiles`. Chosen on other queues and series than `make bench-evidence` judges them by.
 SUSPECTED, SUSPECTED_SHORT, SHORT = 1.9, 0.8, 300
 ERRORS = 2.5
 LEAST, LEAST_OF_TAIL = 30, 60
