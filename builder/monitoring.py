@@ -45,6 +45,14 @@ its group. A worker that is killed leaves its group behind: `push_time_seconds` 
 | `llmpod loadtest watch` | serves what RunPod's /health says, and what probe jobs take, to Prometheus. It needs an \
 API key and nothing of the worker, so it watches any endpoint |
 
+```
+llmpod loadtest watch --endpoint-id ENDPOINT_ID --listen 127.0.0.1:9108 --probe-every 60s
+llmpod loadtest watch --endpoint-id ENDPOINT_ID --probe-every 60s --once
+```
+
+The second prints the metrics once and exits with 1 if the endpoint did not answer or the probe job was not completed. A
+probe is a job like any other: it wakes a worker that has gone to sleep, and costs its time.
+
 `ops/alerts.yaml` has alert rules over both (thresholds in one table, builder/alerts.py; each is tested to fire above
 its threshold and not below), `ops/dashboard.json` a Grafana dashboard, and [operations.md](operations.md) what to do
 when one fires. A metric that cannot be counted costs no job anything: `llmpod_metric_failures_total` says that it

@@ -10,7 +10,7 @@ exit codes:  0 pass   1 the run, or one of its phases, has no result   2 usage  
              4 stopped by a guard   5 the measurement is not valid   130 interrupted (the report is still written)
 
 commands:    run (the default), report DIR, compare A B, resume DIR, capacity DIR...,
-             quality --dataset FILE   each has its own --help
+             quality --dataset FILE, watch   each has its own --help
 
 examples:
   llmpod loadtest --endpoint-id abc123 --concurrency 1 4 8 --runs 40 --slo 'total.p95<8s'
@@ -196,6 +196,23 @@ class QualityOptions:
     out: str | None = option("default: runs/<UTC time>-quality", "--output-dir", metavar="DIR")
     metadata: list[str] = repeated("kept in quality.json", metavar="K=V")
     format: str = option(default="table", choices=["table", "json", "quiet"])
+
+
+@dataclass(kw_only=True)
+class WatchOptions:
+    """Serves what an endpoint's /health says, and how long probe jobs take, to Prometheus."""
+
+    endpoint_id: str | None = option("default: RUNPOD_ENDPOINT_ID")
+    base_url: str | None = option("full URL of another server than RunPod's", "--url")
+    listen: str = option("address of /metrics (%(default)s)", default="127.0.0.1:9108", metavar="HOST:PORT")
+    poll_every: Duration = option("between two looks at /health (5s)", default=5.0)
+    probe_every: Duration | None = option("send a probe job so often; default: none. Each costs its worker's time")
+    probe_input: str | None = option("input of the probe job", metavar="JSON")
+    probe_timeout: Duration = option("after which a probe has failed (60s)", default=60.0)
+    once: bool = option(
+        "look once, with --probe-every probe once, print the metrics, exit 1 if one failed", default=False
+    )
+    limits: str = option("RunPod's rate limits", default="runpod", choices=["runpod", "off"])
 
 
 @dataclass(kw_only=True)

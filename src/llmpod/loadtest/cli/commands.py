@@ -14,6 +14,7 @@ COMMANDS = {
     "resume": "llmpod.loadtest.cli.resume",
     "capacity": "llmpod.loadtest.cli.capacity",
     "quality": "llmpod.loadtest.cli.quality",
+    "watch": "llmpod.loadtest.cli.watch",
 }
 """Each command and its module, which has the functions of `Command`. It is imported when the command is run."""
 
