@@ -12,8 +12,9 @@ import os
 import signal
 import sys
 import threading
-from pathlib import Path
 from typing import NoReturn
+
+import psutil
 
 from llmpod.worker import scratch
 
@@ -47,21 +48,11 @@ def children_end_with_this_process() -> None:
     os.register_at_fork(before=before, after_in_child=in_child)
 
 
-def descendants() -> list[int]:
-    """Ids of all descendant processes, parents first (Linux: /proc)."""
-    found = [os.getpid()]
-    for pid in found:
-        for tasks in Path(f"/proc/{pid}/task").glob("*/children"):
-            with contextlib.suppress(OSError):
-                found.extend(int(child) for child in tasks.read_text().split())
-    return found[1:]
-
-
 def end_children() -> None:
-    """Send SIGKILL to all descendant processes."""
-    for pid in descendants():
-        with contextlib.suppress(OSError):
-            os.kill(pid, signal.SIGKILL)
+    """Send SIGKILL to all descendant processes, parents first."""
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            child.kill()
 
 
 def leave_now(status: int) -> NoReturn:
