@@ -90,9 +90,15 @@ class RunOptions(UiOptions, ViewOptions):
         "default: RUNPOD_ENDPOINT_ID", group="endpoint (the key is read from RUNPOD_API_KEY only)"
     )
     base_url: str | None = option("URL up to and with the endpoint's id, for another server than RunPod's", "--url")
-    mode: str = option(default="runsync", choices=["runsync", "run", "stream", "openai", "sync", "async"])
+    mode: str = option(default="runsync", choices=["runsync", "run", "stream", "openai", "http", "sync", "async"])
     openai_path: str = option("route of --mode openai", default="/openai/v1/chat/completions", metavar="PATH")
-    no_stream: bool = option("--mode openai: ask for the answer in one piece", default=False)
+    http_path: str = option(
+        "route of --mode http, which is a load-balancing endpoint's (or any server's at --base-url)",
+        "--path",
+        default="/v1/chat/completions",
+        metavar="PATH",
+    )
+    no_stream: bool = option("--mode openai and http: ask for the answer in one piece", default=False)
 
     concurrency: list[Levels] | None = option(
         "clients; several numbers are phases: 1 4 8",
@@ -132,7 +138,7 @@ class RunOptions(UiOptions, ViewOptions):
 
     timeout: Duration = option("of one job, then it is cancelled (120s)", default=120.0, group="jobs")
     wait: Duration = option("/runsync's wait (90s, RunPod's default)", default=90.0)
-    retries: Count = option("of a submit that met 429, 5xx or no connection, in any mode (0)", default=0)
+    retries: Count = option("of a submit that met 429, 5xx, no worker or no connection, in any mode (0)", default=0)
     poll_interval: Duration | None = option("poll /status at a fixed gap")
     poll: str = option("auto: long poll where the service has it", default="auto", choices=["auto", "adaptive"])
 
@@ -145,7 +151,7 @@ class RunOptions(UiOptions, ViewOptions):
     input_len: Positive | None = option("made-up prompts of that many words", "--isl", metavar="WORDS")
     max_tokens: Positive = option("", "--output-len", "--osl", default=150)
     temperature: float = option(default=0.2)
-    model: str | None = option("for --mode openai")
+    model: str | None = option("for --mode openai and http")
     payload_template: str | None = option("the whole JSON body, with {{prompt}} and {{index}}", metavar="FILE")
     extra_body: str | None = option("more fields for the input (or the OpenAI body)", metavar="JSON")
     prompt_tag: str = option(

@@ -4,6 +4,7 @@ import math
 
 from llmpod.loadtest.analysis.latency import Share
 from llmpod.loadtest.analysis.phase import PhaseReport
+from llmpod.loadtest.model.plan import ONE_REQUEST
 from llmpod.loadtest.stats import nearest_rank
 from llmpod.loadtest.units import count, show_duration, show_ms
 
@@ -112,7 +113,7 @@ def _where(report: PhaseReport) -> str:
                 f"{ttft.mean_ms / total:.0%} of the mean "
                 f"total (p50 {show_ms(found.value)}), the queue included."
             )
-        if report.mode == "openai":
+        if report.mode in ONE_REQUEST:
             return "Queue and execution are not measurable on this route; an answer in one piece has no first token."
         return "Neither queue nor execution time is on record, so where the time went is not known."
     mean, p95 = report.shares[0], report.shares[-1]

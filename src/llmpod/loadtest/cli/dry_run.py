@@ -55,6 +55,9 @@ def lines(plan: Plan, view: View, base_url: str, payloads: Payloads, options: Ru
         )
     else:
         out.append(f"cost: at most ${view.usd_per_hour:g} per hour and worker that is up")
+    if plan.mode == "http":
+        out.append(f"requests go to POST {options.http_path}; RunPod names no rate limit for load-balancing endpoints")
+        return [*out, *_objectives(plan, view, payloads)]
     op = {"runsync": "runsync", "run": "run", "stream": "run", "openai": "openai"}[plan.mode]
     limit = RUNPOD_LIMITS[op]
     kept = "kept on this side" if options.limits == "runpod" else "NOT kept (--limits off)"
@@ -65,11 +68,13 @@ def lines(plan: Plan, view: View, base_url: str, payloads: Payloads, options: Ru
     if plan.mode == "run" and options.poll_interval:
         per_s = peak / max(options.poll_interval, 0.001)
         out.append(f"polling: about {per_s:.0f} /status per second of 200 allowed")
-    if view.slos:
-        out.append(f"objectives: {', '.join(slo.text for slo in view.slos)}")
-    first = plan.phases[0]
-    out.append(f"first body: {json.dumps(payloads.body(plan.mode, first.name, 0), ensure_ascii=False)[:400]}")
-    return out
+    return [*out, *_objectives(plan, view, payloads)]
+
+
+def _objectives(plan: Plan, view: View, payloads: Payloads) -> list[str]:
+    out = [f"objectives: {', '.join(slo.text for slo in view.slos)}"] if view.slos else []
+    first = json.dumps(payloads.body(plan.mode, plan.phases[0].name, 0), ensure_ascii=False)
+    return [*out, f"first body: {first[:400]}"]
 
 
 def say(plan: Plan, view: View, base_url: str, payloads: Payloads, options: RunOptions) -> None:

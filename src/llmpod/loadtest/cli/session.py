@@ -34,6 +34,7 @@ from llmpod.loadtest.model.plan import Phase, Plan
 from llmpod.loadtest.model.run_files import Journal, Recorded
 from llmpod.loadtest.options import QualityOptions, RunOptions, UiOptions, WatchOptions
 from llmpod.loadtest.report.report import build
+from llmpod.loadtest.run import http_mode
 from llmpod.loadtest.run.client import RUNPOD_BASE, RunPod
 from llmpod.loadtest.run.clock import Clock, utc_now
 from llmpod.loadtest.run.context import RunContext
@@ -108,6 +109,10 @@ async def run_again(directory: Path, chosen: UiOptions, environment: Environment
 
 def resolve(options: RunOptions | QualityOptions | WatchOptions, environment: Environment) -> str:
     """The endpoint's URL. Raises UsageError when there is none, or no key for RunPod's own."""
+    paths = (options.openai_path, options.http_path) if isinstance(options, RunOptions) else ()
+    for flag, path in zip(("--openai-path", "--http-path"), paths, strict=False):
+        if not path.startswith("/"):  # it is put behind the host: "@elsewhere/" would be another host, with the key
+            raise UsageError(f"{flag} '{path}' must start with /")
     if options.base_url:
         if not options.base_url.startswith(("http://", "https://")):
             raise UsageError(f"--base-url '{options.base_url}' must start with http:// or https://")
@@ -121,7 +126,8 @@ def resolve(options: RunOptions | QualityOptions | WatchOptions, environment: En
         raise UsageError(f"'{endpoint_id}' is no endpoint id: it has letters, digits and dashes only")
     if not environment.api_key:
         raise UsageError("RunPod wants a key: set RUNPOD_API_KEY in the environment")
-    return f"{RUNPOD_BASE}/{endpoint_id}"
+    by_http = isinstance(options, RunOptions) and options.mode == "http"
+    return http_mode.base_url(endpoint_id) if by_http else f"{RUNPOD_BASE}/{endpoint_id}"
 
 
 def made_by(options: RunOptions | QualityOptions, base_url: str) -> dict[str, Any]:
@@ -159,7 +165,8 @@ async def _execute(setup: Setup, payloads: Payloads, before: Recorded | None) ->
                 notes.append(
                     f"{sum(done)} of {len(before.orphans)} jobs that the earlier session left behind were cancelled"
                 )
-            health = HealthWatch(context, options.health_interval)
+            # A load balancer has no /health: the path is the worker's, and asking would be a request of its own.
+            health = HealthWatch(context, 0.0 if setup.plan.mode == "http" else options.health_interval)
             guards = Guards(
                 worker_s=lambda: health.worker_s,
                 alarm=lambda: health.alarm if health.deserted_s else None,

@@ -16,6 +16,7 @@ from llmpod.loadtest.options import ViewOptions
 # What a mode cannot measure: RunPod's own times are not in an OpenAI reply, and only streams have a first token.
 NOT_MEASURED: dict[str, tuple[str, ...]] = {
     "openai": ("delay", "exec", "overhead"),
+    "http": ("delay", "exec", "overhead"),
     "runsync": ("ttft", "tpot", "chunk_gap"),
     "run": ("ttft", "tpot", "chunk_gap"),
     "stream": (),

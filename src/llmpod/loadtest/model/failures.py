@@ -19,6 +19,7 @@ ERROR_CLASSES: dict[str, str] = {
     "submit_429": "refused: too many requests",
     "submit_4xx": "refused as a bad request",
     "submit_5xx": "the service failed to take the job",
+    "no_worker": "the load balancer had no worker for it in time",
     "dns": "the host name does not resolve",
     "connect": "no connection (refused, reset or unreachable)",
     "tls": "the TLS handshake failed",

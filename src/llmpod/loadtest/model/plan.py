@@ -8,8 +8,11 @@ from typing import Any, Literal
 from llmpod.loadtest.errors import UsageError
 from llmpod.loadtest.model.arrivals import Arrivals, Segment
 
-Mode = Literal["runsync", "run", "stream", "openai"]
-MODES: tuple[Mode, ...] = ("runsync", "run", "stream", "openai")
+Mode = Literal["runsync", "run", "stream", "openai", "http"]
+MODES: tuple[Mode, ...] = ("runsync", "run", "stream", "openai", "http")
+
+ONE_REQUEST: frozenset[str] = frozenset({"openai", "http"})
+"""Modes in which a job is one HTTP request: its reply tells no queue time, no execution time and no id."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -113,10 +113,10 @@ class RunPod:
 
     @asynccontextmanager
     async def open_stream(
-        self, path: str, body: Any, timeout_s: float, on_send: Callable[[float], None]
+        self, op: str, path: str, body: Any, timeout_s: float, on_send: Callable[[float], None]
     ) -> AsyncIterator[tuple[aiohttp.ClientResponse, float]]:
         """A POST whose reply is read as it comes. Yields the response and the moment of sending. Raises CallError."""
-        async with self.gates["openai"].place():
+        async with self.gates[op].place():
             sent_s = perf_counter()
             on_send(sent_s)
             try:

@@ -9,13 +9,14 @@ from typing import Any
 from llmpod.loadtest.intake import job_path, line
 from llmpod.loadtest.model.failures import error_text
 from llmpod.loadtest.model.job_record import Job
+from llmpod.loadtest.model.plan import ONE_REQUEST
 from llmpod.loadtest.model.run_files import Journal
 from llmpod.loadtest.options import RunOptions
 from llmpod.loadtest.run.client import CallError, Reply, RunPod
 from llmpod.loadtest.run.clock import Clock, utc_now
 from llmpod.loadtest.run.polling import PollPace
 
-RETRIED_CLASSES = frozenset({"submit_429", "submit_5xx", "connect", "dns"})
+RETRIED_CLASSES = frozenset({"submit_429", "submit_5xx", "no_worker", "connect", "dns"})
 
 
 def _keep_nothing(job: Job, output: Any) -> None:
@@ -113,8 +114,8 @@ def left_running(unnamed: dict[int, Job], *, purge: bool) -> str | None:
         return None
     mode = next(iter(unnamed.values())).mode
     number = len(unnamed)
-    if mode == "openai":
-        return f"{number} OpenAI requests are cut off; whether their jobs run on, the endpoint does not tell"
+    if mode in ONE_REQUEST:
+        return f"{number} requests are cut off; whether the endpoint goes on with them, it does not tell"
     route = "/runsync" if mode == "runsync" else "/run"
     has, runs = ("job has", "runs on") if number == 1 else ("jobs have", "run on")
     cure = "the queue is purged" if purge else "--mode run can cancel, --purge-on-abort empties the queue"

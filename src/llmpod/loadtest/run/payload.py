@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from llmpod.loadtest.errors import UsageError
-from llmpod.loadtest.model.plan import Mode
+from llmpod.loadtest.model.plan import ONE_REQUEST, Mode
 from llmpod.loadtest.options import RunOptions
 
 # fmt: off
@@ -64,6 +64,8 @@ class Payloads:
         row = self._row(index)
         if "input" in row:
             given = row["input"]
+            if mode == "http":  # the whole body: a load balancer knows no jobs
+                return {**given, **self._extra} if isinstance(given, dict) else given
             return {"input": {**given, **self._extra} if isinstance(given, dict) else given}
         prompt = self._tagged(str(row.get("prompt") or self._prompt(index)), phase, index)
         if self._template is not None:
@@ -73,7 +75,7 @@ class Payloads:
             "max_tokens": row.get("max_tokens", self._options.max_tokens),
             "temperature": self._options.temperature,
         }
-        if mode == "openai":
+        if mode in ONE_REQUEST:
             messages = row.get("messages") or [{"role": "user", "content": prompt}]
             streaming = (
                 {"stream": True, "stream_options": {"include_usage": True}} if not self._options.no_stream else {}

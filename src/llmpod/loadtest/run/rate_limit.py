@@ -105,4 +105,5 @@ class Gate:
 
 def gates(limits: dict[str, Limit] | None) -> dict[str, Gate]:
     """A gate per operation; `None` lets everything through (an endpoint of one's own has no such limits)."""
-    return {name: Gate(limits[name] if limits else None) for name in RUNPOD_LIMITS}
+    found = {name: Gate(limits[name] if limits else None) for name in RUNPOD_LIMITS}
+    return {**found, "http": Gate(None)}  # RunPod names no limit for load-balancing endpoints

@@ -9,7 +9,7 @@ from typing import Any
 
 from llmpod.loadtest.model.job_record import Job, Role
 from llmpod.loadtest.model.plan import Phase, Plan
-from llmpod.loadtest.run import queue_modes, stream_modes
+from llmpod.loadtest.run import http_mode, queue_modes, stream_modes
 from llmpod.loadtest.run.closed_loop import Feed
 from llmpod.loadtest.run.context import RunContext, left_running
 from llmpod.loadtest.run.guards import Guards, Stop
@@ -22,6 +22,7 @@ MODES: dict[str, Callable[[RunContext, Job, dict[str, Any]], Awaitable[None]]] =
     "run": queue_modes.run,
     "stream": stream_modes.stream,
     "openai": stream_modes.openai,
+    "http": http_mode.http,
 }
 CLEAN_UP_S = 60.0
 

@@ -2,14 +2,15 @@
 
 import asyncio
 from array import array
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from statistics import median
 from time import perf_counter
 from typing import Any
 
 import aiohttp
 
-from llmpod.loadtest.intake import job_path
+from llmpod.loadtest.intake import job_path, label
 from llmpod.loadtest.model.failures import TERMINAL, submit_class
 from llmpod.loadtest.model.job_record import Job
 from llmpod.loadtest.run import outcomes
@@ -22,6 +23,7 @@ from llmpod.loadtest.run.sse import SseParser
 
 # A stream that never ends must not fill the memory or the disk with its gaps.
 MOST_GAPS = 100_000
+WORKER_HEADER = "X-Runpod-Worker-Id"  # of a load-balancing endpoint's answers
 
 
 class _Growing:
@@ -140,33 +142,50 @@ async def openai(context: RunContext, job: Job, body: dict[str, Any]) -> None:
     The route tells neither queue nor execution time, and no job id: the queue is inside TTFT, and closing the
     connection is the only way to cancel.
     """
+    await one_request(context, job, body, Route("openai", context.options.openai_path))
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A route that answers a job in its own reply. `op` is the operation whose rate limit holds."""
+
+    op: str
+    path: str
+    any_json: bool = False
+    """Any JSON value is an answer, not only those of the known APIs."""
+    refusal_class: Callable[[Reply], str] = lambda reply: submit_class(reply.status)
+
+
+async def one_request(context: RunContext, job: Job, body: dict[str, Any], route: Route) -> None:
+    """POST, again while it is refused and --retries allows it; the reply is read as it comes."""
     deadline_s = asyncio.get_running_loop().time() + context.options.timeout
-    while await _attempt(context, job, body, deadline_s):
+    while await _attempt(context, job, body, route, deadline_s):
         pass
 
 
-async def _attempt(context: RunContext, job: Job, body: dict[str, Any], deadline_s: float) -> bool:
+async def _attempt(context: RunContext, job: Job, body: dict[str, Any], route: Route, deadline_s: float) -> bool:
     """One request; True when it was refused and is to be sent again."""
     growing = _Growing(context, job)
     left_s = max(0.5, deadline_s - asyncio.get_running_loop().time())
     try:
         async with context.client.open_stream(
-            context.options.openai_path, body, left_s, on_send=lambda at_s: context.sent(job, at_s)
+            route.op, route.path, body, left_s, on_send=lambda at_s: context.sent(job, at_s)
         ) as (response, sent_s):
             job.http_status = response.status
             job.accepted_ms = context.clock.now_ms()
+            job.worker_id = label(response.headers.get(WORKER_HEADER))
             if response.status >= 300 or "text/event-stream" not in response.headers.get("Content-Type", ""):
                 raw = await read_whole(response)
                 retry_after = response.headers.get("Retry-After")
                 reply = context.client.reply(response.status, raw, sent_s, perf_counter(), retry_after)
                 if response.status < 300:
-                    _whole(context, job, reply)
+                    _whole(context, job, reply, any_json=route.any_json)
                     return False
             else:
                 await _events(context, growing, response)
                 _close_stream(context, job, growing)
                 return False
-        error_class, detail = submit_class(reply.status), describe(reply)
+        error_class, detail = route.refusal_class(reply), describe(reply)
         if await context.again(job, error_class, detail, reply.retry_after_s, deadline_s):
             return True
         _time(context, job)
@@ -199,10 +218,10 @@ def _close_stream(context: RunContext, job: Job, growing: _Growing) -> None:
         _end(context, job, answer, outcomes.judge(answer))
 
 
-def _whole(context: RunContext, job: Job, reply: Reply) -> None:
+def _whole(context: RunContext, job: Job, reply: Reply, *, any_json: bool) -> None:
     """An answer that was not streamed (then there is no TTFT, rather than a false one)."""
     answer = read_output(reply.body)
-    if answer.known or answer.error is not None:
+    if answer.known or answer.error is not None or (any_json and reply.body is not None):
         verdict = outcomes.judge(answer)
     elif isinstance(reply.body, dict) and (reply.body.get("message") or reply.body.get("detail")):
         verdict = outcomes.failed("output_error", reply.body)
