@@ -20,6 +20,7 @@ from llmpod.__main__ import COMMANDS as LLMPOD_COMMANDS
 from llmpod.__main__ import EXTRAS, worker_parser
 from llmpod.endpoint import cli as endpoint
 from llmpod.loadtest.cli import commands as loadtest
+from llmpod.plan.cli import parser as plan_parser
 from llmpod.worker.environ import names
 from llmpod.worker.jobs import inputs
 from llmpod.worker.other_workers import REFUSED, RENAMED, RETIRED
@@ -29,7 +30,7 @@ PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "bench/README.
 MAKE_TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 BUILD_ARGUMENTS = set(re.findall(r"^ARG (\w+)", (ROOT / "Dockerfile").read_text(), re.MULTILINE))
 
-COMMANDS = ("make", "python", "docker", "curl", "export", "llmpod (?:worker|serve|loadtest)", "uvx", "pip")
+COMMANDS = ("make", "python", "docker", "curl", "export", "llmpod (?:worker|serve|loadtest|plan)", "uvx", "pip")
 
 # Variables of RunPod, of the hub's client and of Docker's user that the pages name, and words in capitals.
 OTHERS = re.compile(r"RUNPOD_\w+|HF_\w+|HUGGING_FACE_HUB_TOKEN|VLLM_\w+|CUDA_\w+|[A-Z]+_[A-Z]+ERROR|PYTORCH_ALLOC_CONF")
@@ -119,6 +120,8 @@ def check(words: list[str]) -> None:
         assert name in LLMPOD_COMMANDS, name
         if name == "loadtest" and "--help" not in options:
             loadtest.parse(options)
+        elif name == "plan":
+            plan_parser().parse_args(options)
     elif command == "pip":
         extras = re.findall(r"\[(.*?)\]", " ".join(rest))
         assert set(extras) <= set(EXTRAS.values()), rest
@@ -222,7 +225,7 @@ def test_every_relative_link_and_every_path_of_the_architecture_page_leads_somew
         ROOT,
         ROOT / "src",
         ROOT / "src" / "llmpod",
-        *(ROOT / "src" / "llmpod" / name for name in ("worker", "endpoint", "loadtest")),
+        *(ROOT / "src" / "llmpod" / name for name in ("worker", "endpoint", "loadtest", "plan")),
     ]
     named = re.findall(r"`([\w./]+(?:\.py|/))`", text) + re.findall(r"\| (tests/[\w/.]+)", text)
     assert len(named) > 40

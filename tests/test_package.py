@@ -67,7 +67,7 @@ def test_its_metadata_name_the_version_the_licence_and_the_extras(wheel: Path) -
     with zipfile.ZipFile(wheel) as archive:
         metadata = Parser().parsestr(archive.read(f"llmpod-{__version__}.dist-info/METADATA").decode())
     assert (metadata["Version"], metadata["License-Expression"]) == (__version__, "MIT")
-    assert set(metadata.get_all("Provides-Extra") or ()) == {"endpoint", "loadtest", "worker"}
+    assert set(metadata.get_all("Provides-Extra") or ()) == {"endpoint", "loadtest", "plan", "worker"}
 
 
 @pytest.mark.slow
@@ -106,7 +106,7 @@ async def test_it_measures_an_endpoint(installed: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("command", "extra"), [("serve", "endpoint"), ("worker", "worker")])
+@pytest.mark.parametrize(("command", "extra"), [("serve", "endpoint"), ("worker", "worker"), ("plan", "plan")])
 def test_a_command_without_its_extra_says_what_to_install(
     installed: Path, tmp_path: Path, command: str, extra: str
 ) -> None:

@@ -1,6 +1,6 @@
 """The `llmpod` command: one subcommand per package, each with options of its own (`llmpod COMMAND --help`).
 
-Only this module knows all three packages. A package is imported when its command is run, so that the load tester needs
+Only this module knows all the packages. A package is imported when its command is run, so that the load tester needs
 neither the worker's dependencies nor the endpoint's.
 """
 
@@ -18,10 +18,11 @@ usage: llmpod COMMAND [options]
   llmpod worker     run one job on this machine, or serve jobs where RunPod started it
   llmpod serve      a RunPod endpoint on this machine, with real worker processes behind it
   llmpod loadtest   measure any RunPod endpoint
+  llmpod plan       whether a model fits into a GPU's memory, and the settings for it
 
 llmpod COMMAND --help lists a command's options; llmpod --version prints the version.
 """
-EXTRAS = {"worker": "worker", "serve": "endpoint", "loadtest": "loadtest"}
+EXTRAS = {"worker": "worker", "serve": "endpoint", "loadtest": "loadtest", "plan": "plan"}
 """The optional dependencies of the distribution that a command needs."""
 
 
@@ -64,7 +65,19 @@ def loadtest(argv: Sequence[str]) -> int:
     return main(argv)
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"worker": worker, "serve": serve, "loadtest": loadtest}
+def plan(argv: Sequence[str]) -> int:
+    """The memory estimate."""
+    from llmpod.plan.cli import main
+
+    return main(argv)
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "worker": worker,
+    "serve": serve,
+    "loadtest": loadtest,
+    "plan": plan,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
