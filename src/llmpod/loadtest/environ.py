@@ -1,7 +1,6 @@
 """The only place that reads the environment: the endpoint's id and its key.
 
-The key is handed to the HTTP client and to the redactor, and to nobody else. It has no field in any option, plan or
-record.
+The key is handed to the HTTP client and to the redactor only. It has no field in any option, plan or record.
 """
 
 import os

@@ -17,7 +17,7 @@ class Exit(IntEnum):
 
 
 class LoadTestError(Exception):
-    """A failure with a one-line message meant for the person at the keyboard."""
+    """A failure with a one-line message for the user."""
 
     exit_code = Exit.ERROR
 

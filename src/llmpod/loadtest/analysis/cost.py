@@ -1,5 +1,4 @@
-"""What it cost, as far as a client can tell: an estimate from below and one from above, never one number that
-pretends."""
+"""Cost of a phase as a client can estimate it: a lower bound from busy time, and a higher estimate from /health."""
 
 from dataclasses import dataclass
 

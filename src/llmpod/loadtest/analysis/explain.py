@@ -83,7 +83,7 @@ def _cold(report: PhaseReport) -> str | None:
 
 def _two_states(report: PhaseReport) -> str | None:
     """A long run whose slices sit in two groups, far apart for how wide each is: a percentile of the whole describes
-    neither. A queue's ups and downs fill the room between them."""
+    neither. A queue's ups and downs fill the range between them."""
     middles = sorted(one.p50_ms for one in report.slices if one.p50_ms)
     if len(middles) < 10:
         return None

@@ -62,8 +62,8 @@ class Row:
 def row(
     metric: str, ok: Sequence[Job], failed: int, percentiles: Sequence[float], *, intervals: bool = True
 ) -> Row | None:
-    """The row of a metric over successful jobs in order of sending; None when no job has it. `intervals=False` spares
-    their cost where nobody looks at them (a simulation's)."""
+    """The row of a metric over successful jobs in order of sending; None when no job has it. `intervals=False` leaves
+    them out, for simulations."""
     read = METRICS[metric]
     values = [value for job in ok if (value := read(job)) is not None]
     if not values:
@@ -97,7 +97,7 @@ SPREADS = {
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """How something that is no latency of a job is distributed: percentiles by nearest rank, without intervals."""
+    """Distribution of something other than a job's latency: percentiles by nearest rank, without intervals."""
 
     name: str
     n: int

@@ -11,7 +11,7 @@ BATCHES = 8
 
 @dataclass(frozen=True, slots=True)
 class Little:
-    """`ratio` = throughput * mean latency / clients. 1 within its error means: the clients were never idle."""
+    """`ratio` = throughput * mean latency / clients. Within its error of 1, the clients were never idle."""
 
     clients: int
     throughput_per_s: float

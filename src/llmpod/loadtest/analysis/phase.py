@@ -1,4 +1,4 @@
-"""Report of a phase as data: the figures, what is doubtful about them, and the verdicts."""
+"""Report of a phase as data: figures, validity issues, verdicts."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,7 +23,7 @@ class ValidityIssue:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """How to look at the data; nothing in it changes what was measured."""
+    """Options of the analysis; none of them changes what was measured."""
 
     percentiles: tuple[float, ...] = (50.0, 90.0, 95.0, 99.0)
     slos: tuple[Slo, ...] = ()

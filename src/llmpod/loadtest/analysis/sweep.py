@@ -84,7 +84,7 @@ def climb(sweep: Sweep, reports: Sequence[PhaseReport]) -> End | None:
 
 
 def answer(sweep: Sweep, reports: Sequence[PhaseReport]) -> Answer:
-    """What the rungs that ran say. Where none broke anything, the answer is the highest that was tried."""
+    """Result of the rungs that ran. Where none failed, it is the highest that was tried."""
     for number in range(len(reports)):
         over = climb(sweep, reports[: number + 1])
         if over is None:

@@ -16,7 +16,7 @@ from llmpod.protocol import request_count_workers
 class Scaler:
     """RunPod's REQUEST_COUNT rule: workers = ceil((queued + running) / value), within [min, max].
 
-    `assumed`: nobody said how the endpoint is set; then one is wanted for as many jobs as one was seen to run at once.
+    `assumed`: the endpoint's setting is not known; then one is wanted for as many jobs as one was seen to run at once.
     """
 
     value: float = 1.0
@@ -40,7 +40,7 @@ class Point:
     initializing: int
 
 
-# With fewer looks at /health than this, how long workers were missing is not known.
+# With fewer samples of /health than this, how long workers were missing is not known.
 ENOUGH_SAMPLES = 5
 
 

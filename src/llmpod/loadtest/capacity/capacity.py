@@ -40,7 +40,7 @@ class Answer:
 
     @property
     def passes(self) -> bool:
-        """As fitted to all jobs, without a word on how sure that is."""
+        """As fitted to all jobs; the uncertainty is in `word`."""
         return all(verdict.passed for verdict in self.verdicts)
 
     @property

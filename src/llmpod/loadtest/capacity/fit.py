@@ -21,7 +21,7 @@ BETWEEN_RUNS_MS = 60_000.0
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What was seen of a worker, in seconds. `idle_p`: the percentile of `idle_s` that is the time to an idle worker;
+    """Observations of a worker, in seconds. `idle_p`: the percentile of `idle_s` that is the time to an idle worker;
     `busy_s` is empty where no job waited behind another."""
 
     exec_s: tuple[float, ...]
@@ -218,7 +218,7 @@ def _occupancy(some: Sequence[Job]) -> list[tuple[float, float]]:
 
 
 def _slowdown(pairs: Sequence[tuple[float, float]]) -> float:
-    """Least squares of execution time on company, as a share of the time alone; never negative."""
+    """Slowdown per neighbour by least squares of execution time on the number of neighbours; never negative."""
     n = len(pairs)
     mean_y = math.fsum(y for y, _ in pairs) / n
     mean_x = math.fsum(x - 1 for _, x in pairs) / n

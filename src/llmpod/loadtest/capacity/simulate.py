@@ -1,5 +1,4 @@
-"""A RunPod endpoint in time steps of its own: queue, workers with slots, dead time per job, autoscaler, cold starts,
-idle timeout.
+"""Discrete-event simulation of a RunPod endpoint: queue, slots, dead time per job, autoscaler, cold starts.
 
 The model of a worker, from measurements of a real endpoint (3.45 s between jobs that run 2.80 s): a job starts
 `pickup_idle_s` after it was sent to a free slot, and never sooner than `pickup_busy_s` after the slot's last job ended;
@@ -152,7 +151,7 @@ class Simulation:
             self._at(at_s, self._on_arrive)
         return self._run()
 
-    # -- the clockwork --
+    # -- events --
 
     def _at(self, at_s: float, then: Callable[..., None], *what: int) -> None:
         self._count += 1
@@ -183,7 +182,7 @@ class Simulation:
             self._watch_idle(worker)
 
     def _on_begin(self, what: int) -> None:
-        """A slot that was picked starts to execute: everybody on the worker slows down a little."""
+        """A slot that was picked starts to execute, and slows the other jobs on its worker down."""
         job, worker = self._jobs[what], self._workers[self._jobs[what].worker]
         self._progress(worker)
         job.start_s = self._now
@@ -237,7 +236,7 @@ class Simulation:
             worker.state = "stopped"
             self._worker_s += self._now - worker.since_s
 
-    # -- the parts --
+    # -- steps of several events --
 
     def _assign(self) -> None:
         """The oldest job goes to the slot that can start it first; among equals, to the worker with the fewest jobs."""
@@ -254,7 +253,7 @@ class Simulation:
             self._at(max(soonest_s, heapq.heappop(worker.free_s)), self._on_begin, what)
 
     def _progress(self, worker: _Worker) -> None:
-        """Takes off the work that was done since the last look."""
+        """Subtracts the work that was done since the last event."""
         if worker.running:
             rate = 1 / (1 + self._service.slowdown * (len(worker.running) - 1))
             for left in worker.running.values():
@@ -280,7 +279,7 @@ class Simulation:
             self._at(ready_s, self._on_ready, worker.number)
 
     def _come_up(self, worker: _Worker) -> None:
-        """The hand-over takes its time on a worker that has just come up, too."""
+        """The pick-up takes its time on a worker that has just come up, too."""
         worker.state, worker.since_s, worker.idle_since_s = "up", self._now, self._now
         worker.free_s = [self._now + self._service.pickup_idle_s] * self._service.slots
 

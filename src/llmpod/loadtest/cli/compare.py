@@ -1,4 +1,4 @@
-"""Two runs beside each other: is B slower than A, by how much, and could it be chance?
+"""Command `compare`: differences of two runs, each with an interval and a test.
 
 Every line is a test, and all lines of a comparison are wrong together in at most 5 % of comparisons of equal runs: each
 is tested at 5 % divided by their number (Bonferroni). What the samples do not support is called unknown, and each line
@@ -63,7 +63,7 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """Something that is no percentile: throughput, tokens, cost, a share of jobs. `worse`: more of it is bad."""
+    """A figure that is not a percentile: throughput, tokens, cost, a share of jobs. `worse`: more of it is bad."""
 
     phase: str
     name: str
@@ -133,7 +133,7 @@ def _difference(label: str, metric: str, p: float, a: Sequence[float], b: Sequen
 
 
 def _rates(a: PhaseReport, b: PhaseReport) -> list[dict[str, Any]]:
-    """What is to be tested, each with what its test needs."""
+    """Rates and shares to be compared, each with the data of its test."""
     label = _label(a.phase.name, b.phase.name)
     out: list[dict[str, Any]] = []
 

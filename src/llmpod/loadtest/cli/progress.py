@@ -5,9 +5,9 @@ import contextlib
 import math
 import sys
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from time import monotonic
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -30,19 +30,7 @@ LINE_EVERY_S = 10.0
 RECENT = 200
 
 
-class Silent:
-    """`with ui:` around the run; starts nothing."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        return None
-
-
-class Watching(Silent, ABC):
+class Watching(ABC):
     """Looks at the run's tally at a steady pace; the subclasses say what they see."""
 
     every_s = LINE_EVERY_S
@@ -50,21 +38,8 @@ class Watching(Silent, ABC):
     def __init__(self, setup: "Setup", runner: Runner, health: HealthWatch, guards: Guards) -> None:
         self.setup, self.runner, self.health, self.guards = setup, runner, health, guards
         self.begun_s = monotonic()
-        self._task: asyncio.Task[None] | None = None
 
-    def __enter__(self) -> Self:
-        self._task = asyncio.get_running_loop().create_task(self._watch())
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._task is not None:
-            self._task.cancel()
-        with contextlib.suppress(OSError, ValueError):
-            self.show()
-
-    async def _watch(self) -> None:
+    async def watch(self) -> None:
         while True:
             await asyncio.sleep(self.every_s)
             self.show()
@@ -72,6 +47,11 @@ class Watching(Silent, ABC):
     @abstractmethod
     def show(self) -> None:
         """Put the run's state where the user sees it."""
+
+    def close(self) -> None:
+        """Shows the last state."""
+        with contextlib.suppress(OSError, ValueError):
+            self.show()
 
     def recent(self) -> list[Job]:
         phase = self.runner.tally.phase
@@ -96,13 +76,10 @@ def percentile_text(jobs: list[Job], name: str) -> str:
 class Plain(Watching):
     """One line every 10 s on stderr, so that stdout stays the report's."""
 
-    def __enter__(self) -> Self:
-        sys.stderr.write(
-            f"testing {self.setup.base_url} by {self.setup.plan.mode}; results in {self.setup.directory}\n"
-        )
-        for phase in self.setup.plan.phases:
-            sys.stderr.write(f"  {describe(phase)}\n")
-        return super().__enter__()
+    def __init__(self, setup: "Setup", runner: Runner, health: HealthWatch, guards: Guards) -> None:
+        super().__init__(setup, runner, health, guards)
+        phases = "".join(f"  {describe(phase)}\n" for phase in setup.plan.phases)
+        sys.stderr.write(f"testing {setup.base_url} by {setup.plan.mode}; results in {setup.directory}\n{phases}")
 
     def show(self) -> None:
         done, failed, planned = self.progress()
@@ -129,16 +106,11 @@ class Panel(Watching):
     def __init__(self, setup: "Setup", runner: Runner, health: HealthWatch, guards: Guards) -> None:
         super().__init__(setup, runner, health, guards)
         self._live = Live(console=Console(file=sys.stderr), auto_refresh=False, transient=True)
+        self._live.start()
 
-    def __enter__(self) -> Self:
-        self._live.__enter__()
-        return super().__enter__()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        super().__exit__(kind, error, trace)
-        self._live.__exit__(kind, error, trace)
+    def close(self) -> None:
+        super().close()
+        self._live.stop()
 
     def show(self) -> None:
         self._live.update(self.picture(), refresh=True)
@@ -189,10 +161,18 @@ class Panel(Watching):
         return max(0.0, min(1.0, ((tally.finished[-1].done_ms or 0.0) - tally.first_ms) / (length_s * 1000)))
 
 
-def make_ui(setup: "Setup", runner: Runner, health: HealthWatch, guards: Guards) -> Silent:
-    """auto: a panel where there is a terminal that can show one, else lines."""
+@contextlib.contextmanager
+def shown(setup: "Setup", runner: Runner, health: HealthWatch, guards: Guards) -> Iterator[None]:
+    """Shows the progress meanwhile. auto: a panel where there is a terminal that can show one, else lines."""
     choice = "plain" if setup.options.no_tui else setup.options.ui
     if choice == "none" or setup.options.format == "quiet":
-        return Silent()
+        yield
+        return
     live = choice == "live" or (choice == "auto" and sys.stderr.isatty() and not setup.environment.plain)
-    return Panel(setup, runner, health, guards) if live else Plain(setup, runner, health, guards)
+    ui = (Panel if live else Plain)(setup, runner, health, guards)
+    task = asyncio.get_running_loop().create_task(ui.watch())
+    try:
+        yield
+    finally:
+        task.cancel()
+        ui.close()

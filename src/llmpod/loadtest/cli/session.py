@@ -22,7 +22,7 @@ from llmpod.loadtest.analysis.phase import PhaseReport, View
 from llmpod.loadtest.analysis.sweep import climb
 from llmpod.loadtest.cli import dry_run
 from llmpod.loadtest.cli.planning import make_plan
-from llmpod.loadtest.cli.progress import make_ui
+from llmpod.loadtest.cli.progress import shown
 from llmpod.loadtest.cli.publish import publish
 from llmpod.loadtest.cli.viewing import check_measurable, make_view
 from llmpod.loadtest.environ import Environment
@@ -188,8 +188,7 @@ async def _execute(setup: Setup, payloads: Payloads, before: Recorded | None) ->
             judge.runner = runner
             gc.collect()
             gc.freeze()  # what exists now lives as long as the run: the collector need not look at it again
-            ui = make_ui(setup, runner, health, guards)
-            with signals(runner), ui:
+            with signals(runner), shown(setup, runner, health, guards):
                 await run_to_end(runner, notes)
             notes += runner.tally.notes
             notes += _limit_notes(gate_map)

@@ -68,7 +68,7 @@ class Job:
 
     @property
     def scheduled_total_ms(self) -> float | None:
-        """Latency as somebody with an appointment felt it: from when it was due. None in a closed loop."""
+        """Latency from the scheduled send time (free of coordinated omission). None in a closed loop."""
         if self.scheduled_ms is None or self.sent_ms is None or self.total_ms is None:
             return None
         return self.total_ms + (self.sent_ms - self.scheduled_ms)

@@ -24,7 +24,7 @@ RUNPOD_BASE = "https://api.runpod.ai/v2"
 
 
 class CallError(Exception):
-    """No usable HTTP reply. `error_class` is one of classify.ERROR_CLASSES."""
+    """No usable HTTP reply. `error_class` is one of failures.ERROR_CLASSES."""
 
     def __init__(self, error_class: str, detail: str) -> None:
         super().__init__(detail)
@@ -81,8 +81,8 @@ class RunPod:
         quick: bool = False,
         on_send: Callable[[float], None] | None = None,
     ) -> Reply:
-        """One request and its whole reply. `quick`: the service has nothing to wait for, so it may teach the round-trip
-        time. `on_send` gets the moment of sending. Raises CallError."""
+        """One request and its whole reply. `quick`: the service has nothing to wait for, so it may lower the minimum
+        round-trip time. `on_send` gets the moment of sending. Raises CallError."""
         async with self.gates[op].place():
             sent_s = perf_counter()
             if on_send is not None:
@@ -128,7 +128,7 @@ class RunPod:
     def _request(
         self, method: str, path: str, body: Any, timeout_s: float
     ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
-        """To the endpoint and nowhere else: the key must not follow a redirect."""
+        """Redirects are not followed: the key must not leave the endpoint."""
         return self._session.request(
             method,
             self._base + path,

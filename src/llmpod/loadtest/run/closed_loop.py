@@ -8,11 +8,11 @@ from llmpod.loadtest.model.plan import Phase
 
 @dataclass(slots=True)
 class Feed:
-    """Hands out (role, index) pairs; pure bookkeeping on the times it is told.
+    """Hands out (role, index) pairs; reads no clock, times are arguments.
 
     Warm-up and measured jobs follow each other without a pause, so the first measured job meets the load that the phase
     is about. At the end the clients go on with fillers until the last measured answer is there: otherwise the last
-    measured jobs would run under less and less load, and flatter the result.
+    measured jobs would run under less and less load, which shortens their latency.
     """
 
     phase: Phase

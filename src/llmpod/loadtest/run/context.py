@@ -61,7 +61,7 @@ class RunContext:
             self.outstanding.pop(job.job_id, None)
 
     async def cancel(self, job_id: str) -> bool:
-        """True when the service took the cancel. Never raises: it runs while something else is already going wrong."""
+        """True when the service took the cancel. Never raises."""
         try:
             reply = await self.client.call("cancel", "POST", job_path("cancel", job_id), timeout_s=10)
         except CallError:
@@ -109,7 +109,7 @@ def describe(reply: Reply) -> str:
 
 
 def left_running(unnamed: dict[int, Job], *, purge: bool) -> str | None:
-    """What becomes of jobs that were sent and have no id yet: they cannot be cancelled. None where there are none."""
+    """A sentence on jobs that were sent and have no id yet, which cannot be cancelled; None where there are none."""
     if not unnamed:
         return None
     mode = next(iter(unnamed.values())).mode

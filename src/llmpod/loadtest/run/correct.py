@@ -1,4 +1,4 @@
-"""When did a polled job end? What polling saw, and what follows from RunPod's own times.
+"""Total time of a polled job: bounds from the polls, and a correction by RunPod's own times.
 
 A poll sees a job's end late, by anything up to the gap between two polls. What is certain are two bounds: the job was
 not done when the last poll that said so was sent, and it was done when the poll that said so came back. RunPod's own

@@ -21,7 +21,7 @@ class Stop:
 
 @dataclass(slots=True)
 class Guards:
-    """Fed with every finished job; `check` answers with a Stop, once there is a reason.
+    """Takes every finished job; `check` returns a Stop once there is a reason.
 
     The cost is an estimate that grows while the run goes on: the worker time that /health showed so far (`worker_s`),
     or execution time where /health shows none, at the GPU's price.

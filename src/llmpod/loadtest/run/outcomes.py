@@ -47,7 +47,7 @@ def judge(answer: Answer, status: str = "COMPLETED", error: Any = None) -> Verdi
 
 
 def failed(error_class: str, error: Any, missing: str = "error") -> Verdict:
-    """The verdict on an error as a service tells it. A policy's refusal is `blocked`, by whatever way it comes."""
+    """The verdict on an error as a service tells it. A policy's refusal is `blocked` in every form."""
     name, text = error_code(error), error_text(error) or missing
     if name in _BLOCKED:
         return Verdict("blocked", "blocked", text, name)
@@ -55,7 +55,7 @@ def failed(error_class: str, error: Any, missing: str = "error") -> Verdict:
 
 
 def note(job: Job, answer: Answer, verdict: Verdict, *, expect_blocked: bool = False) -> None:
-    """Puts an answer and its verdict on the job. Tokens nobody counted are estimated from the text, and marked."""
+    """Puts an answer and its verdict on the job. Tokens that were not counted are estimated and marked."""
     job.prompt_tokens, job.output_tokens = answer.prompt_tokens, answer.output_tokens
     if job.output_tokens is None and answer.chars:
         job.output_tokens = max(1, round(answer.chars / CHARS_PER_TOKEN))

@@ -1,4 +1,4 @@
-"""What the output of a job says, whatever worker wrote it: tokens, finish reason, errors, and whether it is an answer.
+"""Parser of a job's output: tokens, finish reason, errors, and whether it is an answer.
 
 The shapes: llmpod's native reply and its chunks; the official vLLM worker's (lists of batches, raw server-sent events
 as text, errors as `{"object": "error"}`); OpenAI's chat, completions, responses, embeddings, rerank and

@@ -36,7 +36,7 @@ class HealthWatch:
         return live_workers(self.samples[-1]["workers"]) if self.samples else None
 
     async def ask(self) -> dict[str, Any] | None:
-        """One look. None, with `problem` set, when there is no answer."""
+        """One sample. None, with `problem` set, when there is no answer."""
         try:
             reply = await self._context.client.call("health", "GET", "/health", timeout_s=10, quick=True)
         except CallError as error:
@@ -99,7 +99,7 @@ class HealthWatch:
 
 
 class LagWatch:
-    """How late this process's event loop wakes up. Late wake-ups are added to every latency it measures."""
+    """Lag of this process's event loop, which is added to every latency it measures."""
 
     STEP_S = 0.02
 

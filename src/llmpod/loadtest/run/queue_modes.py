@@ -25,7 +25,7 @@ async def runsync(context: RunContext, job: Job, body: dict[str, Any]) -> None:
     """POST /runsync?wait=…: usually one request. When the wait ends first, HTTP 200 brings a job that is not done: it
     is followed."""
     deadline_s = _deadline(context)
-    # The wait ends before the client's patience does: otherwise the id, and with it the means to cancel, would never
+    # The wait ends before --timeout does: otherwise the id, and with it the means to cancel, would never
     # arrive.
     wait_s = min(max(min(context.options.wait, context.options.timeout - 1.0), SHORTEST_WAIT_S), LONGEST_WAIT_S)
     path = f"/runsync?wait={int(wait_s * 1000)}"
@@ -186,7 +186,7 @@ async def _ask(context: RunContext, job: Job, long: bool, left_s: float) -> Repl
 
 
 def finish(context: RunContext, job: Job, reply: Reply, *, total_ms: float) -> None:
-    """Takes everything a final status object tells."""
+    """Fills the record from a final status object."""
     body = reply.body
     job.done_ms = context.clock.ms(reply.received_s)
     job.total_ms = total_ms
@@ -211,7 +211,7 @@ def take_timings(job: Job, body: dict[str, Any]) -> None:
 
 
 async def give_up(context: RunContext, job: Job) -> None:
-    """--timeout passed: the job is cancelled, so that it neither bills on nor stands in the way of the next."""
+    """Cancels a job whose --timeout passed, so that it neither bills on nor delays the next."""
     job.done_ms = context.clock.now_ms()
     job.total_ms = job.done_ms - _sent(job)
     last = job.states[-1][0] if job.states else "unknown"

@@ -1,4 +1,4 @@
-"""RunPod's limits, kept on the client's side, so that a load test measures the endpoint and not its own 429s.
+"""Client-side rate limits equal to RunPod's, so that a load test does not measure its own 429s.
 
 RunPod counts requests per operation in any 10 s, and how many run at once. A token bucket whose burst is a tenth of the
 allowance and whose refill is the other nine tenths spread over 10 s can, in no 10 s, let more than the allowance
@@ -29,7 +29,7 @@ RUNPOD_LIMITS: dict[str, Limit] = {
 
 @dataclass(slots=True)
 class TokenBucket:
-    """Pure arithmetic on a clock that the caller passes in.
+    """Token bucket; the caller passes the time.
 
     `take(now)` books one token and returns the seconds to wait until it is there. Tokens may be booked ahead, first
     come, first
@@ -62,7 +62,7 @@ class TokenBucket:
 
 @dataclass(slots=True)
 class BucketUse:
-    """How near one operation came to its limit."""
+    """Use of one operation's limit."""
 
     requests: int = 0
     waited: int = 0

@@ -1,5 +1,4 @@
-"""Runs a plan: phases one after the other, none of them leaking into the next, and everything cleaned up whatever
-happens."""
+"""Runner of a plan: phases one after the other, each after the queue has emptied, and a clean-up on every path."""
 
 import asyncio
 import contextlib
@@ -29,7 +28,7 @@ CLEAN_UP_S = 60.0
 
 @dataclass(slots=True)
 class Tally:
-    """The run so far, for whoever watches it."""
+    """Progress of the run, for the display and the guards."""
 
     phase: Phase | None = None
     phase_number: int = 0
@@ -43,8 +42,8 @@ class Tally:
 
 
 class Runner:
-    """`await runner.run()`; `runner.stop(...)` from anywhere ends it early. Jobs that are out there are cancelled in
-    either case."""
+    """`await runner.run()`; `runner.stop(...)` from anywhere ends it early. Jobs in flight are cancelled in either
+    case."""
 
     def __init__(
         self,
@@ -75,7 +74,7 @@ class Runner:
         self._stopping.set()
 
     def left(self) -> str:
-        """What a stop does about the jobs that are out there, in words."""
+        """What a stop does with the jobs in flight, in words."""
         known = len(self._context.outstanding)
         lost = left_running(self._context.unnamed, purge=self._context.options.purge_on_abort)
         cancelled = f"{count(known, 'outstanding job')} {'is' if known == 1 else 'are'} cancelled"
@@ -104,7 +103,7 @@ class Runner:
             await self.clean_up()
 
     async def clean_up(self) -> None:
-        """Cancels what is still out there, as fast as /cancel's own limit allows, and says so when it could not."""
+        """Cancels the jobs in flight, within the limit of /cancel, and notes those it could not."""
         ids = list(self._context.outstanding)
         purge = self._context.options.purge_on_abort and self.stopped is not None
         lost = left_running(self._context.unnamed, purge=purge)
@@ -200,7 +199,7 @@ class Runner:
                 task.add_done_callback(tasks.discard)
 
     async def _one(self, job: Job, cap: asyncio.Semaphore | None = None) -> None:
-        """One job from payload to disk. The record is written before anybody is told."""
+        """One job from payload to disk. The record is written before the tally counts it."""
         try:
             if cap is not None:
                 await cap.acquire()

@@ -14,7 +14,7 @@ _LINE_END = re.compile(rb"[\r\n]")
 
 
 class EventTooLargeError(ValueError):
-    """An event beyond the limit: nothing of it can be used, and nothing more of it is kept."""
+    """An event beyond the limit; no more of it is kept."""
 
 
 @dataclass(slots=True)
