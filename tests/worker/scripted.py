@@ -76,6 +76,10 @@ class ScriptedEngine:
         self._death.set()
 
     async def render(self, request: NativeRequest) -> list[Any]:
+        meter = metering.current_meter.get()
+        pending = meter.judge("\n".join(request.texts)) if meter is not None and meter.judge is not None else None
+        if pending is not None:
+            await pending()
         return [request.texts[0], *range(9)]
 
     def sampling(self, given: Json, max_tokens: int, *, stream: bool) -> Json:

@@ -35,6 +35,7 @@ def assess(
     issues: list[str] = []
     returned: dict[int, str] = {}
     removed = 0
+    valid = True
     for index, text in sorted(texts.items()):
         prefix = f"choice {index}: " if len(texts) > 1 else ""
         reason = finish_reasons.get(index)
@@ -48,10 +49,11 @@ def assess(
                 found = after
         removed += cleaned.removed
         returned[index] = cleaned.text if applies else text
-        # What cleaning refused to do is said, and is no fault of an answer that passes its checks.
-        issues += [prefix + issue for issue in found]
+        valid = valid and not found
+        # That cleaning would have taken too much is said, and is no fault of an answer that passes its checks.
+        issues += [prefix + issue for issue in (*found, *([cleaned.issue] if cleaned.issue else []))]
     validation = {
-        "valid": not issues,
+        "valid": valid,
         "issues": issues,
         "intent": intent,
         "sanitized": returned != dict(texts),
