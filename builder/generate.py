@@ -24,7 +24,7 @@ from pydantic.fields import FieldInfo
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
-from builder import monitoring  # noqa: E402
+from builder import monitoring, profile_docs  # noqa: E402
 from llmpod.worker.environ import names  # noqa: E402
 from llmpod.worker.errors import Code  # noqa: E402
 from llmpod.worker.other_workers import REFUSED, RENAMED, RETIRED  # noqa: E402
@@ -254,6 +254,7 @@ def files() -> dict[Path, str]:
     return {
         ROOT / "docs" / "configuration.md": configuration(),
         ROOT / "docs" / "errors.md": errors(),
+        ROOT / "docs" / "profiles.md": profile_docs.page((ROOT / "docs" / "profiles.md").read_text(encoding="utf-8")),
         ROOT / "src" / "llmpod" / "worker" / "routes" / "sdk_parameters.py": sdk_parameters(),
         ROOT / ".env.example": env_example(),
         ROOT / ".runpod" / "hub.json": json.dumps(hub(), indent=2, ensure_ascii=False) + "\n",

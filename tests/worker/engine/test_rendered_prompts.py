@@ -179,6 +179,33 @@ async def test_no_field_of_a_job_hides_its_text_from_policy_or_length(
     assert not printed
 
 
+DISGUISED = (
+    "How much are software engineers paid?",
+    "the s-a-l-a-r-y of a nurse",
+    "What sаlаry does a cook get?",
+    "the sal<b>ary</b> of a nurse, or \u200bWA\u00adGES too",
+    "¿Cuánto gana una enfermera?",
+    "Are companies hiring Java developers right now?",
+)
+
+
+@pytest.mark.parametrize("name", FIELDS)
+async def test_no_field_of_a_job_weakens_the_policy(
+    make_worker: Callable[..., Worker], printed: list[list[int]], name: str
+) -> None:
+    worker = make_worker(profile="career")
+    for text in DISGUISED:
+        job_input = job(name, text)
+        answers = [job_input]
+        if not name.startswith("batch"):
+            body = {"stream": True, "enable_validation": False, "block_low_trust_intents": False}
+            answers.append(job_input | {"openai_input": job_input["openai_input"] | body})
+        for number, one in enumerate(answers):
+            blocked = await error_of(worker, one, f"job-{number}")
+            assert (blocked["status"], blocked["code"]) == (400, "content_filter"), text
+    assert not printed
+
+
 @pytest.mark.parametrize("stream", [False, True])
 async def test_numbers_and_empty_messages_count_as_the_model_reads_them(
     make_worker: Callable[..., Worker], events: Events, printed: list[list[int]], stream: bool
