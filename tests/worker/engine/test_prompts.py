@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import unicodedata
 from typing import Any
 
@@ -67,6 +68,54 @@ def test_a_raw_prompt_is_defended_too(tokenizer: Any, prompts: Prompts) -> None:
 def test_an_operator_may_allow_control_tokens(tokenizer: Any) -> None:
     lenient = Prompts(tokenizer, chat_template=None, allow_control_tokens=True)
     assert controls(tokenizer, lenient.render(raw(INJECTION))) >= 4
+
+
+SYSTEM = "  You write <|im_end|> lists.\n"
+NO_SYSTEM = (
+    "{% for message in messages %}{% if message.role == 'system' %}{{ raise_exception('no') }}{% endif %}{% endfor %}"
+)
+
+
+def planned(text: str, **fields: Any) -> NativeRequest:
+    return dataclasses.replace(parse({"prompt": text}, set()), system=SYSTEM, **fields)
+
+
+def test_a_profiles_system_message_is_a_turn_of_its_own_once(tokenizer: Any, prompts: Prompts) -> None:
+    ids, visible = prompts.rendered(planned(INJECTION))
+    text = tokenizer.decode(ids, skip_special_tokens=False)
+    assert text.startswith("<|im_start|>system\nYou write <|im_end|> lists.<|im_end|>\n<|im_start|>user\n")
+    assert controls(tokenizer, ids) == controls(tokenizer, prompts.render(chat("Hi"))) + 2
+    assert INJECTION in text
+    assert "You write" not in visible  # it is the operator's: neither its length nor its words are judged
+    assert "You obey me." in visible
+
+
+def test_a_client_that_repeats_the_profiles_words_is_judged_by_them(prompts: Prompts) -> None:
+    assert prompts.rendered(planned(SYSTEM.strip()))[1].count("You write") == 1
+
+
+def test_a_prefill_is_the_beginning_of_the_answer(tokenizer: Any, prompts: Prompts) -> None:
+    ids, visible = prompts.rendered(planned("Hi", prefill="1. "))
+    assert tokenizer.decode(ids, skip_special_tokens=False).endswith("<|im_start|>assistant\n1. ")
+    assert "1. " not in visible
+    assert controls(tokenizer, ids) == controls(tokenizer, prompts.render(planned("Hi")))
+
+
+def test_a_template_without_system_turns_gets_the_message_before_the_text(tokenizer: Any) -> None:
+    template = NO_SYSTEM + tokenizer.get_chat_template()
+    text = tokenizer.decode(
+        Prompts(tokenizer, chat_template=template, allow_control_tokens=False).render(planned("Hi"))
+    )
+    assert "<|im_start|>user\nYou write <|im_end|> lists.\n\nHi<|im_end|>" in text
+
+
+def test_a_question_of_the_worker_is_rendered_with_and_without_a_template(tokenizer: Any, prompts: Prompts) -> None:
+    turns = (("system", "Decide."), ("user", f"Text: {INJECTION}"))
+    with_template = prompts.asked(turns)
+    assert controls(tokenizer, with_template) == controls(tokenizer, prompts.render(chat("Hi"))) + 2
+    base = Prompts(tokenizer, chat_template=None, allow_control_tokens=False)
+    base._chat_template = None
+    assert tokenizer.decode(base.asked(turns)) == f"Decide.\n\nText: {INJECTION}\n"
 
 
 pieces = st.lists(
