@@ -58,6 +58,16 @@ its threshold and not below), `ops/dashboard.json` a Grafana dashboard, and [ope
 when one fires. A metric that cannot be counted costs no job anything: `llmpod_metric_failures_total` says that it
 happened.
 
+## Traces
+
+`OTLP_TRACES_ENDPOINT`, an argument of vLLM's, sends a span per job to an OpenTelemetry collector: `chat MODEL`, with
+the attributes of OpenTelemetry's conventions for generative AI and without any text, and below it `slot_wait`, `queue`,
+`prefill`, `decode`, `delivery` and vLLM's own `llm_request`. It is gRPC (`http://collector:4317`), or with
+`OTEL_EXPORTER_OTLP_TRACES_PROTOCOL=http/protobuf` HTTP (`http://collector:4318/v1/traces`). RunPod passes no headers
+on to a worker, so each job begins a trace of its own.
+
+## Labels
+
 Labels are closed sets: a route that is not in the table of routes counts as `other`. No label holds an id of a job, a
 client's name or a text.
 

@@ -42,6 +42,7 @@ class ScriptedEngine:
         self.model_name = "scripted"
         self.frame = Frame()
         self.generates = True
+        self.traces = False
         self.max_model_len = 100_000
         self.max_num_seqs = max_num_seqs
         self.kv_cache_tokens: int | None = None

@@ -349,6 +349,8 @@ class ScriptedEngine:
     """Stands in for an engine that fails, which a real one can not be made to do on demand."""
 
     model_name = "scripted"
+    generates = True
+    traces = False
     max_model_len = 4096
     max_num_seqs = 8
     kv_cache_tokens = None

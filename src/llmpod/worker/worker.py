@@ -13,6 +13,7 @@ from contextlib import aclosing
 from functools import cached_property
 from typing import Any
 
+from llmpod.worker import tracing
 from llmpod.worker.engine.engine import Engine
 from llmpod.worker.engine.policy_judge import PolicyJudge
 from llmpod.worker.engine.prompt_check import PromptCheck
@@ -67,6 +68,11 @@ class Worker:
         """The engine's slots. Available once the engine has started."""
         return slots.Slots(self.engine_capacity, self.settings.max_queue_wait, self.settings.max_queue_size)
 
+    @cached_property
+    def tracer(self) -> Any:
+        """OpenTelemetry's tracer, or None. Available once the engine has started."""
+        return tracing.open_tracer() if self.engine.traces else None
+
     def _count_slots(self, state: str) -> float:
         """One of the numbers of `llmpod_slots`; 0 before the engine has started."""
         made = self.__dict__.get("slots")
@@ -87,7 +93,11 @@ class Worker:
 
     def record(self, job: dict[str, Any]) -> JobRecord:
         """A new record for `handle`, for callers that read it or interrupt the job."""
-        return JobRecord(str(job.get("id")), self.emit, log_prompts=self.settings.log_prompts)
+        record = JobRecord(str(job.get("id")), self.emit, log_prompts=self.settings.log_prompts)
+        if self.tracer is not None:
+            record.span = tracing.JobSpan(self.tracer, record.id, self.engine.model_name)
+            record.meter.trace_headers = record.span.headers
+        return record
 
     async def handle(self, job: dict[str, Any], record: JobRecord | None = None) -> AsyncGenerator[Reply, None]:
         """Yield the replies of one job: one, or one per chunk when it is streamed (as text on OpenAI's routes).

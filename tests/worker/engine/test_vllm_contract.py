@@ -21,7 +21,11 @@ from llmpod.worker.jobs.inputs import NativeRequest
 
 PARAMETERS: list[tuple[str, str, set[str]]] = [
     ("vllm.engine.async_llm_engine", "AsyncLLMEngine.from_engine_args", {"engine_args", "stat_loggers"}),
-    ("vllm.engine.async_llm_engine", "AsyncLLMEngine.generate", {"prompt", "sampling_params", "request_id"}),
+    (
+        "vllm.engine.async_llm_engine",
+        "AsyncLLMEngine.generate",
+        {"prompt", "sampling_params", "request_id", "trace_headers"},
+    ),
     ("vllm.engine.async_llm_engine", "AsyncLLMEngine.abort", {"request_id"}),
     ("vllm.engine.async_llm_engine", "AsyncLLMEngine.get_tokenizer", set()),
     ("vllm.engine.async_llm_engine", "AsyncLLMEngine.shutdown", set()),

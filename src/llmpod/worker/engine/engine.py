@@ -211,6 +211,11 @@ class Engine:
         return cache.num_gpu_blocks * cache.block_size if cache.num_gpu_blocks else None
 
     @property
+    def traces(self) -> bool:
+        """Whether vLLM exports traces: OTLP_TRACES_ENDPOINT is set."""
+        return self._llm.observability_config.otlp_traces_endpoint is not None
+
+    @property
     def unfinished(self) -> int:
         """Unfinished requests in the engine; 0 at rest."""
         return int(self._llm.output_processor.get_num_unfinished_requests())
@@ -350,7 +355,7 @@ class Engine:
 
         meter = metering.current_meter.get() or metering.JobMeter()
         prompt = metered_engine.salted({"type": "token", "prompt_token_ids": prompt_ids}, meter)
-        stream = self._llm.generate(prompt, params, request_id)
+        stream = self._llm.generate(prompt, params, request_id, **metered_engine.traced({}, meter))
         if params.structured_outputs is not None:
             stream = begun_within(self._settings.engine_stall_seconds, stream)
         try:

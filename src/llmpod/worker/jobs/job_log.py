@@ -14,6 +14,7 @@ from llmpod.worker.jobs.inputs import NativeRequest
 from llmpod.worker.jobs.limits import MaxTokens, constrained
 from llmpod.worker.jobs.metering import JobMeter
 from llmpod.worker.jobs.native_reply import Answer, Reply
+from llmpod.worker.tracing import JobSpan
 
 Outcome = Literal["ok", "blocked", "rejected", "error", "cancelled", "timeout"]
 
@@ -37,6 +38,8 @@ class JobRecord:
         self.interruption: JobError | None = None  # why the job is interrupted, if it was not cancelled
         self.size = Size()  # of its input
         self.meter = JobMeter()  # the engine's work for the job
+        self.span: JobSpan | None = None  # its trace, if the worker has any
+        self.delivers = False  # whether its result is sent after its end, which is part of its span
         self._emit = emit
         self._log_prompts = log_prompts
         self._received = time.monotonic()
@@ -178,9 +181,7 @@ class JobRecord:
         self._ended = True
         if not self._started:
             self._start()
-        self._emit(
-            "end",
-            request_id=self.id,
+        line = dict(
             route=self.route,
             ok=outcome == "ok",
             outcome=outcome,
@@ -193,6 +194,16 @@ class JobRecord:
             **(self._counts() if self.meter.generated else {}) | self._result,
             **fields,
         )
+        self._emit("end", request_id=self.id, **line)
+        if self.span is not None:
+            self.span.describe(line)
+        if not self.delivers:
+            self.close()
+
+    def close(self) -> None:
+        """End the job's span: its result has been delivered, or will be by somebody else."""
+        if self.span is not None:
+            self.span.close(delivered=self.delivers)
 
     def _start(self, **fields: Any) -> None:
         if self._started:  # the job ended while a thread was still reading it

@@ -40,6 +40,7 @@ class JobMeter:
     constraint: str | None = None  # the field with the structured output
     calls: str | None = None  # the field with the structural tag of tool calls
     wanted: asyncio.Event | None = None  # set while the reader waits for more of the answer
+    trace_headers: dict[str, str] | None = None  # the job's span, for vLLM's; None: no traces
     requests: int = 0
     finished: int = 0  # of them
     prompt_tokens: int = 0

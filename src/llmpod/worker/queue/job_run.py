@@ -35,6 +35,7 @@ class JobRun:
         """`stop_pod`: ask RunPod for a fresh worker with the result (the SDK's `refresh_worker`)."""
         self.id = str(job["id"])
         self.record = worker.record(job)
+        self.record.delivers = True
         self._job = job
         self._worker = worker
         self._delivery = delivery
@@ -53,6 +54,12 @@ class JobRun:
 
     async def run(self) -> None:
         """Run the job and deliver its result."""
+        try:
+            await self._run()
+        finally:
+            self.record.close()
+
+    async def _run(self) -> None:
         try:
             result = await self._interruption.run(self._work, self._worker.settings.max_job_seconds)
         except JobError as error:

@@ -174,7 +174,7 @@ class MeteredEngine:
         output_kind = getattr(params.output_kind, "name", "")
         by_token = meter.parsed and output_kind == "DELTA"
         parsed = TokenOutputs(partial(self._detokenizer, params)) if by_token else None
-        outputs = self._engine.generate(salted(prompt, meter), params, *args, **named)
+        outputs = self._engine.generate(salted(prompt, meter), params, *args, **traced(named, meter))
         if params.structured_outputs is not None:
             outputs = _refusing(begun_within(self._patience_s, outputs))
         try:
@@ -212,7 +212,7 @@ class MeteredEngine:
         meter = current_meter.get() or JobMeter()
         async with (
             engine_slot(meter, 1),
-            aclosing(self._engine.encode(salted(prompt, meter), *args, **named)) as outputs,
+            aclosing(self._engine.encode(salted(prompt, meter), *args, **traced(named, meter))) as outputs,
         ):
             async for output in outputs:
                 yield output
@@ -225,6 +225,11 @@ def salted(prompt: Any, meter: JobMeter | None) -> Any:
     if "decoder_prompt" in prompt:
         return prompt | {"decoder_prompt": salted(prompt["decoder_prompt"], meter)}
     return prompt | {"cache_salt": meter.cache_salt}
+
+
+def traced(named: dict[str, Any], meter: JobMeter) -> dict[str, Any]:
+    """Make vLLM's span a child of the job's: a client of a job has no headers to send."""
+    return named if meter.trace_headers is None else named | {"trace_headers": meter.trace_headers}
 
 
 class Bounded(dict[str, Value]):
