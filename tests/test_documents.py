@@ -33,7 +33,9 @@ BUILD_ARGUMENTS = set(re.findall(r"^ARG (\w+)", (ROOT / "Dockerfile").read_text(
 COMMANDS = ("make", "python", "docker", "curl", "export", "llmpod (?:worker|serve|loadtest|plan)", "uvx", "pip")
 
 # Variables of RunPod, of the hub's client and of Docker's user that the pages name, and words in capitals.
-OTHERS = re.compile(r"RUNPOD_\w+|HF_\w+|HUGGING_FACE_HUB_TOKEN|VLLM_\w+|OTEL_\w+|CUDA_\w+|[A-Z]+_[A-Z]+ERROR|PYTORCH_ALLOC_CONF")
+OTHERS = re.compile(
+    r"RUNPOD_\w+|HF_\w+|HUGGING_FACE_HUB_TOKEN|VLLM_\w+|OTEL_\w+|CUDA_\w+|[A-Z]+_[A-Z]+ERROR|PYTORCH_ALLOC_CONF"
+)
 OUR_OTHERS = {"LLMPOD_ENDPOINT_API_KEY", "HEALTH_CHECK_PATH", "PORT_HEALTH"}  # the endpoint's, and those it sets
 STATES = {"IN_QUEUE", "IN_PROGRESS", "TIMED_OUT", "QUEUE_DELAY", "REQUEST_COUNT"}
 
