@@ -105,7 +105,7 @@ class _Worker:
     picked: int = 0  # slots that are taken, running or about to
     at_s: float = 0.0
     version: int = 0
-    free_s: list[float] = field(default_factory=list)  # a heap: when each slot that nobody has picked can start a job
+    free_s: list[float] = field(default_factory=list)  # a heap: when each free slot can start a job
     idle_since_s: float = 0.0
     held: bool = False
 

@@ -7,7 +7,7 @@ through.
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -67,40 +67,26 @@ class BucketUse:
     requests: int = 0
     waited: int = 0
     waited_s: float = 0.0
-    peak_at_once: int = 0
 
 
 class Gate:
     """One operation's bucket and its places: `async with gate.place(): request`."""
 
     def __init__(self, limit: Limit | None) -> None:
-        self.limit = limit
         self.use = BucketUse()
         self._bucket = TokenBucket(limit.per_10s) if limit else None
-        self._places = asyncio.Semaphore(limit.at_once) if limit else None
-        self._open = 0
+        self._places = asyncio.Semaphore(limit.at_once) if limit else nullcontext()
 
     @asynccontextmanager
     async def place(self) -> AsyncIterator[None]:
-        if self._places is not None:
-            await self._places.acquire()
-        try:
-            if self._bucket is not None:
-                wait_s = self._bucket.take(perf_counter())
-                if wait_s > 0:
-                    self.use.waited += 1
-                    self.use.waited_s += wait_s
-                    await asyncio.sleep(wait_s)
+        async with self._places:
+            wait_s = self._bucket.take(perf_counter()) if self._bucket is not None else 0.0
+            if wait_s > 0:
+                self.use.waited += 1
+                self.use.waited_s += wait_s
+                await asyncio.sleep(wait_s)
             self.use.requests += 1
-            self._open += 1
-            self.use.peak_at_once = max(self.use.peak_at_once, self._open)
-            try:
-                yield
-            finally:
-                self._open -= 1
-        finally:
-            if self._places is not None:
-                self._places.release()
+            yield
 
 
 def gates(limits: dict[str, Limit] | None) -> dict[str, Gate]:
