@@ -18,7 +18,7 @@ import pytest
 
 from tests.worker.http.serving import job
 from tests.worker.http.test_loading import free_port
-from tests.worker.processes import BEHIND_THE_TESTS, REPOSITORY, WorkerProcess, environment, gone
+from tests.worker.processes import REPOSITORY, WorkerProcess, environment, gone
 from tests.worker.scripted import until
 
 CHAT = {"messages": [{"role": "user", "content": "How do I write a CV?"}], "max_tokens": 200, "ignore_eos": True}
@@ -96,7 +96,7 @@ async def answers(running: Process, path: str, body: Any, count: int) -> Counter
 
 @pytest.mark.slow
 async def test_the_real_worker_from_its_first_ping_to_the_death_of_its_engine() -> None:
-    async with process(*BEHIND_THE_TESTS, sys.executable, "-u", str(REPOSITORY / "handler.py")) as running:
+    async with process(sys.executable, "-u", str(REPOSITORY / "handler.py")) as running:
         seen: list[int | None] = []
         began = time.monotonic()
         while not seen or seen[-1] != 200:
@@ -120,8 +120,8 @@ async def test_the_real_worker_from_its_first_ping_to_the_death_of_its_engine() 
         family = running.family()
         load = asyncio.create_task(answers(running, "/v1/chat/completions", CHAT, 16))
         await until(lambda: len(running.events) > 40, 60)
-        engine = next(child for child in family if "EngineCore" in child.name() or "EngineCore" in str(child.cmdline()))
-        engine.kill()
+        last = [child for child in family[1:] if not child.children()]
+        max(last, key=lambda child: child.memory_info().rss).kill()  # the one that holds the model
         ends = await load
         # An answer that was being made ends with a status or an error event; after that nobody listens.
         assert ends.total() == 16

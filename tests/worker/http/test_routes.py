@@ -13,6 +13,7 @@ import pytest
 
 from llmpod.worker.engine.engine import Engine
 from tests.worker.http.serving import Served, post, request, serving
+from tests.worker.queue.test_loop_engine import Shared
 from tests.worker.scripted import until
 
 CHAT = "/v1/chat/completions"
@@ -22,7 +23,7 @@ TOOL: Any = {"type": "function", "function": {"name": "look_up", "parameters": {
 
 @pytest.fixture(scope="module")
 async def served(engine: Engine) -> AsyncIterator[Served]:
-    async with serving(engine, allowed_routes=("/v1/load_lora_adapter",)) as one:
+    async with serving(Shared(engine)) as one:
         yield one
 
 
@@ -64,7 +65,7 @@ async def test_errors_are_those_of_the_library(client: openai.AsyncOpenAI, *, st
 
 async def test_the_anthropic_client_unmodified(served: Served) -> None:
     claude = anthropic.AsyncAnthropic(base_url=served.url, api_key="none", max_retries=0)
-    asked: Any = {"model": "llmpod-demo", "messages": QUESTION, "max_tokens": 40, "temperature": 0}
+    asked: Any = {"model": "llmpod-demo", "messages": QUESTION, "max_tokens": 40, "extra_body": {"temperature": 0}}
     whole = await claude.messages.create(**asked)
     async with claude.messages.stream(**asked) as stream:
         text = await stream.get_final_text()
