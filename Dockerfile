@@ -34,9 +34,14 @@ COPY src src
 COPY handler.py test_input.json ./
 RUN python3 -m compileall -q src
 
+# What the worker's first log line says it was built from: --build-arg LLMPOD_COMMIT=$(git rev-parse HEAD)
+ARG LLMPOD_COMMIT=""
+LABEL org.opencontainers.image.revision=${LLMPOD_COMMIT}
+
 # RunPod mounts network volumes and cached models at /runpod-volume.
 ENV MODEL_NAME=${MODEL_NAME} \
     MODEL_REVISION=${MODEL_REVISION} \
+    LLMPOD_COMMIT=${LLMPOD_COMMIT} \
     HF_HOME=/runpod-volume/huggingface-cache \
     PYTHONPATH=/app/src \
     PYTHONUNBUFFERED=1

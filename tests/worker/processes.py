@@ -67,9 +67,11 @@ class WorkerProcess:
 BEHIND_THE_TESTS = ("sh", "-c", '(echo 19 > /proc/self/autogroup) 2>/dev/null; exec nice -n 19 "$@"', "sh")
 
 
-async def spawn(endpoint: LocalEndpoint, worker_id: str, **variables: str) -> WorkerProcess:
-    """handler.py as a worker of `endpoint`, with the real engine."""
-    command = (*BEHIND_THE_TESTS, sys.executable, "-u", str(REPOSITORY / "handler.py"))
+async def spawn(
+    endpoint: LocalEndpoint, worker_id: str, *, behind: tuple[str, ...] = BEHIND_THE_TESTS, **variables: str
+) -> WorkerProcess:
+    """handler.py as a worker of `endpoint`, with the real engine. `behind`: the command that runs it."""
+    command = (*behind, sys.executable, "-u", str(REPOSITORY / "handler.py"))
     return WorkerProcess(await start(endpoint, worker_id, *command, **{"MODEL_NAME": "llmpod-demo"} | variables))
 
 

@@ -17,6 +17,7 @@ from runpod.serverless.modules.worker_state import JobsProgress
 
 from llmpod.endpoint import Job, JobState, LocalEndpoint, Options
 from llmpod.worker.engine.prompts import Frame
+from llmpod.worker.engine.start.report import Started
 from llmpod.worker.errors import Code, JobError
 from llmpod.worker.jobs import metering
 from llmpod.worker.jobs.engine_output import Delta, Step, Timings, Usage
@@ -52,7 +53,8 @@ class ScriptedEngine:
         self.last_step = time.monotonic()
         self.requests: set[str] = set()
         self.most_requests = 0
-        self.started = False
+        self.running = False
+        self.started: Started | None = None
         self._death: asyncio.Event = asyncio.Event()
 
     @property
@@ -68,10 +70,13 @@ class ScriptedEngine:
             await self._pass(0.001)
 
     async def start(self) -> None:
-        self.started = True
+        self.running = True
+        self.started = Started(
+            time.monotonic(), {"generate": True}, {"generate": {"ok": True, "ms": 1.0}}, {"load": 2.0}, ()
+        )
 
     def shutdown(self) -> None:
-        self.started = False
+        self.running = False
 
     def die(self) -> None:
         self._death.set()

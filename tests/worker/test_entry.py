@@ -34,11 +34,11 @@ def events(done: subprocess.CompletedProcess[str]) -> list[Json]:
 
 @pytest.mark.slow
 def test_without_arguments_the_demo_answers_test_input() -> None:
-    done = run(MAX_NUM_BATCHED_TOKENS="512")
+    done = run(MAX_NUM_BATCHED_TOKENS="512", LOADING_REPORT_SECONDS="1000")
     assert done.returncode == 0, done.stderr[-2000:]
     names = [event["event"] for event in events(done)]
-    assert names == ["setting_corrected", "loading", "ready", "start", "end"]
-    corrected, _, ready, start, end = events(done)
+    assert names == ["environment", "preflight", "setting_corrected", "loading", "warm_up", "ready", "start", "end"]
+    _, _, corrected, _, _, ready, start, end = events(done)
     assert (corrected["setting"], corrected["given"]) == ("MAX_NUM_BATCHED_TOKENS", "512")
     assert ready["max_num_batched_tokens"] >= ready["max_model_len"] == int(corrected["used"])
     assert (start["stream"], end["outcome"], end["finish_reason"]) == (True, "ok", "stop")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import json
 import logging
 import logging.config
+import re
 import socket
 import sys
 from pathlib import Path
@@ -178,7 +180,7 @@ def test_errors_of_the_engines_processes_are_kept_for_the_diagnosis(
     error_log = tmp_path / "errors.log"
     before = logging.root.handlers[:], logging.root.level
     try:
-        logging.config.dictConfig(logging_config("ERROR", error_log))
+        logging.config.dictConfig(logging_config("ERROR", error_log, tmp_path / "milestones.log"))
         logging.getLogger("vllm.v1.engine.core").error("EngineCore failed to start: no memory")
         logging.getLogger("vllm.v1.engine.core").warning("never mind")
         assert error_log.read_text().splitlines() == ["EngineCore failed to start: no memory"]
@@ -190,3 +192,53 @@ def test_errors_of_the_engines_processes_are_kept_for_the_diagnosis(
             logger.handlers.clear()
             logger.propagate = True
             logger.setLevel(logging.NOTSET)
+
+
+def test_a_secret_in_a_variable_is_in_no_line_whoever_writes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    secrets = {
+        "HF_TOKEN": "hf_abcdefgh1234",
+        "MY_API_KEY": 'quo"ted\\secret',
+        "DB_PASSWORD": "correct horse",
+        "S3_SECRET": "zwölf",
+    }
+    for name, value in secrets.items():
+        monkeypatch.setenv(name, value)
+    stream = io.StringIO()
+    log = EventLog(stream)
+    log.emit("log", message=f"GET with {secrets['HF_TOKEN']}", nested={"a": [secrets["MY_API_KEY"], "b"]})
+    logger = logging.Logger("somebody")
+    logger.addHandler(JsonLogHandler(log))
+    logger.error("the password is %s, in words", secrets["DB_PASSWORD"])
+    first, second = lines(stream)
+    assert first["message"] == "GET with …"
+    assert first["nested"] == {"a": ["…", "b"]}
+    assert second["message"] == "the password is …, in words"
+
+
+def test_what_is_no_secret_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (
+        ("MAX_TOKENS_MAX", "1000000000"),
+        ("TOKENIZER", "owner/tokenizer"),
+        ("X_TOKEN", "12345678"),  # a number may stand in any line
+        ("SHORT_KEY", "local"),
+    ):
+        monkeypatch.setenv(name, value)
+    stream = io.StringIO()
+    EventLog(stream).emit("log", message="owner/tokenizer local", size=12345678, most=1000000000)
+    [event] = lines(stream)
+    assert (event["message"], event["size"], event["most"]) == ("owner/tokenizer local", 12345678, 1000000000)
+
+
+def test_every_event_is_documented() -> None:
+    root = Path(__file__).resolve().parents[2]
+    emitted = set()
+    for path in (root / "src" / "llmpod" / "worker").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call) or not node.args or not isinstance(node.args[0], ast.Constant):
+                continue
+            name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            if name.lstrip("_") == "emit" and isinstance(node.args[0].value, str):
+                emitted.add(node.args[0].value)
+    assert {"start", "end", "ready", "bug", "draining"} <= emitted
+    documented = set(re.findall(r"`([a-z_]+)`", (root / "docs" / "events.md").read_text()))
+    assert emitted <= documented, emitted - documented

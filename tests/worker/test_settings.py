@@ -169,3 +169,30 @@ def test_an_endpoint_is_not_served_by_a_model_that_nobody_chose(monkeypatch: pyt
             loaded(monkeypatch, MODEL_NAME=nothing).settings.require_model()
         assert caught.value.setting == "MODEL_NAME"
     loaded(monkeypatch, MODEL_NAME=settings.DEMO_NAME).settings.require_model()
+
+
+def test_the_settings_that_differ_are_shown_without_secrets_and_cut() -> None:
+    given = Settings(
+        model_name="owner/model", custom_chat_template="{" * 1000, max_tokens_max=5, lora_modules={"a": "b"}
+    )
+    assert environ.differing(given, 10) == {
+        "MODEL_NAME": "owner/mode",
+        "CUSTOM_CHAT_TEMPLATE": "{" * 10,
+        "MAX_TOKENS_MAX": 5,
+        "LORA_MODULES": "{'a': 'b'}",
+    }
+    assert environ.differing(Settings(), 10) == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "secret"),
+    [
+        *(
+            (name, True)
+            for name in ("HF_TOKEN", "RUNPOD_AI_API_KEY", "AWS_SECRET_ACCESS_KEY", "OPENAIKEY", "DB_PASSWORD")
+        ),
+        *((name, False) for name in ("MAX_TOKENS_MAX", "TOKENIZER", "TOKENIZERS_PARALLELISM", "KEYMAP", "MODEL_NAME")),
+    ],
+)
+def test_a_secret_is_known_by_its_name(name: str, secret: bool) -> None:
+    assert environ.is_secret(name) is secret

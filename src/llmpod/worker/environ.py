@@ -103,6 +103,34 @@ def environment() -> dict[str, str]:
     return dict(os.environ)
 
 
+def worker_id() -> str | None:
+    """The worker's id on RunPod."""
+    return os.environ.get("RUNPOD_POD_ID") or None
+
+
+def is_secret(name: str) -> bool:
+    """Whether a variable's value may be a secret, by the words of its name: HF_TOKEN, and not MAX_TOKENS."""
+    return re.search(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)(_|$)", name.upper()) is not None
+
+
+def secrets() -> frozenset[str]:
+    """The values of variables that may be secrets, to be removed from what is logged; not short words, nor numbers."""
+    found = {value.strip() for name, value in os.environ.items() if is_secret(name)}
+    return frozenset(value for value in found if len(value) >= 8 and not value.replace(".", "").isdigit())
+
+
+def differing(settings: Settings, longest: int) -> dict[str, object]:
+    """The settings that differ from their defaults, by variable; texts are cut to `longest` characters."""
+    shown: dict[str, object] = {}
+    for field, info in Settings.model_fields.items():
+        value = getattr(settings, field)
+        if value == info.default:
+            continue
+        text = value if isinstance(value, str | int | float) else str(value)
+        shown[field.upper()] = "…" if is_secret(field) else text[:longest] if isinstance(text, str) else text
+    return shown
+
+
 def adopt(variables: Mapping[str, str]) -> None:
     """Replace this process's variables by those of another."""
     os.environ.clear()

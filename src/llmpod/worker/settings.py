@@ -333,6 +333,12 @@ class Settings(BaseSettings):
     log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(str.lower)] = setting(
         "error", "Log", "Least severe line that vLLM and the RunPod SDK may log. Events are always logged."
     )
+    loading_report_seconds: float = setting(
+        15.0,
+        "Log",
+        "Most seconds between two `loading` events while the worker starts: a start that is silent for longer hangs.",
+        gt=0,
+    )
     log_prompts: bool = setting(False, "Log", "Put prompts and answers into the log. They may be personal data.")
 
     metrics_push_url: str | None = setting(

@@ -23,7 +23,7 @@ from llmpod.worker.jobs import bounds, inputs, limits, metering, native_plan, na
 from llmpod.worker.jobs.job_log import JobRecord
 from llmpod.worker.metrics.metrics import Metrics
 from llmpod.worker.profile import file
-from llmpod.worker.routes import routes
+from llmpod.worker.routes import routes, status
 from llmpod.worker.routes.answer import Reply
 from llmpod.worker.settings import Settings
 
@@ -40,9 +40,10 @@ class Worker:
         self.emit = emit = self.metrics.tap(emit)
         self.profile = file.load(settings.profile) if settings.profile else None
         self.judge = PolicyJudge.of(engine, self.profile, emit)
-        self.routes = routes.Routes(settings, engine, self.profile, self.judge, emit)
+        self.routes = routes.Routes(settings, engine, self.profile, self.judge, emit, self.status)
         engine.profile_sampling = self.profile.all_sampling() if self.profile else ()
         self.on_engine_death: Callable[[], None] = lambda: None
+        self.draining = False  # no more jobs are taken
 
     @property
     def engine_capacity(self) -> int:
@@ -90,6 +91,16 @@ class Worker:
                 note="This worker takes more than twice the jobs that its engine can run together; the rest wait here, "
                 "where RunPod cannot give them to another worker. Lower or unset MAX_CONCURRENCY.",
             )
+
+    def status(self) -> dict[str, Any]:
+        """What /status answers."""
+        ready = self.engine.started is not None
+        return status.reply(
+            self.engine,
+            self.slots if ready else None,
+            draining=self.draining,
+            concurrency=self.concurrency if ready else None,
+        )
 
     def record(self, job: dict[str, Any]) -> JobRecord:
         """A new record for `handle`, for callers that read it or interrupt the job."""

@@ -18,6 +18,13 @@ SETTINGS = Settings(model_name="owner/name")
 SAID = [
     ("You are trying to access a gated repo.\nMake sure to have access to it", "HF_TOKEN"),
     ("401 Client Error. Cannot access gated repo for url", "HF_TOKEN"),
+    (
+        "RepositoryNotFoundError: 401 Client Error.\n\nRepository Not Found for url: https://huggingface.co/api/models/x/y."
+        "\nIf you are trying to access a private or gated repo, make sure you are authenticated",
+        "MODEL_NAME",
+    ),
+    ("Cannot access repository for url x.\nAccess to this resource is disabled.", "has disabled owner/name"),
+    ("403 Forbidden: Please enable access to public gated repositories in your token settings", "fine-grained"),
     ("401 Client Error: Unauthorized for url. Invalid username or password.", "HF_TOKEN"),
     ("owner/name is not a local folder and is not a valid model identifier listed on the hub", "MODEL_NAME"),
     ("Repo id must be in the form 'repo_name' or 'namespace/repo_name': '/no/such/folder'", "MODEL_NAME"),

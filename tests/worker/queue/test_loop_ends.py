@@ -121,7 +121,7 @@ async def test_shutdown_lets_running_jobs_finish_and_takes_no_more(monkeypatch: 
         await asyncio.wait_for(asyncio.shield(served.task), 10)
         assert [served.endpoint.job(job_id).state for job_id in ids] == [JobState.COMPLETED] * 6
         assert served.endpoint.job(late).state is JobState.IN_QUEUE
-        assert not engine.started
+        assert not engine.running
 
 
 async def test_what_outlasts_the_drain_fails_as_retryable(monkeypatch: pytest.MonkeyPatch) -> None:

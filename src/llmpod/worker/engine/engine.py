@@ -13,13 +13,26 @@ import time
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from typing import Any
 
+from llmpod.worker import environ
 from llmpod.worker.engine import first_error, renderer, request_check, sampling
 from llmpod.worker.engine.app import metered_engine
 from llmpod.worker.engine.app.application import Application
 from llmpod.worker.engine.constraints import ConstraintCompiler, begun_within
 from llmpod.worker.engine.prompts import Frame, Prompts
 from llmpod.worker.engine.sampling import Sampling
-from llmpod.worker.engine.start import cpu_fork_server, diagnosis, engine_arguments, heap, process
+from llmpod.worker.engine.start import (
+    cpu_fork_server,
+    diagnosis,
+    engine_arguments,
+    heap,
+    hub,
+    preflight,
+    process,
+    report,
+    warm_up,
+)
+from llmpod.worker.engine.start.progress import Progress
+from llmpod.worker.engine.start.report import Started
 from llmpod.worker.errors import Code, JobError
 from llmpod.worker.event_log import Emit
 from llmpod.worker.jobs import engine_output, limits, metering
@@ -73,6 +86,7 @@ class Engine:
         self._constraints = ConstraintCompiler(settings.max_constraint_seconds)
         self.application: Application  # set by `start`
         self.last_step = time.monotonic()  # when the engine last finished one
+        self.started: Started | None = None  # set by `start` when jobs can be answered
 
     # -- start and end -------------------------------------------------------------------------------------------------
 
@@ -87,6 +101,7 @@ class Engine:
         diagnosis.examine(self._settings)
         self._prepared = True
         process.error_log().unlink(missing_ok=True)
+        process.milestones().unlink(missing_ok=True)
         process.prepare(self._settings)
         cpu_fork_server.start(ENGINE_MODULES)
 
@@ -97,9 +112,12 @@ class Engine:
             StartError: with the cause and the cure.
         """
         self.prepare()
+        progress = Progress(self._emit, self._settings.loading_report_seconds, process.milestones())
+        progress.subject = {"model": self._subject, "demo": self._settings.is_demo or None}
         try:
+            progress.start()
             with heap.frozen_afterwards(), first_error.only():
-                await self._start()
+                await self._start(progress)
         except BaseException as error:
             self.shutdown()
             if isinstance(error, Exception):
@@ -107,12 +125,50 @@ class Engine:
                     error, self._settings, diagnosis.read_error_log(process.error_log())
                 ) from error
             raise
+        finally:
+            progress.stop()
 
-    async def _start(self) -> None:
-        started = time.monotonic()
-        from vllm.engine.async_llm_engine import AsyncLLMEngine
+    async def _start(self, progress: Progress) -> None:
+        with progress.phase("preflight"):
+            found = await preflight.run(self._settings, self._environment, self._emit)
+            progress.download = found.download
+        with progress.phase("import"):
+            from vllm.engine.async_llm_engine import AsyncLLMEngine
+        with progress.phase("load"):
+            arguments = await self._load(AsyncLLMEngine)
+        with progress.phase("warm_up"):
+            await self._load_model_info(arguments.application.chat_template)
+            tasks = await self._llm.get_supported_tasks()
+            warmed = [await warm_up.timed("generate", self._warm_up())] if "generate" in tasks else []
+        # From now on vLLM's check of structured outputs runs in another process: here it would block the event loop.
+        self._llm.input_processor.structured_outputs_config = None
+        with progress.phase("routes"):
+            await self._serve_routes(arguments.application)
+        with progress.phase("warm_up"):
+            can = warm_up.capabilities(self.application, generates=self.generates)
+            trials = warm_up.trials(can, self.application.paths, self.model_name, self._settings.lora_modules)
+            warmed += await warm_up.run(self.application.asgi, trials)
+        environ.put(hub.go_offline())
+        progress.stop()
+        gpus = (await preflight.gpus_now()).found if found.gpus else ()
+        results = {result.capability: result.as_dict() for result in warmed}
+        self.started = Started(time.monotonic(), can, results, progress.start_ms(), gpus)
+        self._emit("warm_up", capabilities=results)
+        config = self._llm.vllm_config
+        self._emit(
+            "ready",
+            model=self.model_name,
+            max_model_len=self.max_model_len,
+            max_num_seqs=self.max_num_seqs,
+            max_num_batched_tokens=config.scheduler_config.max_num_batched_tokens,
+            kv_cache_tokens=self.kv_cache_tokens,
+            **{f"{phase}_ms": self.started.start_ms[phase] for phase in ("import", "load", "warm_up", "routes")},
+            start_ms=self.started.start_ms,
+            memory=report.memory(self.started, progress, config.cache_config.kv_cache_memory_bytes),
+        )
 
-        imported = time.monotonic()
+    async def _load(self, engine_class: Any) -> Any:
+        """Read the arguments and load the model; returns the arguments."""
         # Errors that do not depend on the model are reported before it is loaded.
         usual = limits.clamp_max_tokens(None, self._settings).effective
         self._sampling = Sampling(self._settings.default_sampling_params, usual)
@@ -122,37 +178,24 @@ class Engine:
         arguments = engine_arguments.read(self._settings, self._environment, self._emit)
         self._emit(
             "loading",
-            model=self._settings.model if not self._settings.is_demo else self.model_name,
+            model=self._subject,
             demo=True if self._settings.is_demo else None,
             note="Demonstration model: it knows a few hundred career questions. Set MODEL_NAME to serve a real one."
             if self._settings.is_demo
             else None,
+            phase="load",
         )
         renderer.guard()
-        self._llm = AsyncLLMEngine.from_engine_args(arguments.engine, stat_loggers=[self._step_observer()])
+        self._llm = engine_class.from_engine_args(arguments.engine, stat_loggers=[self._step_observer()])
         metered_engine.count_cut_requests(self._llm)
         request_check.check(self._llm)
         await self._constraints.start(self._llm.vllm_config)
-        loaded = time.monotonic()
-        await self._load_model_info(arguments.application.chat_template)
-        if self.generates:
-            await self._warm_up()
-        # From now on vLLM's check of structured outputs runs in another process: here it would block the event loop.
-        self._llm.input_processor.structured_outputs_config = None
-        warm = time.monotonic()
-        await self._serve_routes(arguments.application)
-        self._emit(
-            "ready",
-            model=self.model_name,
-            max_model_len=self.max_model_len,
-            max_num_seqs=self.max_num_seqs,
-            max_num_batched_tokens=self._llm.vllm_config.scheduler_config.max_num_batched_tokens,
-            kv_cache_tokens=self.kv_cache_tokens,
-            import_ms=_ms(imported - started),
-            load_ms=_ms(loaded - imported),
-            warm_up_ms=_ms(warm - loaded),
-            routes_ms=_ms(time.monotonic() - warm),
-        )
+        return arguments
+
+    @property
+    def _subject(self) -> str:
+        """What is loaded, as the `loading` events say it."""
+        return self.model_name if self._settings.is_demo else self._settings.model
 
     async def _load_model_info(self, chat_template: str | None) -> None:
         """Read what jobs need to know of the loaded model; `chat_template`: the operator's."""
@@ -380,10 +423,6 @@ class Engine:
 
 
 # -- vLLM's values, as ours --------------------------------------------------------------------------------------------
-
-
-def _ms(seconds: float) -> float:
-    return round(seconds * 1000, 1)
 
 
 def _failed_choice(params: Any) -> JobError:

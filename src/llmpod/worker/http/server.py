@@ -153,6 +153,7 @@ class HttpServer(Lifecycle):
 
     def stop(self) -> None:
         """Take no further requests."""
+        self.worker.draining = True
         self._ending.set()
 
     def fail(self, failure: JobError) -> None:

@@ -73,6 +73,7 @@ RULES = {
         Rule("/ping", ("GET", "POST"), "info"),
         Rule("/load", ("GET",), "info"),
         Rule("/metrics", ("GET",), "info"),
+        Rule("/status", ("GET",), "info"),  # the worker's own
     )
 }
 _SEGMENT = re.compile(r"[A-Za-z0-9._~-]+")

@@ -49,6 +49,11 @@ class EngineJobScaler(Lifecycle, rp_scale.JobScaler):  # type: ignore[misc] # th
         """Stop polling."""
         self.kill_worker()
 
+    def kill_worker(self) -> None:
+        """Take no more jobs. Also called by the SDK."""
+        self.worker.draining = True
+        super().kill_worker()
+
 
 class EventJobScaler(EngineJobScaler):
     """Event-driven job loop: jobs start as they arrive, results leave at once, nothing is polled inside the worker."""

@@ -7,7 +7,7 @@ in the error.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Collection, Iterator
+from collections.abc import AsyncGenerator, Callable, Collection, Iterator
 from contextlib import aclosing
 from typing import Any
 
@@ -41,8 +41,11 @@ class Routes:
         profile: Profile | None,
         judge: Judge | None,
         emit: Emit,
+        status: Callable[[], dict[str, Any]] = dict,
     ) -> None:
+        """`status`: what the worker's own route /status answers."""
         self.emit = emit
+        self.own: dict[str, Callable[[], dict[str, Any]]] = {"/status": status}
         self.settings = settings
         self.engine = engine
         self.profile = profile
@@ -54,6 +57,9 @@ class Routes:
         Raises:
             JobError: what policy refuses, and what vLLM answered with an error status or broke off.
         """
+        if (own := self._own(request, record)) is not None:
+            yield own
+            return
         call = await record.size.aside(self._call, request, record)
         wanted = await record.size.aside(self._prepare, call)
         if wanted is not None:
@@ -76,6 +82,20 @@ class Routes:
         finally:
             record.max_tokens = call.max_tokens
             record.finish_route()
+
+    def _own(self, request: inputs.OpenAIRequest, record: JobRecord) -> Reply | None:
+        """The reply of a route that is the worker's own; None for vLLM's."""
+        path, _, _ = request.route.partition("?")
+        answer = self.own.get(path.removesuffix("/"))
+        if answer is None:
+            return None
+        rule = route_catalog.RULES[path.removesuffix("/")]
+        record.route = rule.path
+        record.start_route(stream=False, model=None, prompt_len=0)
+        route_catalog.method_for(rule, request.method, has_body=request.body is not None)
+        reply = answer()
+        record.finish_route()
+        return reply
 
     def _call(self, request: inputs.OpenAIRequest, record: JobRecord) -> RouteCall:
         """Resolve the route of a request and rewrite its body."""

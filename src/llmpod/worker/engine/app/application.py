@@ -98,6 +98,13 @@ class Application:
         self.frame = Frame.measured(await self._visible(1), await self._visible(FRAMED_MESSAGES), with_tool)
 
     @property
+    def modalities(self) -> frozenset[str]:
+        """What the model takes beside text, and the operator has not ruled out: image, audio, video."""
+        processor = getattr(self._llm.renderer, "mm_processor", None)
+        limits = processor.info.allowed_mm_limits if self.takes_media and processor is not None else {}
+        return frozenset(modality for modality, most in limits.items() if most)
+
+    @property
     def paths(self) -> frozenset[str]:
         """All paths of vLLM's application for this model, open or not."""
         return frozenset(route.path for route in self.routes)

@@ -12,8 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmpod.worker.engine.start import lora
+from llmpod.worker.engine.start.hub import Repository
 from llmpod.worker.errors import StartError
 from llmpod.worker.settings import Settings
+
+NO_GPU_CURE = "Run it on a GPU, or install the CPU build (make setup does)."
 
 
 @dataclass(frozen=True)
@@ -29,13 +32,32 @@ class StartupErrorRule:
 # First match wins: the specific before the general.
 STARTUP_ERROR_RULES = (
     StartupErrorRule(
-        r"gated repo|GatedRepoError|access to model .* is restricted|awaiting a review",
+        r"access a gated repo|Cannot access gated repo|GatedRepoError|access to model .* is restricted"
+        r"|awaiting a review",
         "{model} is a gated model and this worker may not download it.",
         "Accept its licence on Hugging Face and set HF_TOKEN to a token of that account.",
         "HF_TOKEN",
     ),
+    StartupErrorRule(  # the hub says 401 of a model that does not exist, too
+        r"RepositoryNotFoundError|Repository Not Found for url",
+        "Hugging Face has no model {model}, or not for this worker: a private one is not found without its token.",
+        "Set MODEL_NAME to a Hugging Face id (owner/name) or a folder with config.json; a private one needs HF_TOKEN.",
+        "MODEL_NAME",
+    ),
     StartupErrorRule(
-        r"401 Client Error|Invalid user token|Invalid username or password|token .*expired",
+        r"Access to this resource is disabled|DisabledRepoError",
+        "Hugging Face has disabled {model}.",
+        "Set MODEL_NAME to another model.",
+        "MODEL_NAME",
+    ),
+    StartupErrorRule(
+        r"403 Forbidden|403 Client Error",
+        "Hugging Face does not let this worker's token read {model}.",
+        "Give the token of HF_TOKEN read access to it (a fine-grained one: to public gated repositories, too).",
+        "HF_TOKEN",
+    ),
+    StartupErrorRule(
+        r"401 Client Error|Invalid credentials|Invalid user token|Invalid username or password|token .*expired",
         "Hugging Face refused the token.",
         "Set HF_TOKEN to a valid token with read access to {model}, or unset it for a public model.",
         "HF_TOKEN",
@@ -55,7 +77,7 @@ STARTUP_ERROR_RULES = (
         "MODEL_NAME",
     ),
     StartupErrorRule(
-        r"RepositoryNotFoundError|404 Client Error|is not a local folder and is not a valid model identifier"
+        r"404 Client Error|is not a local folder and is not a valid model identifier"
         r"|Repo id must|Incorrect path_or_model_id|does not appear to have a file named config\.json"
         r"|Invalid repository ID",
         "The model {model} was not found.",
@@ -113,7 +135,7 @@ STARTUP_ERROR_RULES = (
     StartupErrorRule(
         r"Failed to infer device type|no CUDA-capable device|No CUDA GPUs are available|Found no NVIDIA driver",
         "No GPU is visible to this worker.",
-        "Run it on a GPU, or install the CPU build (make setup does).",
+        NO_GPU_CURE,
     ),
     StartupErrorRule(
         r"trust_remote_code=True|--trust-remote-code",  # an engine that crashes prints trust_remote_code=False
@@ -182,10 +204,16 @@ def examine(settings: Settings) -> None:
     lora.rank_for(settings.lora_modules, settings.model_names)
 
 
-def diagnose(error: BaseException, settings: Settings, error_log: str = "") -> StartError:
-    """Explain a failed start. `error_log`: errors logged by the engine's processes."""
+def diagnose(
+    error: BaseException, settings: Settings, error_log: str = "", repository: Repository | None = None
+) -> StartError:
+    """Explain a failed start. `error_log`: errors logged by the engine's processes.
+
+    `repository`: what of the hub the error is about, if it is known; else the model.
+    """
     if isinstance(error, StartError):
         return error
+    about = repository or Repository("MODEL_NAME", settings.model)
     chain = []
     link: BaseException | None = error
     while link is not None:
@@ -197,10 +225,11 @@ def diagnose(error: BaseException, settings: Settings, error_log: str = "") -> S
         if match:
             # str.format counts from 0: the whole match is {0}, its first group {1}.
             parts = (match.group(0), *match.groups(default=""))
+            cure = symptom.cure.replace("MODEL_NAME", about.setting)
             return StartError(
-                symptom.cause.format(*parts, model=settings.model),
-                symptom.cure.format(*parts, model=settings.model),
-                setting=symptom.setting,
+                symptom.cause.format(*parts, model=about.name),
+                cure.format(*parts, model=about.name),
+                setting=about.setting if symptom.setting == "MODEL_NAME" else symptom.setting,
             )
     return StartError(f"The engine did not start: {_root(text)}", "The log above has the details.")
 

@@ -30,9 +30,14 @@ def error_log() -> Path:
     return scratch() / "errors.log"
 
 
+def milestones() -> Path:
+    """The file to which vLLM's processes log how far their start is."""
+    return scratch() / "milestones.log"
+
+
 def prepare(settings: Settings) -> None:
     """Set the variables that vLLM and its child processes read when they are imported."""
-    log = logging_config(settings.log_level.upper(), error_log())
+    log = logging_config(settings.log_level.upper(), error_log(), milestones())
     logging.config.dictConfig(log)  # for what is logged before vLLM reads the file, and over what the SDK set up
     config = scratch() / "logging.json"
     config.write_text(json.dumps(log))
