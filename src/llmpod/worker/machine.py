@@ -15,9 +15,11 @@ import platform
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 from llmpod import __version__
 
@@ -202,14 +204,14 @@ def memory() -> tuple[int | None, int | None]:
     return total, free
 
 
-def used_mib(pids: Iterable[int]) -> int:
-    """Main memory that processes use together, in MiB; what they share is counted once (Linux: Pss)."""
-    kib = 0
-    for pid in pids:
-        with contextlib.suppress(OSError):
-            found = re.search(r"^Pss:\s+(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)
-            kib += int(found[1]) if found else 0
-    return kib // 1024
+def used_mib() -> int:
+    """Main memory that this process and its descendants use, in MiB; what they share is counted once (Linux: Pss)."""
+    this = psutil.Process()
+    used = 0
+    for process in (this, *this.children(recursive=True)):
+        with contextlib.suppress(psutil.Error, OSError):
+            used += process.memory_full_info().pss
+    return used // MIB
 
 
 def _kib(table: str, name: str) -> int | None:

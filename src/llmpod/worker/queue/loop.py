@@ -28,12 +28,15 @@ from llmpod.worker.queue.stops import EarlyStops
 from llmpod.worker.queue.stream_rate import Pace
 from llmpod.worker.worker import Worker
 
+SdkJobScaler = rp_scale.JobScaler
+"""The SDK's own class: `serve` puts ours in its place."""
+
 
 class EngineJobScaler(Lifecycle, rp_scale.JobScaler):  # type: ignore[misc] # the SDK is untyped
     """The SDK's own job loop, with an engine that starts and ends with it."""
 
     def __init__(self, config: dict[str, Any]) -> None:
-        rp_scale.JobScaler.__init__(self, config)
+        SdkJobScaler.__init__(self, config)
         Lifecycle.__init__(self)
 
     def start(self) -> None:
@@ -43,7 +46,7 @@ class EngineJobScaler(Lifecycle, rp_scale.JobScaler):  # type: ignore[misc] # th
 
     async def serve(self) -> None:
         """Poll for jobs and run them until shutdown."""
-        await rp_scale.JobScaler.run(self)
+        await SdkJobScaler.run(self)
 
     def stop(self) -> None:
         """Stop polling."""

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from llmpod.worker import environ, machine, shutdown
+from llmpod.worker import environ, machine
 from llmpod.worker.engine.start import hub
 from llmpod.worker.engine.start.progress import Progress
 from llmpod.worker.settings import Settings
@@ -58,4 +57,4 @@ def memory(started: Started, progress: Progress, kv_cache_bytes: int | None) -> 
     kinds |= {f"{kind}_mib": size for kind, size in progress.memory_mib().items()}
     if started.gpus:
         kinds["gpus"] = [dataclasses.asdict(gpu) for gpu in started.gpus]
-    return kinds | {"processes_mib": machine.used_mib([os.getpid(), *shutdown.descendants()])}
+    return kinds | {"processes_mib": machine.used_mib()}
