@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import types
 import typing
 from collections.abc import Iterator
+from decimal import Decimal
 from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
@@ -13,6 +15,8 @@ from pydantic.fields import FieldInfo
 from llmpod.worker.profile import checks
 from llmpod.worker.profile.file import ProfileData
 from llmpod.worker.profile.patterns import PatternSet
+from llmpod.worker.profile.tasks import rules
+from llmpod.worker.profile.tasks.paths import MISSING, Path
 
 BEGIN, END = "<!-- format: builder/profile_docs.py -->\n", "<!-- end of the format -->"
 WORDS: dict[Any, str] = {
@@ -22,6 +26,11 @@ WORDS: dict[Any, str] = {
     bool: "true or false",
     Any: "value",
     PatternSet: "pattern set",
+    Decimal: "number",
+    Path: "path",
+    rules.Expression: "path, sum(path), count(path) or number",
+    re.Pattern[str]: "regular expression",
+    tuple[tuple[Path, Any], ...]: "table of paths and values",
 }
 
 
@@ -47,13 +56,23 @@ def _tables() -> Iterator[str]:
     yield ""
     yield "Each has a `kind` and the keys of its row. An answer that `max_tokens` cut is never valid."
     yield ""
-    yield "| kind | passes | keys |"
+    yield from _variants("kind", "passes", checks.AnyCheck)
+    yield "### Rules"
+    yield ""
+    yield "Each has a `rule` and the keys of its row. What is absent or null passes, but for `equal`."
+    yield ""
+    yield from _variants("rule", "holds if", rules.AnyRule)
+
+
+def _variants(key: str, meaning: str, models: Any) -> Iterator[str]:
+    """A row for each model of a union that `key` tells apart."""
+    yield f"| {key} | {meaning} | keys |"
     yield "|---|---|---|"
-    for check in get_args(get_args(checks.AnyCheck)[0]):
-        fields = {name: info for name, info in check.model_fields.items() if name != "kind"}
+    for model in get_args(get_args(models)[0]):
+        fields = {info.alias or name: info for name, info in model.model_fields.items() if name != key}
         keys = ", ".join(f"`{name}` ({_kind(info.annotation)}{_shown(info)})" for name, info in fields.items())
-        kind = get_args(check.model_fields["kind"].annotation)[0]
-        yield f"| `{kind}` | {_cell(_summary(check))} | {_cell(keys)} |"
+        kind = get_args(model.model_fields[key].annotation)[0]
+        yield f"| `{kind}` | {_cell(_summary(model))} | {_cell(keys)} |"
     yield ""
 
 
@@ -61,7 +80,7 @@ def _models(path: str, model: type[BaseModel]) -> Iterator[tuple[str, type[BaseM
     yield path, model
     for name, info in model.model_fields.items():
         for inner, listed in _inner(info.annotation):
-            if not issubclass(inner, checks.Check):
+            if not issubclass(inner, checks.Check | rules.Rule):
                 place = f"{path.strip('[]')}.{name}" if path else name
                 yield from _models(f"[[{place}]]" if listed else f"[{place}]", inner)
 
@@ -80,18 +99,22 @@ def _table(model: type[BaseModel]) -> Iterator[str]:
         inner = next(_inner(info.annotation), None)
         meaning = info.description or (_summary(inner[0]) if inner else "")
         shown = "required" if info.is_required() else _default(info)
-        yield f"| `{name}` | {_kind(info.annotation)} | {shown} | {_cell(meaning)} |"
+        yield f"| `{info.alias or name}` | {_kind(info.annotation)} | {shown} | {_cell(meaning)} |"
     yield ""
 
 
 def _kind(annotation: Any) -> str:
+    if annotation in WORDS:
+        return WORDS[annotation]
     origin, parts = get_origin(annotation), get_args(annotation)
     if origin is typing.Annotated:
         return _kind(parts[0])
     if origin in (typing.Union, types.UnionType):
         given = [part for part in parts if part is not types.NoneType]
-        checked = all(isinstance(part, type) and issubclass(part, checks.Check) for part in given)
-        return "check" if checked else " or ".join(map(_kind, given))
+        for variants, kind in ((checks.Check, "check"), (rules.Rule, "rule")):
+            if all(isinstance(part, type) and issubclass(part, variants) for part in given):
+                return kind
+        return " or ".join(map(_kind, given))
     if origin is typing.Literal:
         return ", ".join(f"`{part}`" for part in parts)
     if origin in (list, tuple):
@@ -107,7 +130,10 @@ def _plural(kind: str) -> str:
 
 def _default(info: FieldInfo) -> str:
     value = info.get_default(call_default_factory=True)
-    if value is None or value in ((), {}, "") or isinstance(value, BaseModel):
+    tables = isinstance(value, BaseModel) or (
+        isinstance(value, tuple) and isinstance(next(iter(value), None), BaseModel)
+    )
+    if value is None or value is MISSING or value in ((), {}, "") or tables:
         return "—"
     return f"`{str(value).lower() if isinstance(value, bool) else value}`"
 

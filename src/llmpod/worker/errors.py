@@ -40,6 +40,12 @@ class Code(enum.Enum):
     INCOMPLETE_OUTPUT = Failure(
         "incomplete_output", 400, False, "Raise max_tokens (and MAX_TOKENS_MAX), or send allow_partial."
     )
+    INVALID_OUTPUT = Failure(
+        "invalid_output",
+        500,
+        False,
+        "Read details.issues. The task's operator decides whether such answers fail: on_invalid.",
+    )
     UNSUPPORTED = Failure("unsupported", 400, False, "This worker does not do that; see the message.")
     NOT_FOUND = Failure("not_found", 404, False, "Use one of the names in the message.")
     ROUTE_CLOSED = Failure("route_closed", 403, False, "Only the worker's operator can open a route: ALLOWED_ROUTES.")

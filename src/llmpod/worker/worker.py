@@ -41,7 +41,8 @@ class Worker:
         self.profile = file.load(settings.profile) if settings.profile else None
         self.judge = PolicyJudge.of(engine, self.profile, emit)
         self.routes = routes.Routes(settings, engine, self.profile, self.judge, emit, self.status)
-        engine.profile_sampling = self.profile.all_sampling() if self.profile else ()
+        if self.profile is not None:
+            engine.profile_sampling, engine.profile_forms = self.profile.all_sampling(), self.profile.all_forms()
         self.on_engine_death: Callable[[], None] = lambda: None
         self.draining = False  # no more jobs are taken
 
@@ -150,10 +151,10 @@ class Worker:
                     yield part
             return
         plan = await record.size.aside(native_plan.plan, request, self.settings, self.profile)
-        request, max_tokens = plan.request, plan.max_tokens
-        record.start(request, max_tokens, validation_enabled=plan.validates)
+        record.start(plan.request, plan.max_tokens, validation_enabled=plan.validates)
         check = PromptCheck(self.settings, self.profile, self.judge, self.engine.frame, request.prompt_field, record)
-        limits.check(request, self.settings)
+        limits.check(request, self.settings)  # the client's own; the profile's part is the operator's word
+        request, max_tokens = plan.request, plan.max_tokens
         record.intent = plan.intent.name if plan.intent else None
         await record.size.aside(check.check_texts, *request.texts)
         prompt_ids = await self.engine.render(request)
@@ -167,9 +168,13 @@ class Worker:
                 reply = answer.add(step.deltas)
                 if not step.finished and native_reply.says_something(reply):
                     yield reply
-        validation = plan.validation(answer)
+        verdict = await plan.verdict(answer)
+        validation = verdict.validation if verdict else plan.validation(answer)
         record.finish(step, answer, validation)
         reply = answer.returned(reply) if validation and validation.get("sanitized") else reply
         limits.check_whole(request, answer.finish_reasons, max_tokens, reply, tokens=step.usage.completion_tokens)
+        if verdict:
+            verdict.enforce(reply)
+            reply |= verdict.fields
         ending = native_reply.ending(request, answer, step.usage, max_tokens, self.engine.model_name, record.id)
         yield reply | ending | ({"validation": validation} if validation else {})

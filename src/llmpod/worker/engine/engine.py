@@ -33,7 +33,7 @@ from llmpod.worker.engine.start import (
 )
 from llmpod.worker.engine.start.progress import Progress
 from llmpod.worker.engine.start.report import Started
-from llmpod.worker.errors import Code, JobError
+from llmpod.worker.errors import Code, JobError, StartError
 from llmpod.worker.event_log import Emit
 from llmpod.worker.jobs import engine_output, limits, metering
 from llmpod.worker.jobs.engine_output import Step
@@ -75,6 +75,7 @@ class Engine:
         self._prompts: Prompts | None = None
         self._sampling: Sampling  # set by `start`
         self.profile_sampling: Iterable[tuple[str, Mapping[str, Any]]] = ()  # by place in the file; `start` checks them
+        self.profile_forms: Iterable[tuple[str, Mapping[str, Any]]] = ()  # by task; `start` compiles them
         self.sampling_names: frozenset[str] = frozenset()
         self.sampling_defaults: Mapping[str, Any] = {}  # the value of each that changes nothing
         self.model_name = settings.served_name
@@ -148,6 +149,8 @@ class Engine:
             can = warm_up.capabilities(self.application, generates=self.generates)
             trials = warm_up.trials(can, self.application.paths, self.model_name, self._settings.lora_modules)
             warmed += await warm_up.run(self.application.asgi, trials)
+            forms = self.profile_forms if self.generates else ()
+            warmed += [await warm_up.timed(f"task:{name}", self.compile(name, form)) for name, form in forms]
         environ.put(hub.go_offline())
         progress.stop()
         gpus = (await preflight.gpus_now()).found if found.gpus else ()
@@ -231,6 +234,24 @@ class Engine:
             except JobError:
                 if not given:  # excluded by this model or its configuration, for jobs too
                     raise
+
+    async def compile(self, task: str, form: Mapping[str, Any]) -> None:
+        """Compile the structured output of a task, and generate two tokens with it, so that no job pays for it.
+
+        Raises:
+            StartError: the engine cannot follow it within the limits.
+        """
+        try:
+            params = self.sampling(form, 2, stream=False)
+            await self.constrain(params)
+            assert self._prompts is not None
+            ids = self._prompts.render(NativeRequest("Hello", None, {}, None, False, None, True))
+            async with contextlib.aclosing(self.generate(ids, params, "warm-up")) as steps:
+                async for _ in steps:
+                    pass
+        except JobError as error:
+            cause = error.message.removeprefix("sampling_params.structured_outputs: ")
+            raise StartError(f"Task {task} of the profile: {cause}", "Correct its schema.", setting="PROFILE") from None
 
     async def _serve_routes(self, arguments: Any) -> None:
         """Build vLLM's application on top of the running engine."""

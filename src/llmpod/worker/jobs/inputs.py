@@ -42,6 +42,7 @@ class NativeRequest:
     enable_validation: bool | None
     apply_chat_template: bool
     allow_partial: bool = False  # whether a structured output may be cut by max_tokens
+    task: str | None = None  # the name of a profile's task
     adapted: Mapping[str, Any] = field(default_factory=dict)  # fields taken under another name, and ignored ones
     system: str | None = None  # the profile's system message, for a conversation without one
     prefill: str | None = None  # the profile's beginning of the answer
@@ -108,6 +109,7 @@ class _Native(_Strict):
     enable_validation: bool | None = None
     apply_chat_template: bool | None = None
     allow_partial: bool | None = None
+    task: str | None = None
 
 
 def parse(job_input: object, sampling_names: Collection[str]) -> Request:
@@ -190,6 +192,7 @@ def _native(job_input: dict[str, Any], sampling_names: Collection[str]) -> Nativ
         enable_validation=native.enable_validation,
         apply_chat_template=native.apply_chat_template is not False,
         allow_partial=native.allow_partial is True,
+        task=native.task,
         adapted=settled.as_dict(),
     )
 

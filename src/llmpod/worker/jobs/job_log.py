@@ -27,6 +27,7 @@ class JobRecord:
         self.stream = False
         self.intent: str | None = None
         self.policy: Mapping[str, str] | None = None  # of a blocked job: which one, and by which of its rules
+        self.task: str | None = None  # the profile's task that the job names
         self.max_tokens: MaxTokens | None = None
         self.route = "native"
         self.model: str | None = None  # the model's name in a route job's request, else its served name
@@ -55,8 +56,9 @@ class JobRecord:
     def start(self, request: NativeRequest, max_tokens: MaxTokens, *, validation_enabled: bool) -> None:
         """Record the parsed input of a native job."""
         self.stream = request.stream
-        self.constrained = constrained(request.sampling)
+        self.constrained = constrained(request.sampling) or request.task is not None
         self.max_tokens = max_tokens
+        self.task = request.task
         self.adapted = request.adapted
         self._start(
             prompt_len=request.chars,
@@ -189,6 +191,7 @@ class JobRecord:
             wait_ms=self._wait_ms,
             intent=self.intent,
             policy=self.policy,
+            task=self.task,
             max_tokens=self.max_tokens.as_dict() if self.max_tokens else None,
             **self.adapted,
             **(self._counts() if self.meter.generated else {}) | self._result,

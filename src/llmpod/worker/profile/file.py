@@ -20,6 +20,8 @@ from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationErr
 from llmpod.worker.errors import StartError
 from llmpod.worker.profile import checks, normal, patterns, policy
 from llmpod.worker.profile.checks import AnyCheck
+from llmpod.worker.profile.request import RequestDefaults
+from llmpod.worker.profile.tasks.task import Task
 
 SHIPPED = Path(__file__).parent
 TOKENS_PER_WORD = 1.6
@@ -30,15 +32,6 @@ PatternSet = Annotated[patterns.PatternSet, PlainValidator(patterns.parse)]
 
 class _Data(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
-
-
-class RequestDefaults(_Data):
-    """What a native job gets that names nothing."""
-
-    max_tokens: int | None = Field(
-        None, ge=1, description="for jobs without one; of an intent, also the most it gives, in place of MAX_TOKENS_MAX"
-    )
-    sampling: dict[str, Any] = Field({}, description="sampling parameters; those that a client sends take precedence")
 
 
 class JudgeData(_Data):
@@ -92,12 +85,15 @@ class ProfileData(_Data):
     """A profile's file, version 2."""
 
     version: Literal[2]
-    default_intent: str = Field(description="the intent of jobs that no phrase identifies")
+    default_intent: str = Field("other", description="the intent of jobs that no phrase identifies")
     request: RequestDefaults = RequestDefaults()
     judge: JudgeData = JudgeData()
     policies: tuple[PolicyData, ...] = ()
-    intents: tuple[IntentData, ...] = Field(min_length=1)
+    intents: tuple[IntentData, ...] = Field(
+        (IntentData(name="other"),), min_length=1, description="topics that are answered; without any, all are `other`"
+    )
     clean: CleanData = CleanData()
+    tasks: tuple[Task, ...] = Field((), description="requests by name, whose answers are JSON")
 
 
 class _ChecksV1(_Data):
@@ -220,15 +216,28 @@ class Profile:
         """Sampling parameters of an intent's jobs."""
         return self.data.request.sampling | intent.request.sampling
 
+    @cached_property
+    def tasks(self) -> dict[str, Task]:
+        """The JSON tasks by name."""
+        return {task.name: task for task in self.data.tasks}
+
     def most_tokens(self) -> int:
-        """The largest max_tokens that an intent grants; 0: none says."""
-        return max((intent.request.max_tokens or 0 for intent in self.data.intents), default=0)
+        """The largest max_tokens that an intent or a task grants; 0: none says."""
+        requests = [intent.request for intent in self.data.intents] + [task.request for task in self.data.tasks]
+        return max((request.max_tokens or 0 for request in requests), default=0)
 
     def all_sampling(self) -> Iterable[tuple[str, dict[str, Any]]]:
         """Where sampling parameters stand in the file, and those that jobs get there."""
         yield "request.sampling", self.data.request.sampling
         for number, intent in enumerate(self.data.intents):
             yield f"intents[{number}].request.sampling", self.sampling(intent)
+        for number, task in enumerate(self.data.tasks):
+            yield f"tasks[{number}].request.sampling", self.data.request.sampling | task.request.sampling
+
+    def all_forms(self) -> Iterable[tuple[str, dict[str, Any]]]:
+        """The tasks by name, each with the structured output of its answers."""
+        for task in self.data.tasks:
+            yield task.name, task.form
 
 
 def load(name: str) -> Profile:
@@ -240,7 +249,7 @@ def load(name: str) -> Profile:
     path = SHIPPED / f"{name}.toml" if re.fullmatch(r"[\w-]+", name) else Path(name)
     try:
         raw: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-        return read(raw)
+        return read(raw, path.parent)
     except FileNotFoundError:
         shipped = ", ".join(sorted(found.stem for found in SHIPPED.glob("*.toml")))
         raise StartError(
@@ -260,14 +269,14 @@ class ProfileError(ValueError):
     """What is wrong with a file whose parts are right each for itself."""
 
 
-def read(raw: Mapping[str, Any]) -> Profile:
-    """Read a profile from a file's content.
+def read(raw: Mapping[str, Any], folder: Path | None = None) -> Profile:
+    """Read a profile from a file's content; `folder`: where the schemas that it names by a relative path are.
 
     Raises:
         ValidationError, ProfileError: it is none.
     """
     first = raw.get("version", 1) == 1
-    data = _ProfileV1.model_validate(raw).converted() if first else ProfileData.model_validate(raw)
+    data = _ProfileV1.model_validate(raw).converted() if first else ProfileData.model_validate(raw, context=folder)
     _check(data)
     return Profile(data)
 
@@ -276,10 +285,11 @@ def _check(data: ProfileData) -> None:
     for where, request in (
         ("request", data.request),
         *((f"intents[{number}].request", intent.request) for number, intent in enumerate(data.intents)),
+        *((f"tasks[{number}].request", task.request) for number, task in enumerate(data.tasks)),
     ):
         if "max_tokens" in request.sampling:
             raise ProfileError(f"{where}.sampling.max_tokens: it stands beside sampling, as {where}.max_tokens")
-    for kind, named in (("intents", data.intents), ("policies", data.policies)):
+    for kind, named in (("intents", data.intents), ("policies", data.policies), ("tasks", data.tasks)):
         name, count = Counter(one.name for one in named).most_common(1)[0] if named else ("", 1)
         if count > 1:
             raise ProfileError(f"{kind}: {count} have the name {name!r}")
@@ -308,7 +318,12 @@ def _path(location: tuple[int | str, ...]) -> str:
     for at, step in enumerate(location):
         if isinstance(step, int):
             path += f"[{step}]"
-        elif at and isinstance(location[at - 1], int) and location[at - 2] == "checks" and at < len(location) - 1:
+        elif (
+            at
+            and isinstance(location[at - 1], int)
+            and location[at - 2] in ("checks", "rules")
+            and at < len(location) - 1
+        ):
             continue
         else:
             path += f".{step}" if path else step
