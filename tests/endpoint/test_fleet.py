@@ -163,7 +163,8 @@ async def test_thawed_in_time_a_worker_goes_on(echo):
 
 async def test_a_crash_loop_backs_off_and_says_why_in_one_line():
     said = []
-    options = make_options(worker_variables={"CRASH": "ImportError: no module named brain"})
+    crash = "import sys; sys.exit('ImportError: no module named brain')"
+    options = make_options(command=[sys.executable, "-c", crash])
     endpoint = LocalEndpoint(options)
     endpoint.fleet._report = said.append
     async with endpoint:

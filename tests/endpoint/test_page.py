@@ -14,6 +14,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
 from tests.endpoint.conftest import serve
+from tests.endpoint.test_balancer import balance
 
 CHROMEDRIVER = "/usr/bin/chromedriver"
 """Debian's chromium-driver package; builder/test_tools.sh installs it."""
@@ -163,3 +164,28 @@ async def test_a_worker_that_was_stopped_is_told_from_one_that_crashed(browser):
     notes = [note for _, _, note in found]
     assert notes[2] == "not needed: exited with code 0"
     assert sorted(note.partition(": exited")[0][:16] for note in notes[:2]) == ["exited with code", "killed on reques"]
+
+
+def look(browser, client):
+    """The page of a load balancer."""
+    wait = WebDriverWait(browser, 20)
+    browser.get(client.endpoint.page_url)
+    wait.until(lambda _: text(browser, "answered") == "3")
+    assert text(browser, "name") == "local"
+    assert (text(browser, "in_flight"), text(browser, "waiting"), text(browser, "up")) == ("0", "0", "1")
+    assert "healthy 200, " in text(browser, "workers")
+    assert "GET /<img src=x onerror" in text(browser, "requests")
+    assert browser.title == "llmpod load balancer"
+    assert not browser.find_elements(By.TAG_NAME, "img")
+    assert browser.find_element(By.ID, "plot").get_attribute("data-points") == "3"
+    wait.until(lambda _: "serving on" in text(browser, "logs"))
+    browser.find_element(By.CSS_SELECTOR, "#workers button:last-child").click()
+    wait.until(lambda _: "crashed (137)" in text(browser, "workers"))
+    assert not browser.get_log("browser"), "no script error, nothing refused by the content policy"
+
+
+async def test_the_page_of_a_load_balancer_shows_requests_health_checks_and_workers(browser):
+    async with balance() as client:
+        for path in ("/v1/models", "/x?key=secret", "/<img src=x onerror=alert(1)>"):
+            assert (await client.get(path))[0] == 200
+        await asyncio.to_thread(look, browser, client)

@@ -8,7 +8,6 @@ Input: {"echo": any, "sleep_ms": n, "fail": text, "error": any, "exit": code, "s
 import asyncio
 import json
 import os
-import sys
 import time
 from pathlib import Path
 
@@ -96,8 +95,6 @@ async def openai_stream(asked):
 
 
 if __name__ == "__main__":
-    if os.environ.get("CRASH"):
-        sys.exit(os.environ["CRASH"])
     concurrency = int(os.environ.get("CONCURRENCY", "8"))
     runpod.serverless.start(
         {

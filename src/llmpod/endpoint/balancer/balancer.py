@@ -24,7 +24,7 @@ from llmpod.endpoint.api.server import add_page, listen
 from llmpod.endpoint.balancer.health import HealthChecks
 from llmpod.endpoint.balancer.metrics import Metrics
 from llmpod.endpoint.balancer.page_state import PageState
-from llmpod.endpoint.balancer.pool import HttpPool
+from llmpod.endpoint.balancer.pool import WORKER_HOST, HttpPool
 from llmpod.endpoint.balancer.proxy import Proxy
 from llmpod.endpoint.balancer.traffic import Ending, Traffic, journal_line
 from llmpod.endpoint.balancer.worker import HttpWorker
@@ -165,18 +165,25 @@ class LoadBalancer:
 
     # ------------------------------------------------------------------ inside
     def _environment(self, worker_id: str) -> Mapping[str, str]:
-        """A worker's variables: nothing of a queue, so that the RunPod SDK does not look for one."""
+        """A worker's variables: nothing of a queue, so that the RunPod SDK does not look for one.
+
+        BIND_HOST asks for what production's network does: that nobody but the load balancer reaches a worker.
+        """
         options = self.options
         worker = self.pool.workers[worker_id]
-        return options.env | {
-            "PORT": str(worker.port),
-            "PORT_HEALTH": str(worker.health_port),
-            "HEALTH_CHECK_PATH": options.health_check_path,
-            "RUNPOD_POD_ID": worker_id,
-            "RUNPOD_POD_HOSTNAME": worker_id,
-            "RUNPOD_ENDPOINT_ID": options.endpoint_id,
-            "RUNPOD_LOG_LEVEL": options.worker_log_level,
-        }
+        return (
+            {"BIND_HOST": WORKER_HOST}
+            | options.env
+            | {
+                "PORT": str(worker.port),
+                "PORT_HEALTH": str(worker.health_port),
+                "HEALTH_CHECK_PATH": options.health_check_path,
+                "RUNPOD_POD_ID": worker_id,
+                "RUNPOD_POD_HOSTNAME": worker_id,
+                "RUNPOD_ENDPOINT_ID": options.endpoint_id,
+                "RUNPOD_LOG_LEVEL": options.worker_log_level,
+            }
+        )
 
     async def _other(self, request: web.Request) -> web.StreamResponse:
         self._gate.check_source(request)
