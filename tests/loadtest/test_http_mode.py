@@ -1,6 +1,5 @@
 """--mode http: requests straight to a load-balancing endpoint, which has no queue, no jobs and no times of its own."""
 
-import asyncio
 import csv
 import json
 import sys
@@ -8,8 +7,6 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-import aiohttp
-import psutil
 import pytest
 
 from llmpod.endpoint import LoadBalancer, Options
@@ -22,8 +19,7 @@ from tests.loadtest.scripted import Script, scripted, sse_answer
 
 LoadTest = Callable[..., Awaitable[Result]]
 HTTP = ("--mode", "http", "--warmup-requests", "0")
-REPOSITORY = Path(__file__).parents[2]
-HTTP_WORKER = REPOSITORY / "tests" / "endpoint" / "workers" / "http_worker.py"
+HTTP_WORKER = Path(__file__).parents[1] / "endpoint" / "workers" / "http_worker.py"
 
 
 async def test_first_token_and_totals_are_those_of_the_server_and_queue_and_execution_are_unknown(
@@ -116,44 +112,6 @@ def test_what_cannot_be_measured_is_refused_before_anything_is_sent() -> None:
     assert "delay" in refused.err
     said = command(*url, "--dry-run", "-c", "1").out
     assert "requests go to POST /v1/chat/completions; RunPod names no rate limit" in said
-
-
-@pytest.mark.slow
-async def test_the_demonstration_model_s_worker_behind_the_load_balancer(load_test: LoadTest) -> None:
-    """handler.py with a real engine: cold start, measured streams, a client that leaves, an orderly end."""
-    options = Options(
-        kind="load-balancer", port=0, command=[sys.executable, "-u", "handler.py"], cwd=REPOSITORY, workers_min=1,
-        workers_max=1, health_port="own", health_period_s=0.1, journal="", console=False,
-    )  # fmt: skip
-    options = options.model_copy(update={"env": options.env | {"MODEL_NAME": "llmpod-demo", "MAX_TOKENS_MAX": "256"}})
-    async with LoadBalancer(options) as endpoint, aiohttp.ClientSession() as session:
-        (worker_id,) = await endpoint.ready(1, timeout_s=170)
-        worker = endpoint.worker(worker_id)
-        assert worker.cold_start_ms, "it said 204 while the engine started"
-        result = await load_test(endpoint.url, *HTTP, "--max-tokens", "64", "-c", "2", "--runs", "6")
-        assert all(job.ok and job.worker_id == worker_id for job in result.measured)
-        assert all(job.ttft_ms and job.total_ms and job.ttft_ms < job.total_ms for job in result.measured)
-        assert all(job.output_tokens and not job.tokens_estimated for job in result.measured)
-        body = {"messages": [{"role": "user", "content": "How do I write a CV?"}], "max_tokens": 256}
-        async with session.post(
-            endpoint.url + "/v1/chat/completions", json={**body, "stream": True, "ignore_eos": True}
-        ) as response:
-            await response.content.readany()
-        async with asyncio.timeout(20):
-            while not any('"outcome":"cancelled"' in line for line in worker.logs):
-                await asyncio.sleep(0.02)
-        async with session.post(endpoint.url + "/v1/chat/completions", json={**body, "max_tokens": "many"}) as response:
-            assert (response.status, response.headers["X-Runpod-Worker-Id"]) == (400, worker_id)
-        pid = endpoint.fleet.processes[worker_id].pid
-        listening = [one for one in psutil.Process(pid).net_connections() if one.status == psutil.CONN_LISTEN]
-        assert {one.laddr.port for one in listening} == {worker.port, worker.health_port}
-        assert {one.laddr.ip for one in listening} == {"127.0.0.1"}, "nobody else on the network reaches it"
-        endpoint.fleet.retire(worker, "test")
-        endpoint.fleet.workers_min = endpoint.fleet.workers_max = 0
-        async with asyncio.timeout(40):
-            while worker.dead is None:
-                await asyncio.sleep(0.05)
-        assert (worker.ending, worker.exit_code) == ("stopped", 0)
 
 
 async def test_the_local_load_balancer_is_measured_and_its_workers_are_told_apart(load_test: LoadTest) -> None:

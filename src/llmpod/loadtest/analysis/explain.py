@@ -108,10 +108,10 @@ def _where(report: PhaseReport) -> str:
         ttft = report.rows.get("ttft")
         if ttft is not None and (found := ttft.at(50.0)) is not None:
             total = report.rows["total"].mean_ms
+            inside = "a wait for a worker" if report.mode == "http" else "the queue"
             return (
-                f"Queue and execution are not measurable on this route; the first token took "
-                f"{ttft.mean_ms / total:.0%} of the mean "
-                f"total (p50 {show_ms(found.value)}), the queue included."
+                "Queue and execution are not measurable on this route; the first token took "
+                f"{ttft.mean_ms / total:.0%} of the mean total (p50 {show_ms(found.value)}), {inside} included."
             )
         if report.mode in ONE_REQUEST:
             return "Queue and execution are not measurable on this route; an answer in one piece has no first token."

@@ -147,7 +147,8 @@ def workers(phase: PhaseReport, most: int = MOST_WORKERS) -> Table | None:
         note = Cell("SLOW", tone="warn") if one.slow else Cell("")
         if one.slow is None and len(phase.workers) > 1:
             note = Cell("speed unknown: too few jobs", tone="dim")
-        cells = (str(one.jobs), str(one.failed), show_ms(one.exec_p50_ms), show_ms(one.exec_p95_ms), str(one.at_once))
+        at_once = "n/a" if one.exec_p50_ms is None else str(one.at_once)  # read from the executions' times
+        cells = (str(one.jobs), str(one.failed), show_ms(one.exec_p50_ms), show_ms(one.exec_p95_ms), at_once)
         rows.append((Cell(one.worker_id), *(Cell(text) for text in cells), note))
     heads = ("worker", "jobs", "failed", "exec p50", "exec p95", "at once", "")
     more = len(phase.workers) - most
