@@ -101,7 +101,7 @@ def _row(row: Metric) -> str:
 
 def _values(values: Sequence[str]) -> str:
     if not values:
-        return "set once"
+        return "the operator's names"
     shown = values if len(values) <= 8 else (*values[:3], "…", values[-1])
     return ", ".join(shown)
 

@@ -24,7 +24,9 @@ class Metric:
     kind: Kind
     unit: str
     help: str
-    labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # each with its values; empty: facts, set once
+    labels: Mapping[str, tuple[str, ...]] = field(
+        default_factory=dict
+    )  # each with its values; empty: the operator names them
     buckets: tuple[float, ...] = ()  # upper bounds, of a histogram
 
     @property

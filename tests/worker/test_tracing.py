@@ -11,7 +11,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
-from llmpod.worker import tracing
+from llmpod.worker.jobs import job_log
 from llmpod.worker.settings import Settings
 from llmpod.worker.worker import Worker
 from tests.worker.conftest import Events, replies_of
@@ -35,7 +35,7 @@ class Traces:
 @pytest.fixture
 def traces(monkeypatch: pytest.MonkeyPatch) -> Traces:
     made = Traces()
-    monkeypatch.setattr(tracing, "open_tracer", lambda: made.tracer)
+    monkeypatch.setattr(job_log, "open_tracer", lambda: made.tracer)
     return made
 
 
@@ -101,7 +101,7 @@ async def test_a_tracer_that_fails_costs_no_job_anything(events: Events, monkeyp
         def start_span(self, *_: object, **__: object) -> None:
             raise OSError("no collector")
 
-    monkeypatch.setattr(tracing, "open_tracer", Broken)
+    monkeypatch.setattr(job_log, "open_tracer", Broken)
     replies = await replies_of(Worker(Settings(), traced_engine(), events.emit), {"prompt": "Hello"})
     assert replies[0]["choices"]
     assert events.end_of("job-1")["ok"] is True

@@ -11,6 +11,7 @@ from types import FrameType
 from llmpod.worker import shutdown
 from llmpod.worker.engine.watchdog import Watchdog
 from llmpod.worker.errors import Code, JobError
+from llmpod.worker.jobs.capacity import report_crowding
 from llmpod.worker.worker import Worker
 
 LOADING_EXIT_S = 4.0
@@ -49,7 +50,8 @@ class Lifecycle:
         try:
             await self.worker.engine.start()
             self._loading = False
-            self.worker.report_capacity()
+            worker = self.worker
+            report_crowding(worker.slots.capacity, worker.settings.max_concurrency, worker.emit)
             self.worker.on_engine_death = self._engine_died
             watchdog = Watchdog(self.worker.engine, self.worker.settings.engine_stall_seconds, self.fail)
             watching = asyncio.create_task(watchdog.run())

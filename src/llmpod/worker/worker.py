@@ -13,13 +13,12 @@ from contextlib import aclosing
 from functools import cached_property
 from typing import Any
 
-from llmpod.worker import tracing
 from llmpod.worker.engine.engine import Engine
 from llmpod.worker.engine.policy_judge import PolicyJudge
 from llmpod.worker.engine.prompt_check import PromptCheck
 from llmpod.worker.errors import Code, JobError
 from llmpod.worker.event_log import Emit
-from llmpod.worker.jobs import bounds, inputs, limits, metering, native_plan, native_reply, slots
+from llmpod.worker.jobs import bounds, capacity, inputs, limits, metering, native_plan, native_reply, slots
 from llmpod.worker.jobs.job_log import JobRecord
 from llmpod.worker.metrics.metrics import Metrics
 from llmpod.worker.profile import file
@@ -36,7 +35,7 @@ class Worker:
         self.settings = settings
         self.engine = engine
         self.metrics = metrics or Metrics()
-        self.metrics.follow_all("llmpod_slots", self._count_slots)
+        self.metrics.follow_all("llmpod_slots", lambda state: getattr(self.__dict__.get("slots"), state, 0))
         self.emit = emit = self.metrics.tap(emit)
         self.profile = file.load(settings.profile) if settings.profile else None
         self.judge = PolicyJudge.of(engine, self.profile, emit)
@@ -49,16 +48,8 @@ class Worker:
     @property
     def engine_capacity(self) -> int:
         """Requests to keep in the engine: those it decodes together, and some more so that it never waits for one."""
-        settings = self.settings
-        if self.engine.generates:
-            most = settings.max_tokens_max
-            if most and self.profile is not None:
-                most = max(most, self.profile.most_tokens())
-            needed = slots.tokens_per_job(self.engine.max_model_len, settings.max_prompt_chars, most)
-        else:
-            needed = slots.tokens_per_input(self.engine.max_model_len, settings.max_input_chars)
-        capacity = slots.engine_slots(self.engine.max_num_seqs, self.engine.kv_cache_tokens, needed)
-        return slots.with_headroom(capacity)
+        most = self.profile.most_tokens() if self.profile is not None else 0
+        return capacity.engine_capacity(self.engine, self.settings, most)
 
     @property
     def concurrency(self) -> int:
@@ -69,29 +60,6 @@ class Worker:
     def slots(self) -> slots.Slots:
         """The engine's slots. Available once the engine has started."""
         return slots.Slots(self.engine_capacity, self.settings.max_queue_wait, self.settings.max_queue_size)
-
-    @cached_property
-    def tracer(self) -> Any:
-        """OpenTelemetry's tracer, or None. Available once the engine has started."""
-        return tracing.open_tracer() if self.engine.traces else None
-
-    def _count_slots(self, state: str) -> float:
-        """One of the numbers of `llmpod_slots`; 0 before the engine has started."""
-        made = self.__dict__.get("slots")
-        return float(getattr(made, state)) if made is not None else 0.0
-
-    def report_capacity(self) -> None:
-        """Create the slots, and warn of a MAX_CONCURRENCY that makes jobs wait here while other workers are idle."""
-        capacity, asked = self.slots.capacity, self.settings.max_concurrency
-        if asked is not None and asked > 2 * capacity:
-            self.emit(
-                "concurrency",
-                level="warning",
-                max_concurrency=asked,
-                capacity=capacity,
-                note="This worker takes more than twice the jobs that its engine can run together; the rest wait here, "
-                "where RunPod cannot give them to another worker. Lower or unset MAX_CONCURRENCY.",
-            )
 
     def status(self) -> dict[str, Any]:
         """What /status answers."""
@@ -106,9 +74,8 @@ class Worker:
     def record(self, job: dict[str, Any]) -> JobRecord:
         """A new record for `handle`, for callers that read it or interrupt the job."""
         record = JobRecord(str(job.get("id")), self.emit, log_prompts=self.settings.log_prompts)
-        if self.tracer is not None:
-            record.span = tracing.JobSpan(self.tracer, record.id, self.engine.model_name)
-            record.meter.trace_headers = record.span.headers
+        if self.engine.traces:
+            record.trace(self.engine.model_name)
         return record
 
     async def handle(self, job: dict[str, Any], record: JobRecord | None = None) -> AsyncGenerator[Reply, None]:

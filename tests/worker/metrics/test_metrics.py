@@ -16,6 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from llmpod.metric import OTHER
 from llmpod.worker.errors import Code, JobError
+from llmpod.worker.jobs.capacity import report_crowding
 from llmpod.worker.metrics.catalogue import CATALOGUE, CODES, OUTCOMES, ROUTES
 from llmpod.worker.metrics.metrics import Metrics
 from llmpod.worker.settings import Settings
@@ -42,8 +43,8 @@ def samples(metrics: Metrics) -> list[Any]:
     return [sample for family in families for sample in family.samples]
 
 
-def value(metrics: Metrics, name: str, **labels: str) -> float:
-    found = [s.value for s in samples(metrics) if s.name == name and labels.items() <= s.labels.items()]
+def value(metrics: Metrics, metric: str, **labels: str) -> float:
+    found = [s.value for s in samples(metrics) if s.name == metric and labels.items() <= s.labels.items()]
     return sum(found)
 
 
@@ -84,6 +85,12 @@ async def test_the_sum_of_all_outcomes_is_the_number_of_end_lines(events: Events
         assert counted == sum(end["outcome"] == outcome for end in ends), outcome
     for code in {end["error"] for end in ends if "error" in end}:
         assert value(worker.metrics, "llmpod_jobs_total", code=code) == sum(end.get("error") == code for end in ends)
+    blocked = [end["policy"] for end in ends if end["outcome"] == "blocked"]
+    assert (
+        value(worker.metrics, "llmpod_blocked_total", policy=blocked[0]["name"], by=blocked[0]["by"])
+        == len(blocked)
+        == 3
+    )
     assert value(worker.metrics, "llmpod_job_seconds_count") == sum(end["ok"] for end in ends)
     assert value(worker.metrics, "llmpod_slot_wait_seconds_count") == sum("wait_ms" in end for end in ends)
     generated = sum(end.get("tokens_generated", 0) for end in ends)
@@ -134,6 +141,7 @@ def test_every_metric_of_the_exposition_is_in_the_catalogue_with_its_labels() ->
     metrics = Metrics()
     emit = metrics.tap(lambda event, **_: None)
     emit("end", outcome="ok", route="native", exec_ms=9.0, ttft_ms=5.0, wait_ms=1.0, max_tokens={"reason": "raised"})
+    emit("end", outcome="blocked", policy={"name": "salary", "by": "certain"}, valid=True)
     emit("ready", model="m", import_ms=1.0, load_ms=2.0, warm_up_ms=3.0, routes_ms=4.0)
     rows = {name: row for row in CATALOGUE for name in row.samples}
     found = samples(metrics)
@@ -158,9 +166,11 @@ async def test_a_snapshot_has_the_numbers_of_the_exposition(events: Events) -> N
     assert snapshot["llmpod_delivery_total"]["lost"] == 0  # there from the start, so that the first one is a rise
 
 
-def test_capacity_far_below_max_concurrency_is_reported_at_the_start(events: Events) -> None:
-    scripted(events, max_concurrency=160).report_capacity()
-    assert not events.named("concurrency")  # 64 sequences and their headroom: 80
-    scripted(events, max_concurrency=161).report_capacity()
-    (warning,) = events.named("concurrency")
-    assert (warning["max_concurrency"], warning["capacity"]) == (161, 80)
+@pytest.mark.parametrize(("asked", "warned"), [(None, False), (160, False), (161, True)])
+def test_capacity_far_below_max_concurrency_is_reported(events: Events, asked: int | None, warned: bool) -> None:
+    capacity = scripted(events).slots.capacity
+    assert capacity == 80  # 64 sequences and their headroom
+    report_crowding(capacity, asked, events.emit)
+    assert [(line["max_concurrency"], line["capacity"]) for line in events.named("concurrency")] == (
+        [(161, 80)] if warned else []
+    )

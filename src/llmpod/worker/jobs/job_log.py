@@ -14,7 +14,7 @@ from llmpod.worker.jobs.inputs import NativeRequest
 from llmpod.worker.jobs.limits import MaxTokens, constrained
 from llmpod.worker.jobs.metering import JobMeter
 from llmpod.worker.jobs.native_reply import Answer, Reply
-from llmpod.worker.tracing import JobSpan
+from llmpod.worker.tracing import JobSpan, open_tracer
 
 Outcome = Literal["ok", "blocked", "rejected", "error", "cancelled", "timeout"]
 
@@ -202,6 +202,11 @@ class JobRecord:
             self.span.describe(line)
         if not self.delivers:
             self.close()
+
+    def trace(self, model: str) -> None:
+        """Begin the job's span, which becomes the parent of vLLM's. `model`: the served one."""
+        self.span = JobSpan(open_tracer(), self.id, model)
+        self.meter.trace_headers = self.span.headers
 
     def close(self) -> None:
         """End the job's span: its result has been delivered, or will be by somebody else."""

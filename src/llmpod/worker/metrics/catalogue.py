@@ -76,6 +76,13 @@ CATALOGUE = (
         {"reason": ("default", "raised", "lowered", "context", OTHER)},
     ),
     Metric(
+        "llmpod_blocked_total",
+        "counter",
+        "jobs",
+        "Jobs that the profile's policy blocked: by which of its policies, and by which kind of rule.",
+        {"policy": (), "by": ()},
+    ),
+    Metric(
         "llmpod_validation_total",
         "counter",
         "jobs",

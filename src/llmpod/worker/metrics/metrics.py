@@ -148,6 +148,9 @@ def _ended(metrics: Metrics, fields: Mapping[str, Any]) -> None:
     reason = (fields.get("max_tokens") or {}).get("reason")
     if reason is not None:
         metrics.add("llmpod_clamped_total", reason=reason)
+    policy = fields.get("policy")
+    if policy is not None:
+        metrics.add("llmpod_blocked_total", policy=policy["name"], by=policy["by"])
     if fields.get("valid") is not None:
         metrics.add("llmpod_validation_total", valid=str(fields["valid"]).lower())
 
