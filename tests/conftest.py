@@ -16,7 +16,7 @@ PROCESSES = (
     *("endpoint", "loadtest", "worker/test_chaos.py", "worker/test_cleanup.py", "worker/test_demo_model.py"),
     *("worker/test_entry.py", "worker/engine/test_constraints.py", "worker/engine/test_cpu_fork_server.py"),
     *("worker/engine/test_lora.py", "worker/engine/test_parsers.py", "worker/engine/test_start.py", "worker/queue"),
-    "worker/http",
+    *("test_monitoring.py", "worker/http", "worker/metrics/test_ways_out.py"),
     *("worker/routes/test_clients.py", "worker/routes/test_media_model.py"),
 )
 """Tests that start processes, serve, or need an engine of their own."""

@@ -6,7 +6,6 @@ import base64
 import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -17,45 +16,16 @@ from llmpod.worker.metrics.metrics import Metrics
 from llmpod.worker.metrics.reporter import reporting
 from llmpod.worker.settings import Settings
 from tests.worker.conftest import Events
+from tests.worker.metrics.gateway import Gateway
 
 POD = {"RUNPOD_ENDPOINT_ID": "abc123", "RUNPOD_POD_ID": "pod/1"}
-
-
-class Gateway:
-    """A Pushgateway that records its calls and answers with `status`."""
-
-    def __init__(self) -> None:
-        self.calls: list[tuple[str, str, str | None, str]] = []
-        self.status = 200
-        gateway = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_PUT(self) -> None:
-                body = self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode()
-                gateway.calls.append((self.command, self.path, self.headers.get("Authorization"), body))
-                self.send_response(gateway.status)
-                self.end_headers()
-
-            do_DELETE = do_PUT  # noqa: N815
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.address = f"127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-    @property
-    def methods(self) -> list[str]:
-        return [method for method, *_ in self.calls]
 
 
 @pytest.fixture
 def gateway() -> Iterator[Gateway]:
     made = Gateway()
     yield made
-    made.server.shutdown()
-    made.server.server_close()
+    made.close()
 
 
 def settings(**given: object) -> Settings:
@@ -81,12 +51,12 @@ def test_numbers_are_pushed_under_the_worker_s_name_and_deleted_at_the_end(gatew
     with reporting(settings(metrics_push_url=url, metrics_push_seconds=0.02), metrics, events.emit, POD):
         wait_for(lambda: len(gateway.calls) >= 2)
         metrics.tap(events.emit)("end", outcome="ok", route="native")
-    assert gateway.methods[-2:] == ["PUT", "DELETE"]
-    assert set(gateway.methods[:-1]) == {"PUT"}
+    assert gateway.methods()[-2:] == ["PUT", "DELETE"]
+    assert set(gateway.methods()[:-1]) == {"PUT"}
     paths = {path for _, path, *_ in gateway.calls}
     assert paths == {"/metrics/job/llmpod/endpoint/abc123/worker@base64/cG9kLzE="}  # the form for a slash
     assert {sent for _, _, sent, _ in gateway.calls} == {"Basic " + base64.b64encode(b"me:s@cret").decode()}
-    last = {s.name: s.value for f in text_string_to_metric_families(gateway.calls[-2][3]) for s in f.samples}
+    last = {s.name: s.value for f in text_string_to_metric_families(gateway.calls[-2].body.decode()) for s in f.samples}
     assert last["llmpod_jobs_total"] == 1  # also what happened after the last interval
     assert failures(metrics) == 0
 
