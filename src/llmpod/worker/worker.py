@@ -63,20 +63,13 @@ class Worker:
 
     def status(self) -> dict[str, Any]:
         """What /status answers."""
-        ready = self.engine.started is not None
-        return status.reply(
-            self.engine,
-            self.slots if ready else None,
-            draining=self.draining,
-            concurrency=self.concurrency if ready else None,
-        )
+        held, most = (None, None) if self.engine.started is None else (self.slots, self.concurrency)
+        return status.reply(self.engine, held, draining=self.draining, concurrency=most)
 
     def record(self, job: dict[str, Any]) -> JobRecord:
         """A new record for `handle`, for callers that read it or interrupt the job."""
-        record = JobRecord(str(job.get("id")), self.emit, log_prompts=self.settings.log_prompts)
-        if self.engine.traces:
-            record.trace(self.engine.model_name)
-        return record
+        traced = self.engine.model_name if self.engine.traces else None
+        return JobRecord(str(job.get("id")), self.emit, log_prompts=self.settings.log_prompts, traced=traced)
 
     async def handle(self, job: dict[str, Any], record: JobRecord | None = None) -> AsyncGenerator[Reply, None]:
         """Yield the replies of one job: one, or one per chunk when it is streamed (as text on OpenAI's routes).

@@ -22,7 +22,8 @@ Outcome = Literal["ok", "blocked", "rejected", "error", "cancelled", "timeout"]
 class JobRecord:
     """Collects the fields of a job's two events. The first call of `end` decides the outcome; later ones do nothing."""
 
-    def __init__(self, job_id: str, emit: Emit, *, log_prompts: bool) -> None:
+    def __init__(self, job_id: str, emit: Emit, *, log_prompts: bool, traced: str | None = None) -> None:
+        """`traced`: the served model, if there is to be a span, which becomes the parent of vLLM's."""
         self.id = job_id
         self.stream = False
         self.intent: str | None = None
@@ -39,7 +40,8 @@ class JobRecord:
         self.interruption: JobError | None = None  # why the job is interrupted, if it was not cancelled
         self.size = Size()  # of its input
         self.meter = JobMeter()  # the engine's work for the job
-        self.span: JobSpan | None = None  # its trace, if the worker has any
+        self.span = None if traced is None else JobSpan(open_tracer(), job_id, traced)
+        self.meter.trace_headers = self.span.headers if self.span is not None else None
         self.delivers = False  # whether its result is sent after its end, which is part of its span
         self._emit = emit
         self._log_prompts = log_prompts
@@ -202,11 +204,6 @@ class JobRecord:
             self.span.describe(line)
         if not self.delivers:
             self.close()
-
-    def trace(self, model: str) -> None:
-        """Begin the job's span, which becomes the parent of vLLM's. `model`: the served one."""
-        self.span = JobSpan(open_tracer(), self.id, model)
-        self.meter.trace_headers = self.span.headers
 
     def close(self) -> None:
         """End the job's span: its result has been delivered, or will be by somebody else."""
