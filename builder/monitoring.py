@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from builder.alerts import RULES, Rule
+from builder.runbook import with_causes
 from llmpod.loadtest.watch.catalogue import CATALOGUE as WATCHED
 from llmpod.metric import Metric
 from llmpod.worker.metrics.catalogue import CATALOGUE
@@ -326,7 +327,7 @@ def files() -> dict[Path, str]:
     operations = ROOT / "docs" / "operations.md"
     return {
         ROOT / "docs" / "metrics.md": metrics_page(),
-        operations: with_runbook(operations.read_text(encoding="utf-8")),
+        operations: with_causes(with_runbook(operations.read_text(encoding="utf-8"))),
         ROOT / "ops" / "alerts.yaml": alerts(),
         ROOT / "ops" / "alerts_test.yaml": alerts_test(),
         ROOT / "ops" / "dashboard.json": json.dumps(dashboard(), indent=1, ensure_ascii=False) + "\n",

@@ -128,9 +128,12 @@ def check(words: list[str]) -> None:
         extras = re.findall(r"\[(.*?)\]", " ".join(rest))
         assert set(extras) <= set(EXTRAS.values()), rest
     elif command == "curl":
-        path = next(urlsplit(word).path for word in rest if "://" in word)
+        url = next(word for word in rest if "://" in word or word.startswith("$ENDPOINT_URL"))
+        path = urlsplit(url).path
         for word, after in pairwise(rest):
-            if word in ("-d", "--data"):  # of a load-balancing endpoint, a route's own body
+            if "//rest.runpod.io/" in url and word == "--data":  # RunPod's management API
+                json.loads((ROOT / after[1:]).read_text() if after.startswith("@") else after)
+            elif word in ("-d", "--data"):  # of a load-balancing endpoint, a route's own body
                 body = {"route": path, "body": json.loads(after)}
                 check_job(json.dumps({"input": body}) if path.startswith("/v1/") else after)
     else:
@@ -183,7 +186,7 @@ def test_a_block_is_in_the_language_it_says(block: Block) -> None:
     elif block.language == "python":
         ast.parse(block.text)
     else:
-        assert block.language in ("sh", "bash", "text"), "a language that nothing checks"
+        assert block.language in ("sh", "bash", "text", "js"), "a language that nothing checks"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

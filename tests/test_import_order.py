@@ -41,7 +41,19 @@ ORDER: dict[str, tuple[str, ...]] = {
         "__init__.py",
         "__main__.py",
     ),
-    "loadtest": ("", "model", "run", "watch", "analysis", "capacity", "quality", "report", "cli", "__main__.py"),
+    "loadtest": (
+        "",
+        "model",
+        "run",
+        "watch",
+        "smoke",
+        "analysis",
+        "capacity",
+        "quality",
+        "report",
+        "cli",
+        "__main__.py",
+    ),
     "plan": ("errors.py", "cache_layers.py", "weights.py", "source.py", "memory.py", "gpus.py", "", "cli.py"),
 }
 MAY_IMPORT = {"worker": {"plan"}}

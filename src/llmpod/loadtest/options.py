@@ -10,7 +10,7 @@ exit codes:  0 pass   1 the run, or one of its phases, has no result   2 usage  
              4 stopped by a guard   5 the measurement is not valid   130 interrupted (the report is still written)
 
 commands:    run (the default), report DIR, compare A B, resume DIR, capacity DIR...,
-             quality --dataset FILE, watch   each has its own --help
+             quality --dataset FILE, watch, smoke   each has its own --help
 
 examples:
   llmpod loadtest --endpoint-id abc123 --concurrency 1 4 8 --runs 40 --slo 'total.p95<8s'
@@ -32,6 +32,8 @@ PRESETS: dict[str, tuple[str, ...]] = {
     "soak": ("total.p50<=4000ms", "total.p95<=6000ms", "error_rate<1%", "drift<=10%"),
 }
 """Sets of objectives, by the name that --slo-preset gives them."""
+SMOKE_CHECKS = ("reachable", "health", "cold", "warm", "stream", "openai", "parallel", "too_long", "blocked")
+"""Checks of the smoke test, in their order."""
 
 
 @dataclass(kw_only=True)
@@ -218,6 +220,27 @@ class WatchOptions:
     once: bool = option(
         "look once, with --probe-every probe once, print the metrics, exit 1 if one failed", default=False
     )
+    limits: str = option("RunPod's rate limits", default="runpod", choices=["runpod", "off"])
+
+
+@dataclass(kw_only=True)
+class SmokeOptions:
+    """Tells in about fifteen jobs whether a deployment works."""
+
+    endpoint_id: str | None = option("default: RUNPOD_ENDPOINT_ID", group="endpoint (the key is RUNPOD_API_KEY)")
+    base_url: str | None = option("full URL of another server than RunPod's", "--url")
+    prompt: str = option(default="Name three colours.", group="jobs")
+    max_tokens: Positive = option(default=64)
+    model: str | None = option("of the OpenAI route; default: the first that the endpoint names")
+    cold_timeout: Duration = option("for a first job, which may wait for a worker to start (1200s)", default=1200.0)
+    timeout: Duration = option("for every other job (120s)", default=120.0)
+    too_long_chars: Positive = option("of a prompt that must be refused (400000)", default=400_000)
+    blocked_prompt: str | None = option("a prompt that the worker's profile must block", metavar="TEXT")
+    skip: list[str] = repeated("a check that does not suit the endpoint", choices=list(SMOKE_CHECKS))
+    record: str | None = option("write the deployment's record there if it passes", metavar="FILE", group="output")
+    image: str | None = option("image and digest that were deployed, for the record")
+    run: str | None = option("results of a load test, whose figures go into the record", metavar="DIR")
+    format: str = option(default="table", choices=["table", "json"])
     limits: str = option("RunPod's rate limits", default="runpod", choices=["runpod", "off"])
 
 

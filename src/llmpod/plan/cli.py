@@ -34,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--gpus", type=_count, default=1, metavar="N", help="that share the model: %(default)s")
     p.add_argument("--max-model-len", type=_count, metavar="L", help="default: what the model was made for")
     p.add_argument("--max-num-seqs", type=_count, default=1, metavar="S", help="requests of that length at once")
-    p.add_argument("--quantization", metavar="METHOD", help="fp8, bitsandbytes …; default: as the model is stored")
+    p.add_argument("--quantization", metavar="METHOD", help="fp8_per_tensor, awq …; default: as the model is stored")
     p.add_argument("--dtype", default="auto", metavar="TYPE", help="of the weights: %(default)s")
     p.add_argument("--kv-cache-dtype", default="auto", metavar="TYPE", help="auto or fp8: %(default)s")
     p.add_argument("--utilization", type=_share, default=0.9, metavar="SHARE", help="of the GPU's memory: %(default)s")

@@ -24,7 +24,7 @@ OVERHEAD_BYTES = 1 << 30
 IN_FLIGHT = 2 * 2048
 """Tokens that are computed but not yet settled: vLLM's default batch, twice, since it schedules one ahead."""
 ELEMENT_BYTES = {"float32": 4, "float": 4, "float16": 2, "half": 2, "bfloat16": 2, "float64": 8}
-QUANTIZED_WHILE_LOADING = {"fp8": 1.0, "fp8_per_tensor": 1.0, "fp8_per_block": 1.0, "bitsandbytes": 0.5625}
+QUANTIZED_WHILE_LOADING = {"fp8": 1.0, "fp8_per_tensor": 1.0, "fp8_per_block": 1.0}
 """Bytes per element of the linear layers, for methods that vLLM applies to a model that is not quantised."""
 
 

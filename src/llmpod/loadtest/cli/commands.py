@@ -15,6 +15,7 @@ COMMANDS = {
     "capacity": "llmpod.loadtest.cli.capacity",
     "quality": "llmpod.loadtest.cli.quality",
     "watch": "llmpod.loadtest.cli.watch",
+    "smoke": "llmpod.loadtest.cli.smoke",
 }
 """Each command and its module, which has the functions of `Command`. It is imported when the command is run."""
 

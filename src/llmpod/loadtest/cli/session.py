@@ -32,7 +32,7 @@ from llmpod.loadtest.model import run_files
 from llmpod.loadtest.model.job_record import Job
 from llmpod.loadtest.model.plan import Phase, Plan
 from llmpod.loadtest.model.run_files import Journal, Recorded
-from llmpod.loadtest.options import QualityOptions, RunOptions, UiOptions, WatchOptions
+from llmpod.loadtest.options import QualityOptions, RunOptions, SmokeOptions, UiOptions, WatchOptions
 from llmpod.loadtest.report.report import build
 from llmpod.loadtest.run import http_mode
 from llmpod.loadtest.run.client import RUNPOD_BASE, RunPod
@@ -107,7 +107,7 @@ async def run_again(directory: Path, chosen: UiOptions, environment: Environment
     return await _execute(setup, Payloads(options), before=recorded)
 
 
-def resolve(options: RunOptions | QualityOptions | WatchOptions, environment: Environment) -> str:
+def resolve(options: RunOptions | QualityOptions | WatchOptions | SmokeOptions, environment: Environment) -> str:
     """The endpoint's URL. Raises UsageError when there is none, or no key for RunPod's own."""
     paths = (options.openai_path, options.http_path) if isinstance(options, RunOptions) else ()
     for flag, path in zip(("--openai-path", "--http-path"), paths, strict=False):
