@@ -37,6 +37,11 @@ class Quantile:
     high: float | None
     needed_n: int
 
+    @property
+    def worth(self) -> float:
+        """The number of independent samples that the interval is as wide as: fewer than n_eff in a short run."""
+        return self.n_eff / HIDDEN if self.n_eff == self.n < HIDDEN_BELOW else self.n_eff
+
 
 def nearest_rank(ordered: Sequence[float], p: float) -> float:
     """The p-th percentile (0 < p <= 100) of an ascending sample."""
@@ -244,16 +249,16 @@ def quantiles(
     # Above the median or not: what changes in a run as a whole shows there first.
     middle = nearest_rank(ordered, 50)
     whole = correlation_time([value > middle for value in values]) if linked else 1.0
-    worth = 1 / HIDDEN if hidden and n < HIDDEN_BELOW else 1.0
+    short = hidden and n < HIDDEN_BELOW and not linked
     out = []
     for p in percentiles:
         at, n_eff, needed = nearest_rank(ordered, p), float(n), needed_n(p, confidence)
         if linked:
             n_eff /= max(whole, correlation_time([value > at for value in values]))
-        elif worth < 1:
+        elif short:
             needed = max(needed, min(HIDDEN_BELOW, HIDDEN * needed))
         needed = max(LEAST_OF_TAIL if linked or abs(p - 50) > 25 else LEAST, needed)
-        found = quantile(ordered, p, n_eff if linked else n_eff * worth, confidence)
+        found = quantile(ordered, p, n_eff / HIDDEN if short else n_eff, confidence)
         found = replace(found, n_eff=n_eff, needed_n=needed)
         out.append(found if n_eff >= needed else replace(found, low=None, high=None))
     return tuple(out)

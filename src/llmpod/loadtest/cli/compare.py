@@ -118,10 +118,10 @@ def _label(a: str, b: str) -> str:
 def _difference(label: str, metric: str, p: float, a: Sequence[float], b: Sequence[float], level: float) -> Difference:
     (of_a,), (of_b,) = quantiles(a, [p]), quantiles(b, [p])
     at_a, at_b = of_a.value, of_b.value
-    if min(of_a.n_eff, of_b.n_eff) < needed_n(p):
+    if min(of_a.worth, of_b.worth) < needed_n(p):
         return Difference(label, metric, p, at_a, at_b, None, None, len(a), len(b), None, None)
     (low, high), (least, most) = difference_intervals(
-        sorted(a), sorted(b), p, of_a.n_eff, of_b.n_eff, (0.95, 1 - level)
+        sorted(a), sorted(b), p, of_a.worth, of_b.worth, (0.95, 1 - level)
     )
     normal = NormalDist()
     error = (high - low) / 2 / normal.inv_cdf(0.975)
