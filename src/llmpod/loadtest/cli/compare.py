@@ -120,13 +120,13 @@ def _difference(label: str, metric: str, p: float, a: Sequence[float], b: Sequen
     at_a, at_b = of_a.value, of_b.value
     if min(of_a.worth, of_b.worth) < needed_n(p):
         return Difference(label, metric, p, at_a, at_b, None, None, len(a), len(b), None, None)
-    (low, high), (least, most) = difference_intervals(
-        sorted(a), sorted(b), p, of_a.worth, of_b.worth, (0.95, 1 - level)
-    )
+    pair = sorted(a), sorted(b), p
+    ((low, high),) = difference_intervals(*pair, of_a.worth, of_b.worth)
+    ((least, most),) = difference_intervals(*pair, of_a.n_eff, of_b.n_eff, (1 - level,))
     normal = NormalDist()
     error = (high - low) / 2 / normal.inv_cdf(0.975)
     needed = (normal.inv_cdf(1 - level / 2) + normal.inv_cdf(POWER)) * error
-    clear = least > 0 or most < 0
+    clear = min(low, least) > 0 or max(high, most) < 0
     return Difference(
         label, metric, p, at_a, at_b, low, high, len(a), len(b), clear, needed / at_a if at_a > 0 else None
     )
