@@ -59,6 +59,7 @@ def sdk_config_key(home: Path | None = None) -> str | None:
 
 
 def is_loopback(host: str) -> bool:
+    """Whether a host name or address is this machine's own."""
     if host == "localhost":
         return True
     try:

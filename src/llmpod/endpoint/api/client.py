@@ -16,17 +16,21 @@ REQUESTS_LISTED = 100
 
 
 class ClientApi:
+    """RunPod's operations for clients: /run, /runsync, /status, /stream, /cancel, /retry, /purge-queue, /health."""
+
     def __init__(self, store: JobStore, broker: Broker, options: Options) -> None:
         self.store = store
         self.broker = broker
         self.options = options
 
     async def run(self, request: web.Request) -> web.StreamResponse:
+        """POST /run: queues a job and answers with its id."""
         body = await read_body(request, self.options.run_limit_bytes)
         job = self._submit(body, sync=False)
         return self._queued(job)
 
     async def runsync(self, request: web.Request) -> web.StreamResponse:
+        """POST /runsync: queues a job and answers when it has ended, or when ?wait= is over."""
         wait_ms = parse_wait_ms(request.query.get("wait"), self.options.sync_wait_ms)
         job = self._submit(await read_body(request, self.options.runsync_limit_bytes), sync=True)
         await wait_for_end(job, wait_ms / 1000)
@@ -34,6 +38,7 @@ class ClientApi:
         return json_response(self._shown(job), self.options.failed_runsync_status if failed else 200)
 
     async def status(self, request: web.Request, job_id: str) -> web.StreamResponse:
+        """/status/ID: the status object; ?ttl= changes how long the result is kept."""
         job = self._job(job_id)
         if (ttl := request.query.get("ttl")) is not None:
             ttl_ms = parse_number("ttl", ttl)
@@ -43,6 +48,7 @@ class ClientApi:
         return json_response(self._shown(job))
 
     async def status_sync(self, request: web.Request, job_id: str) -> web.StreamResponse:
+        """/status-sync/ID: the status object, held until the job has ended or ?wait= is over."""
         wait_ms = parse_wait_ms(request.query.get("wait"), self.options.sync_wait_ms)
         job = self._job(job_id)
         await wait_for_end(job, wait_ms / 1000)
@@ -68,6 +74,7 @@ class ClientApi:
         return json_response({key: value for key, value in self._shown(job).items() if key not in ("output", "error")})
 
     async def retry(self, request: web.Request, job_id: str) -> web.StreamResponse:
+        """POST /retry/ID: runs a FAILED or TIMED_OUT job again under its id."""
         job = self._job(job_id)
         if not self.store.retry(job):
             raise ApiError(
@@ -76,12 +83,14 @@ class ClientApi:
         return self._queued(job)
 
     async def purge_queue(self, request: web.Request) -> web.StreamResponse:
+        """POST /purge-queue: cancels the queued jobs."""
         queued = list(self.store.queue.values())
         for job in queued:
             self.store.finish(job, JobState.CANCELLED, "purged")
         return json_response({"removed": len(queued), "status": "completed"})
 
     async def health(self, request: web.Request) -> web.StreamResponse:
+        """/health: jobs and workers by state."""
         totals = self.store.totals
         jobs = {
             "completed": totals[JobState.COMPLETED.value],

@@ -22,6 +22,8 @@ LOG_LINES_SHOWN = 400
 
 
 class Scale(BaseModel):
+    """The body of POST /control/scale."""
+
     model_config = ConfigDict(strict=True, extra="forbid")
 
     workersMin: int | None = Field(None, ge=0)  # noqa: N815 -- RunPod's name

@@ -20,6 +20,8 @@ from llmpod.endpoint.state.store import JobStore
 
 
 class OpenAiApi:
+    """/openai/*: each call is a job with `openai_route` and `openai_input`."""
+
     def __init__(self, store: JobStore, options: Options) -> None:
         self.store = store
         self.options = options

@@ -61,10 +61,10 @@ class PageState:
     def _jobs(self) -> list[Job]:
         """The jobs to list: those that run, then those that ended, both newest first, then the next in the queue."""
         running = list(islice(reversed(self.store.running.values()), JOBS_SHOWN - 2 * QUEUED_SHOWN))
-        room = JOBS_SHOWN - len(running) - min(len(self.store.queue), QUEUED_SHOWN)
+        left = JOBS_SHOWN - len(running) - min(len(self.store.queue), QUEUED_SHOWN)
         # A job may be forgotten by now, or run again under its id.
         known = dict.fromkeys(job_id for job_id, _ in reversed(self.ended))
-        ended = list(islice((job for name in known if (job := self.store.jobs.get(name)) and job.ended), room))
+        ended = list(islice((job for name in known if (job := self.store.jobs.get(name)) and job.ended), left))
         queued = islice(self.store.queue.values(), JOBS_SHOWN - len(running) - len(ended))
         return [*running, *ended, *queued]
 

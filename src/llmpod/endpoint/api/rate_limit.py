@@ -50,6 +50,8 @@ class RateWindow:
 
 
 class Policy(BaseModel):
+    """A job's `policy`, in milliseconds, as RunPod documents it."""
+
     model_config = ConfigDict(strict=True, extra="allow")
 
     executionTimeout: int | None = Field(None, ge=0)  # noqa: N815 -- RunPod's name
@@ -121,6 +123,7 @@ def dump(value: Any) -> bytes:
 
 
 def check_bounds(name: str, value_ms: int | None, least_ms: int) -> None:
+    """Raises ApiError 400 outside of `least_ms` to seven days."""
     if value_ms is not None and not least_ms <= value_ms <= MAX_POLICY_MS:
         raise ApiError(400, f"{name}: must be between {least_ms} and {MAX_POLICY_MS} ms")
 

@@ -71,6 +71,7 @@ class Gate:
             raise ApiError(401, "missing or wrong API key")
 
     def check_worker(self, request: web.Request) -> None:
+        """Raises ApiError 401 unless the request carries a worker's key or the endpoint's."""
         if self._key is not None and not same(credential(request), self._worker_keys):
             raise ApiError(401, "missing or wrong worker key")
 
@@ -81,6 +82,7 @@ def host_name(host: str) -> str:
 
 
 def credential(request: web.Request) -> str:
+    """What the Authorization header holds, without `Bearer`."""
     return request.headers.get("Authorization", "").removeprefix("Bearer ").strip()
 
 

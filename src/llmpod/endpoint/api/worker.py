@@ -27,6 +27,8 @@ BATCH_MAX = 10_000
 
 
 class WorkerApi:
+    """The calls of RunPod's SDK in a worker: job-take, job-stop, job-stream, job-done, ping."""
+
     def __init__(self, store: JobStore, broker: Broker, options: Options) -> None:
         self.store = store
         self.broker = broker

@@ -16,6 +16,8 @@ REQUESTS_SHOWN = 50
 
 
 class PageState:
+    """Reads pool and traffic; keeps nothing of its own."""
+
     def __init__(self, pool: HttpPool, traffic: Traffic, fleet: Fleet[HttpWorker], options: Options) -> None:
         self._pool = pool
         self._traffic = traffic

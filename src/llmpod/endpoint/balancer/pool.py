@@ -40,6 +40,7 @@ class HttpPool:
 
     # ------------------------------------------------------------------ what the fleet tells
     def add(self, worker_id: str, *, owned: bool) -> HttpWorker:
+        """A worker with ports of its own, before its process starts."""
         ports = free_ports(WORKER_HOST, 2)
         health_port = ports[0] if self.options.health_port == "same" else ports[1]
         worker = HttpWorker(
@@ -50,9 +51,11 @@ class HttpPool:
         return worker
 
     def drain(self, worker: HttpWorker) -> None:
+        """It gets no more requests."""
         worker.draining = True
 
     def lose(self, worker: HttpWorker, reason: str) -> None:
+        """It is gone; who waits for it alone is told."""
         if worker.dead is None:
             worker.dead = reason
             self.drain(worker)
@@ -90,6 +93,7 @@ class HttpPool:
             self.waiting.pop(waiter, None)
 
     def release(self, worker: HttpWorker, *, answered: bool) -> None:
+        """The end of a request that `acquire` gave to a worker; the next that waits may go."""
         worker.in_flight -= 1
         worker.done += answered
         if not worker.in_flight:

@@ -40,6 +40,7 @@ class Upload:
         self.refusal: ApiError | None = None
 
     async def stream(self) -> AsyncIterator[bytes]:
+        """The blocks as they arrive. Raises ApiError above the limit, and where the body is not what it says."""
         try:
             while block := await self._request.content.readany():
                 self._exchange.bytes_in += len(block)
@@ -57,6 +58,8 @@ def too_large(options: Options) -> ApiError:
 
 
 class Proxy:
+    """Answers every request on the load balancer's port."""
+
     def __init__(self, pool: HttpPool, traffic: Traffic, options: Options, gate: Gate, random: Random) -> None:
         self._pool = pool
         self._traffic = traffic
@@ -153,7 +156,7 @@ class Proxy:
             failure = upload.refusal or ApiError(502, f"worker {worker.id}: {error}")
         if answer is None or not answer.prepared:
             raise failure
-        cut(request)
+        cut(request, unread=exchange.ending is Ending.TIMED_OUT)
         return answer
 
     async def _ask(
@@ -204,7 +207,10 @@ def refusal(error: ApiError) -> web.Response:
     return json_response({"error": error.message}, error.status)
 
 
-def cut(request: web.Request) -> None:
-    """Ends the connection under an answer that is not complete: what was sent arrives, its end does not."""
+def cut(request: web.Request, *, unread: bool) -> None:
+    """Ends the connection under an answer that is not complete: what was sent arrives, its end does not.
+
+    A client that reads nothing (`unread`) would keep a closing connection open for ever.
+    """
     if request.transport is not None:
-        request.transport.close()
+        (request.transport.abort if unread else request.transport.close)()

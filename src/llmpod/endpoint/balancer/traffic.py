@@ -47,6 +47,7 @@ class Exchange:
     ending: Ending = Ending.REFUSED
 
     def row(self) -> dict[str, object]:
+        """As page and journal show it."""
         return {
             "number": self.number,
             "at": self.at,
@@ -76,6 +77,7 @@ class Traffic:
         self._number = 0
 
     def open(self, method: str, path: str) -> Exchange:
+        """A request has arrived."""
         self._number += 1
         exchange = Exchange(self._number, method, path[:200], self.clock(), time.time())
         self.open_now[exchange.number] = exchange
@@ -86,6 +88,7 @@ class Traffic:
         return round(1000 * (self.clock() - exchange.arrived_s), 1)
 
     def close(self, exchange: Exchange) -> None:
+        """It has ended, as its `ending` says."""
         exchange.total_ms = self.since_ms(exchange)
         del self.open_now[exchange.number]
         self.ended.append(exchange)

@@ -18,6 +18,7 @@ Socket = web.WebSocketResponse | ClientWebSocketResponse
 
 
 def asked_for(request: web.Request) -> bool:
+    """Whether a request is the handshake of a WebSocket."""
     return request.method == "GET" and request.headers.get("Upgrade", "").lower() == "websocket"
 
 

@@ -167,7 +167,7 @@ class Fleet(Generic[W]):
             self.kill(worker.id, worker.unhealthy)
 
     def _account(self, worker: W, process: WorkerProcess, code: int) -> str:
-        """Counts an end nobody asked for, and returns the worker's last words where they explain it."""
+        """Counts an end nobody asked for, and returns the last line it printed where that explains it."""
         if worker.id in self._asked or worker.draining:
             self._report(f"worker {worker.id} stopped")
             return ""

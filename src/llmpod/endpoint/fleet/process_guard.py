@@ -113,6 +113,7 @@ def kill_everything(group: int) -> None:
 
 
 def keep(status_fd: int, command: list[str]) -> int:
+    """Runs the command, follows orders, and returns its exit code when all of its processes are gone."""
     if LIBC is not None:
         LIBC.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     wake_read, wake_write = os.pipe()

@@ -12,6 +12,8 @@ from llmpod.endpoint.state.worker import Worker
 
 
 class QueueScaler:
+    """How many workers a queue needs, by the rule of `scaler_type`."""
+
     def __init__(self, store: JobStore, options: Options) -> None:
         self.store = store
         self.options = options

@@ -40,7 +40,7 @@ def http_log(report: Callable[[str], None]) -> logging.Logger:
 
 
 async def forever(loop: Awaitable[None], report: Callable[[str], None]) -> None:
-    """Runs one of the endpoint's loops; says so where it ends by a defect."""
+    """Runs one of the endpoint's loops; an exception is reported and raised."""
     try:
         await loop
     except Exception as error:
@@ -49,6 +49,8 @@ async def forever(loop: Awaitable[None], report: Callable[[str], None]) -> None:
 
 
 class Console:
+    """Lines gather in memory and are written by `run`, off the event loop."""
+
     def __init__(self, *, enabled: bool) -> None:
         self._console = RichConsole(file=sys.stderr, highlight=False, soft_wrap=True) if enabled else None
         self._lines: list[tuple[str, str, str]] = []

@@ -1,6 +1,6 @@
 """Job broker between queue and workers: polls, assignments, results, stop signals, pings, lost workers.
 
-No HTTP here: worker_api.py turns requests into these calls, fleet.py reports what happens to processes.
+No HTTP here: api/worker.py turns requests into these calls, fleet/fleet.py reports what happens to processes.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ class Poll:
 
 
 class Broker:
+    """Which worker holds which job, and which polls are open."""
+
     def __init__(self, store: JobStore, options: Options, faults: Faults, random: Random) -> None:
         self.store = store
         self.options = options
@@ -40,9 +42,9 @@ class Broker:
         self.workers: dict[str, Worker] = {}
         self.polls: OrderedDict[Poll, None] = OrderedDict()
         self.recycle: Callable[[Worker, str], None] = lambda worker, reason: None
-        """Set by the fleet: replaces a worker's process. Without a fleet nobody can, and nothing happens."""
+        """Replaces a worker's process; the endpoint sets it where it has a fleet. Without one nothing happens."""
         self.crash: Callable[[Worker, str], None] = lambda worker, reason: None
-        """Set by the fleet: kills a worker's process at once."""
+        """Kills a worker's process at once; set likewise."""
         store.listeners.append(self._on_transition)
         store.on_queued = self.hand_out
 
@@ -58,6 +60,7 @@ class Broker:
         return self.workers.get(worker_id) or self.add(worker_id, owned=False)
 
     def live(self) -> list[Worker]:
+        """The workers that are not dead."""
         return [worker for worker in self.workers.values() if worker.dead is None]
 
     def lose(self, worker: Worker, reason: str) -> None:

@@ -14,6 +14,8 @@ DEAD_KEPT = 20
 
 
 class WorkerState(StrEnum):
+    """RunPod's worker states, as /health counts them, with two that it does not show: stopping and dead."""
+
     THROTTLED = "throttled"
     INITIALIZING = "initializing"
     IDLE = "idle"

@@ -15,6 +15,8 @@ REGION = "u1"
 
 
 class JobState(StrEnum):
+    """RunPod's job states."""
+
     IN_QUEUE = "IN_QUEUE"
     IN_PROGRESS = "IN_PROGRESS"
     COMPLETED = "COMPLETED"

@@ -19,6 +19,8 @@ Listener = Callable[[Job, JobState | None, str], None]
 
 
 class JobStore:
+    """Jobs by id, the queue, and every transition between states; `listeners` hear of each."""
+
     def __init__(self, options: Options, clock: Callable[[], float] = time.monotonic) -> None:
         self.options = options
         self.clock = clock
