@@ -358,7 +358,9 @@ def test_an_issue_of_the_schema_names_the_place() -> None:
 
 
 def test_an_answer_that_max_tokens_ended_is_not_valid() -> None:
-    assert not task().judge('{"sure": 1}', "length").valid
+    for text in ('{"sure": 1}', '{"sure": 1'):
+        verdict = task().judge(text, "length")
+        assert (verdict.valid, verdict.issues[0].rule) == (False, "complete")
     assert task().judge('{"sure": 1}', "stop").valid
 
 

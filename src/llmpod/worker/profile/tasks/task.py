@@ -129,15 +129,14 @@ class Task(BaseModel):
 
     def judge(self, text: str, finish_reason: str | None) -> Verdict:
         """The verdict on an answer. Its rules are applied first, then its schema to what they left."""
+        cut = [Issue("complete", "", "max_tokens ended the answer")] if finish_reason == "length" else []
         try:
             document = exact_json.read(text)
         except exact_json.UnreadableError as error:
-            return self._verdict(None, [Issue("json", "", f"the answer {error}")])
+            return self._verdict(None, [*cut, Issue("json", "", f"the answer {error}")])
         document, issues = apply(self.rules, document)
-        if finish_reason == "length":
-            issues.insert(0, Issue("complete", "", "max_tokens ended the answer"))
         parsed = exact_json.plain(document)
-        return self._verdict(parsed, [*issues, *self._misfits(parsed)])
+        return self._verdict(parsed, [*cut, *issues, *self._misfits(parsed)])
 
     def _verdict(self, parsed: Any, issues: list[Issue]) -> Verdict:
         return Verdict(self.name, self.on_invalid == "fail", parsed, issues)
