@@ -171,8 +171,8 @@ def alerts_test() -> str:
             "exp_annotations": _annotations(rule),
         }
         too_early = [{"eval_time": f"{rule.minutes * 60 - 15:g}s", "alertname": rule.name}] if rule.minutes else []
-        above = [*too_early, {"eval_time": "20m", "alertname": rule.name, "exp_alerts": [alert]}]
-        below = [{"eval_time": "20m", "alertname": rule.name}]
+        above = [*too_early, {"eval_time": "10m", "alertname": rule.name, "exp_alerts": [alert]}]
+        below = [{"eval_time": "10m", "alertname": rule.name}]
         for name, series, expected in (("fires", rule.fires, above), ("holds", rule.holds, below)):
             tests.append(
                 {

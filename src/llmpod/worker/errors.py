@@ -29,7 +29,10 @@ class Code(enum.Enum):
     INVALID_INPUT = Failure("invalid_input", 400, False, "Correct the named field and send the job again.")
     UNKNOWN_FIELD = Failure("unknown_field", 400, False, "Remove the named field or correct its spelling.")
     PROMPT_TOO_LONG = Failure(
-        "prompt_too_long", 400, False, "Shorten the prompt. Its limit is the operator's: MAX_PROMPT_CHARS."
+        "prompt_too_long",
+        400,
+        False,
+        "Shorten the text. Its limit is the operator's: MAX_PROMPT_CHARS, MAX_INPUT_CHARS.",
     )
     CONTEXT_LENGTH_EXCEEDED = Failure(
         "context_length_exceeded",
