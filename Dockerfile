@@ -51,5 +51,8 @@ ARG RUN_AS=worker
 RUN useradd --create-home --uid 10001 worker
 USER ${RUN_AS}
 
+# Of the HTTP server, on a load-balancing endpoint; a queue needs none.
+EXPOSE 80
+
 # PID 1: RunPod's SIGTERM reaches the worker itself, and nothing outlives it.
 ENTRYPOINT ["python3", "-u", "/app/handler.py"]

@@ -6,6 +6,7 @@ import asyncio
 import json
 import socket
 import time
+from collections.abc import AsyncIterator
 from typing import Any
 
 import orjson
@@ -13,50 +14,58 @@ import psutil
 import pytest
 
 from llmpod.worker.http import body, response, server
-from tests.worker.http.serving import chunks_of, job, parsed, post, request, serving
+from tests.worker.http.serving import Served, chunks_of, job, parsed, post, request, serving
 from tests.worker.scripted import ScriptedEngine, text_of, until
 
 JOB = orjson.dumps(job())
 
 
+@pytest.fixture(scope="module")
+async def shared() -> AsyncIterator[Served]:
+    """A server for all tests that leave it as it was."""
+    async with serving(ScriptedEngine()) as served:
+        yield served
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(body, "DISCARD_S", 0.2)
+
+
 # -- jobs --------------------------------------------------------------------------------------------------------------
 
 
-async def test_a_native_job_is_answered_as_json_with_one_start_and_one_end() -> None:
-    async with serving(ScriptedEngine()) as served:
-        answer = await served.send("POST", "/native", job(), x_request_id="mine")
-        assert answer.status == 200, answer
-        assert answer.headers["content-type"] == "application/json"
-        assert answer.json["text"] == text_of(64)
-        job_id = answer.headers["x-request-id"]
-        assert job_id.startswith("mine-")
-        assert answer.json["request_id"] == job_id
-        assert served.events.end_of(job_id)["outcome"] == "ok"
+async def test_a_native_job_is_answered_as_json_with_one_start_and_one_end(shared: Served) -> None:
+    answer = await shared.send("POST", "/native", job(), x_request_id="mine")
+    assert answer.status == 200, answer
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.json["text"] == text_of(64)
+    job_id = answer.headers["x-request-id"]
+    assert job_id.startswith("mine-")
+    assert answer.json["request_id"] == job_id
+    assert shared.events.end_of(job_id)["outcome"] == "ok"
 
 
-async def test_a_native_stream_is_server_sent_events_that_add_up_and_end_with_done() -> None:
-    async with serving(ScriptedEngine()) as served:
-        answer = await served.native(stream=True)
-        assert (answer.status, answer.headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
-        assert answer.headers["x-accel-buffering"] == "no"
-        chunks = chunks_of(answer.content)
-        assert len(chunks) > 5, "it was not streamed"
-        assert "".join(choice["text"] for chunk in chunks for choice in chunk["choices"]) == text_of(64)
-        assert chunks[-1]["usage"]["output"] == 64
+async def test_a_native_stream_is_server_sent_events_that_add_up_and_end_with_done(shared: Served) -> None:
+    answer = await shared.native(stream=True)
+    assert (answer.status, answer.headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
+    assert answer.headers["x-accel-buffering"] == "no"
+    chunks = chunks_of(answer.content)
+    assert len(chunks) > 5, "it was not streamed"
+    assert "".join(choice["text"] for chunk in chunks for choice in chunk["choices"]) == text_of(64)
+    assert chunks[-1]["usage"]["output"] == 64
 
 
 @pytest.mark.parametrize("given", ["", "a" * 65, "a b", "a\u00e9", "<x>"])
-async def test_an_id_that_is_none_is_replaced(given: str) -> None:
-    async with serving(ScriptedEngine()) as served:
-        answer = await served.wire(post(JOB, f"x-request-id: {given}"))
-        assert (answer.status, len(answer.headers["x-request-id"])) == (200, 32)
+async def test_an_id_that_is_none_is_replaced(shared: Served, given: str) -> None:
+    answer = await shared.wire(post(JOB, f"x-request-id: {given}"))
+    assert (answer.status, len(answer.headers["x-request-id"])) == (200, 32)
 
 
-async def test_two_jobs_of_the_same_id_at_once_are_two_jobs() -> None:
-    async with serving(ScriptedEngine()) as served:
-        answers = await asyncio.gather(*(served.send("POST", "/native", job(), x_request_id="same") for _ in range(8)))
-        assert [answer.status for answer in answers] == [200] * 8
-        assert len({answer.headers["x-request-id"] for answer in answers}) == 8
+async def test_two_jobs_of_the_same_id_at_once_are_two_jobs(shared: Served) -> None:
+    answers = await asyncio.gather(*(shared.send("POST", "/native", job(), x_request_id="same") for _ in range(8)))
+    assert [answer.status for answer in answers] == [200] * 8
+    assert len({answer.headers["x-request-id"] for answer in answers}) == 8
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -64,14 +73,13 @@ async def test_two_jobs_of_the_same_id_at_once_are_two_jobs() -> None:
     ("prompt", "status", "code"), [("fail", 500, "generation_failed"), ("bug", 500, "internal_error")]
 )
 async def test_a_job_that_fails_before_its_answer_has_its_status(
-    prompt: str, status: int, code: str, *, stream: bool
+    shared: Served, prompt: str, status: int, code: str, *, stream: bool
 ) -> None:
-    async with serving(ScriptedEngine()) as served:
-        answer = await served.native(prompt, stream=stream)
-        assert (answer.status, answer.error["code"], answer.error["retryable"]) == (status, code, True)
-        assert answer.headers["retry-after"] == "1"
-        assert answer.error["job_id"] == answer.headers["x-request-id"]
-        assert served.events.end_of(answer.error["job_id"])["error"] == code
+    answer = await shared.native(prompt, stream=stream)
+    assert (answer.status, answer.error["code"], answer.error["retryable"]) == (status, code, True)
+    assert answer.headers["retry-after"] == "1"
+    assert answer.error["job_id"] == answer.headers["x-request-id"]
+    assert shared.events.end_of(answer.error["job_id"])["error"] == code
 
 
 @pytest.mark.parametrize(
@@ -86,14 +94,16 @@ async def test_a_job_that_fails_before_its_answer_has_its_status(
         (b'{"input": {"prompt": NaN}}', "invalid_input", None),
         (b'{"input": {"prompt": "\xff"}}', "invalid_input", None),
         (b"[" * 100_000, "invalid_input", None),
+        (b'{"input": [' + b"0," * 30_000 + b"0]}", "invalid_input", None),
     ],
 )
-async def test_a_bad_body_is_a_400_that_names_the_field(content: bytes, code: str, param: str | None) -> None:
-    async with serving(ScriptedEngine()) as served:
-        answer = await served.wire(post(content))
-        assert (answer.status, answer.error["code"], answer.error["param"]) == (400, code, param)
-        (end,) = served.ends()
-        assert (end["outcome"], end["error"]) == ("rejected", code)
+async def test_a_bad_body_is_a_400_that_names_the_field(
+    shared: Served, content: bytes, code: str, param: str | None
+) -> None:
+    answer = await shared.wire(post(content))
+    assert (answer.status, answer.error["code"], answer.error["param"]) == (400, code, param)
+    end = shared.events.end_of(answer.headers["x-request-id"])
+    assert (end["outcome"], end["error"]) == ("rejected", code)
 
 
 # -- HTTP --------------------------------------------------------------------------------------------------------------
@@ -125,16 +135,15 @@ async def test_methods_types_and_paths() -> None:
         assert (await served.native()).status == 200
 
 
-async def test_a_connection_serves_many_requests() -> None:
-    async with serving(ScriptedEngine()) as served:
-        reader, writer = await served.connect()
-        for _ in range(3):
-            writer.write(post(JOB).replace(b"connection: close\r\n", b""))
-            head = await reader.readuntil(b"\r\n\r\n")
-            answer = parsed(head)
-            assert answer.status == 200
-            assert json.loads(await reader.readexactly(int(answer.headers["content-length"])))["text"] == text_of(64)
-        writer.close()
+async def test_a_connection_serves_many_requests(shared: Served) -> None:
+    reader, writer = await shared.connect()
+    for _ in range(3):
+        writer.write(post(JOB).replace(b"connection: close\r\n", b""))
+        head = await reader.readuntil(b"\r\n\r\n")
+        answer = parsed(head)
+        assert answer.status == 200
+        assert json.loads(await reader.readexactly(int(answer.headers["content-length"])))["text"] == text_of(64)
+    writer.close()
 
 
 async def test_a_body_that_is_too_large_is_a_413_before_it_is_read() -> None:
@@ -174,7 +183,6 @@ async def test_bodies_together_are_bounded() -> None:
 
 async def test_a_body_that_does_not_arrive_is_a_408(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(body, "BODY_S", 0.2)
-    monkeypatch.setattr(body, "DISCARD_S", 0.1)
     async with serving(ScriptedEngine()) as served:
         answer = await served.wire(post(JOB)[:-5])
         assert (answer.status, answer.error["code"]) == (408, "body_timeout")
@@ -193,12 +201,11 @@ async def test_headers_that_do_not_arrive_end_the_connection(monkeypatch: pytest
         assert (await served.native()).status == 200
 
 
-async def test_endless_headers_end_the_connection() -> None:
-    async with serving(ScriptedEngine()) as served:
-        reader, writer = await served.connect()
-        writer.write(b"GET / HTTP/1.1\r\nx-long: " + b"a" * 10_000_000)
-        with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
-            await reader.readexactly(1)
+async def test_endless_headers_end_the_connection(shared: Served) -> None:
+    reader, writer = await shared.connect()
+    writer.write(b"GET / HTTP/1.1\r\nx-long: " + b"a" * 10_000_000)
+    with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
+        await reader.readexactly(1)
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -99,7 +99,7 @@ class Request:
         self._record = self._worker.record({"id": _job_id(self._headers.get("x-request-id", ""))})
         self._record.route = "native" if self._native else self._path[:200]
         self._interruption = Interruption(self._record)
-        self._body = Body(receive, self._headers, self._worker.settings.max_body_bytes, app.budget)
+        self._body = Body(receive, self._headers, self._worker.settings, app.budget)
         self._response = Response(send, self._record, self._body, native=self._native)
         self._response.closes = app.refusal is not None
 

@@ -13,6 +13,8 @@ import orjson
 
 from llmpod.worker.errors import Code, JobError
 from llmpod.worker.http import form
+from llmpod.worker.http.json_size import JsonSize
+from llmpod.worker.settings import Settings
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -58,11 +60,12 @@ class Budget:
 class Body:
     """The body of one request; its bytes count in the budget until `release`."""
 
-    def __init__(self, receive: Receive, headers: Mapping[str, str], limit_bytes: int, budget: Budget) -> None:
+    def __init__(self, receive: Receive, headers: Mapping[str, str], settings: Settings, budget: Budget) -> None:
         """`headers`: names in lower case."""
         self._receive = receive
         self._headers = headers
-        self._limit_bytes = limit_bytes
+        self._limit_bytes = settings.max_body_bytes
+        self._max_values = settings.max_job_values
         self._budget = budget
         self._held_bytes = 0
         self.complete = headers.get("content-length", "0") == "0" and "transfer-encoding" not in headers
@@ -82,10 +85,11 @@ class Body:
         media_type = self._check_type(_FORM if form_numbers is not None else _JSON)
         try:
             async with asyncio.timeout(BODY_S):
-                content = await self._read()
+                is_json = media_type == "application/json"
+                content = await self._read(JsonSize(self._max_values) if is_json else None)
         except TimeoutError:
             raise JobError(Code.BODY_TIMEOUT, f"The body did not arrive within {BODY_S:g} s.") from None
-        if media_type != "application/json" and form_numbers is not None:
+        if not is_json and form_numbers is not None:
             return await form.parse(content, self._headers["content-type"], form_numbers)
         try:
             large = len(content) > LARGE_BYTES
@@ -121,7 +125,7 @@ class Body:
             raise JobError(Code.UNSUPPORTED_MEDIA_TYPE, f"The body must not be compressed ({encoding[:100]}).")
         return media_type
 
-    async def _read(self) -> bytes:
+    async def _read(self, size: JsonSize | None) -> bytes:
         pieces = []
         while not self.complete:
             message = await self._receive()
@@ -132,6 +136,8 @@ class Body:
             self._held_bytes += len(piece)
             if self._held_bytes > self._limit_bytes:
                 raise self._too_large()
+            if size is not None:
+                size.feed(piece)
             pieces.append(piece)
             self.complete = not message.get("more_body", False)
         return b"".join(pieces)
