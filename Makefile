@@ -65,6 +65,9 @@ bench-routes: setup ## vLLM's routes inside the worker against the bare engine
 bench-http: setup ## the worker's HTTP server beside vLLM's own, with the same engine (ARGS=--quick)
 	@$(PY) bench/http_server.py $(ARGS)
 
+bench-start: setup ## what a start costs, phase by phase, and what compiled code that is kept saves of it
+	@$(PY) bench/start.py $(ARGS)
+
 bench-loop: setup ## the job loop alone, around an engine of a known pace
 	@$(PY) bench/loop.py
 

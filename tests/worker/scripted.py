@@ -75,6 +75,9 @@ class ScriptedEngine:
             time.monotonic(), {"generate": True}, {"generate": {"ok": True, "ms": 1.0}}, {"load": 2.0}, ()
         )
 
+    async def settle(self) -> None:
+        pass
+
     def shutdown(self) -> None:
         self.running = False
 

@@ -51,7 +51,9 @@ async def run_alone(worker: Worker, job: dict[str, Any]) -> int:
     """Start the engine, run one job, shut the engine down. Returns the exit status."""
     try:
         await worker.engine.start()
-        return 0 if await run(worker, job) else 1
+        ok = await run(worker, job)
+        await worker.engine.settle()
+        return 0 if ok else 1
     finally:
         worker.engine.shutdown()
 

@@ -134,6 +134,13 @@ class Settings(BaseSettings):
         "Run without CUDA graphs and compilation: starts faster, decodes slower. Unset: true on a CPU only.",
     )
 
+    compile_cache: str | None = setting(
+        None,
+        "Engine",
+        "Folder in which compiled code outlives the worker, so that the next start need not compile; it must be the "
+        "operator's own, because the code in it is run. off: none. Unset: RunPod's network volume, if there is one.",
+    )
+
     max_concurrency: Annotated[int, Field(ge=1, le=10_000)] | None = setting(
         None,
         "Worker",

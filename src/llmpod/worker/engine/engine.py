@@ -21,6 +21,7 @@ from llmpod.worker.engine.constraints import ConstraintCompiler, begun_within
 from llmpod.worker.engine.prompts import Frame, Prompts
 from llmpod.worker.engine.sampling import Sampling
 from llmpod.worker.engine.start import (
+    compile_cache,
     cpu_fork_server,
     diagnosis,
     engine_arguments,
@@ -31,6 +32,7 @@ from llmpod.worker.engine.start import (
     report,
     warm_up,
 )
+from llmpod.worker.engine.start.compile_cache import CompileCache
 from llmpod.worker.engine.start.progress import Progress
 from llmpod.worker.engine.start.report import Started
 from llmpod.worker.errors import Code, JobError, StartError
@@ -86,6 +88,8 @@ class Engine:
         self.generates = True  # false: a pooling runner, which embeds, scores and classifies
         self._constraints = ConstraintCompiler(settings.max_constraint_seconds)
         self.application: Application  # set by `start`
+        self._compile_cache: CompileCache | None = None
+        self._saving: asyncio.Task[None] | None = None  # of the compile cache, while the first jobs run
         self.last_step = time.monotonic()  # when the engine last finished one
         self.started: Started | None = None  # set by `start` when jobs can be answered
 
@@ -104,6 +108,10 @@ class Engine:
         process.error_log().unlink(missing_ok=True)
         process.milestones().unlink(missing_ok=True)
         process.prepare(self._settings)
+        folder = compile_cache.folder_for(self._settings, on_cpu=cpu_fork_server.on_cpu())
+        if folder is not None:
+            self._compile_cache = CompileCache(folder, self._emit)
+            environ.put(self._compile_cache.variables)
         cpu_fork_server.start(ENGINE_MODULES)
 
     async def start(self) -> None:
@@ -133,6 +141,9 @@ class Engine:
         with progress.phase("preflight"):
             found = await preflight.run(self._settings, self._environment, self._emit)
             progress.download = found.download
+            if self._compile_cache is not None:
+                factors = compile_cache.factors_of(self._settings, found.gpus)
+                await asyncio.to_thread(self._compile_cache.load, factors)
         with progress.phase("import"):
             from vllm.engine.async_llm_engine import AsyncLLMEngine
         with progress.phase("load"):
@@ -153,7 +164,7 @@ class Engine:
             warmed += [await warm_up.timed(f"task:{name}", self.compile(name, form)) for name, form in forms]
         environ.put(hub.go_offline())
         progress.stop()
-        gpus = (await preflight.gpus_now()).found if found.gpus else ()
+        gpus = (await preflight.gpus_now()).found if found.gpus.found else ()
         results = {result.capability: result.as_dict() for result in warmed}
         self.started = Started(time.monotonic(), can, results, progress.start_ms(), gpus)
         self._emit("warm_up", capabilities=results)
@@ -169,6 +180,8 @@ class Engine:
             start_ms=self.started.start_ms,
             memory=report.memory(self.started, progress, config.cache_config.kv_cache_memory_bytes),
         )
+        if self._compile_cache is not None:
+            self._saving = asyncio.create_task(asyncio.to_thread(self._compile_cache.save))
 
     async def _load(self, engine_class: Any) -> Any:
         """Read the arguments and load the model; returns the arguments."""
@@ -260,6 +273,11 @@ class Engine:
         await self.application.start(arguments)
         if self.generates:
             await self.application.install_guard()
+
+    async def settle(self) -> None:
+        """Wait for what the start left to be done beside the first jobs: the compile cache is archived."""
+        if self._saving is not None:
+            await self._saving
 
     def shutdown(self) -> None:
         """End the engine's processes. May be called at any time, also before or during `start`."""

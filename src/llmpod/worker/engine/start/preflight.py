@@ -42,7 +42,7 @@ class Hub(NamedTuple):
 class Findings(NamedTuple):
     """What a start goes on with."""
 
-    gpus: tuple[machine.Gpu, ...]
+    gpus: machine.Gpus
     download: hub.Download | None
 
 
@@ -104,7 +104,7 @@ async def run(settings: Settings, environment: Mapping[str, str], emit: Emit) ->
         raise answer.refusal
     if to_come is not None and (refusal := missing_disk(to_come, disk, volume=machine.network_volume())):
         raise refusal
-    return Findings(gpus.found, to_come)
+    return Findings(gpus, to_come)
 
 
 def missing_gpu(gpus: machine.Gpus, *, cuda_build: bool) -> StartError | None:
