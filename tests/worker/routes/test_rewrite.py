@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmpod.worker.errors import Code, JobError, StartError
@@ -501,15 +501,18 @@ def test_inputs_are_counted_one_by_one(body: dict[str, Any], chars: dict[str, li
     assert dict(prompt_fields.inputs_of(body)) == chars
 
 
+TWENTY = Settings(max_inputs=20, max_input_chars=20, max_prompt_chars=1)
+
+
+@settings(deadline=None)  # the machine's business, not a limit of ours
 @given(st.integers(1, 40), st.integers(1, 40))
 def test_inputs_are_limited_in_number_and_length_and_not_together(count: int, length: int) -> None:
-    settings = Settings(max_inputs=20, max_input_chars=20, max_prompt_chars=1)
     rule = route_catalog.RULES["/v1/embeddings"]
     body = {"input": ["x" * length] * count}
     if count <= 20 and length <= 20:
-        rewrite.rewrite(rule, body, settings)
+        rewrite.rewrite(rule, body, TWENTY)
         return
     with pytest.raises(JobError) as refusal:
-        rewrite.rewrite(rule, body, settings)
+        rewrite.rewrite(rule, body, TWENTY)
     assert refusal.value.code is (Code.INVALID_INPUT if count > 20 else Code.PROMPT_TOO_LONG)
     assert (refusal.value.field, refusal.value.details["limit"]) == ("input", 20)
