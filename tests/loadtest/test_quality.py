@@ -314,12 +314,14 @@ def test_a_row_counts_once_however_often_it_was_repeated(tmp_path: Path) -> None
     rows = [Row("a", {"prompt": "a"}, Expect(intent="cv", valid=True)), Row("b", {"prompt": "b"}, Expect(intent="cv"))]
     good, bad = {"intent": "cv", "valid": True}, {"intent": "cv", "valid": False}
     jobs = [job(**good), job(**good), job(**bad), job(**good), job("failed", error_class="connect"), job(**good)]
+    jobs += [job(**bad), job(**good)]  # the same row fails again
     cv, answers, overall = results_of(tmp_path, rows, jobs)
-    assert (cv.passed, cv.failed, cv.transport, cv.rows) == (4, 1, 1, 2)
-    assert cv.share == pytest.approx((1 / 2 + 1) / 2)
-    assert (cv.low, cv.high) == wilson(0.75, 2)
+    assert (cv.passed, cv.failed, cv.transport, cv.rows) == (5, 2, 1, 2)
+    assert [example.id for example in cv.examples] == ["a"]
+    assert cv.share == pytest.approx((1 / 3 + 1) / 2)
+    assert (cv.low, cv.high) == wilson((1 / 3 + 1) / 2, 2)
     assert [group.name for group in (cv, answers, overall)] == ["cv", "answers", "overall"]
-    assert (overall.passed, answers.share) == (4, cv.share)
+    assert (overall.passed, answers.share) == (5, cv.share)
 
 
 def test_blocked_rows_do_not_lift_the_share_of_answers(tmp_path: Path) -> None:

@@ -85,7 +85,8 @@ class Results:
             hits[1] += 1
         text = line(text_of(output), 200) if verdict.kind == "failed" else ""
         examples = self._group(row.group).examples
-        if verdict.kind == "failed" and len(examples) < MOST_EXAMPLES:
+        told = len(examples) == MOST_EXAMPLES or row.id in [example.id for example in examples]
+        if verdict.kind == "failed" and not told:
             examples.append(Example(row.id, verdict.reasons, text))
         written = {"id": row.id, "round": job.index // len(self.rows) + 1, "intent": row.group, "job_id": job.job_id}
         self.journal.append(
