@@ -29,6 +29,7 @@ PARAMETERS: list[tuple[str, str, set[str]]] = [
     ("vllm.engine.async_llm_engine", "AsyncLLMEngine.abort", {"request_id"}),
     ("vllm.engine.async_llm_engine", "AsyncLLMEngine.get_tokenizer", set()),
     ("vllm.engine.async_llm_engine", "AsyncLLMEngine.shutdown", set()),
+    ("vllm.engine.async_llm_engine", "AsyncLLMEngine.get_supported_tasks", set()),
     ("vllm.engine.arg_utils", "AsyncEngineArgs.add_cli_args", {"parser"}),
     ("vllm.engine.arg_utils", "AsyncEngineArgs.from_cli_args", {"args"}),
     ("vllm.engine.arg_utils", "AsyncEngineArgs.create_engine_config", set()),
@@ -214,6 +215,22 @@ async def test_the_engine_has_the_attributes_the_worker_reads(engine: Any) -> No
     assert isinstance(llm.vllm_config.scheduler_config.max_num_batched_tokens, int)
     assert llm.vllm_config.cache_config.num_gpu_blocks > 0
     assert engine.kv_cache_tokens > engine.max_model_len
+
+
+def test_what_a_model_takes_beside_text_is_said_by_its_processor() -> None:
+    from vllm.multimodal.processing import BaseProcessingInfo
+    from vllm.renderers.base import BaseRenderer
+
+    assert hasattr(BaseProcessingInfo, "allowed_mm_limits")
+    assert "self.mm_processor" in inspect.getsource(BaseRenderer)
+
+
+def test_the_hubs_client_reads_whether_it_is_offline_at_each_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import HfApi, constants, errors
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(errors.OfflineModeIsEnabled):
+        HfApi().model_info("owner/model")
 
 
 def test_a_stat_logger_is_told_of_every_step() -> None:

@@ -87,8 +87,8 @@ def named(running: Running, name: str) -> list[Json]:
 
 
 async def test_the_environment_comes_first_and_says_what_runs_where(running: Running) -> None:
-    names = [event["event"] for event in running.worker.events if event["event"] != "loading"]
-    assert names[:4] == ["environment", "preflight", "warm_up", "ready"]
+    names = [event["event"] for event in running.worker.events if event["event"] not in ("loading", "serve_mode")]
+    assert names[:5] == ["environment", "preflight", "fit", "warm_up", "ready"]
     [environment] = named(running, "environment")
     assert [gpu["compute_capability"] for gpu in environment["gpus"]] == ["8.9", "9.0"]
     assert environment["driver"] == "550.127.05"
@@ -125,6 +125,7 @@ async def test_the_start_is_never_silent_and_shows_its_phases_and_bytes(running:
 async def test_ready_says_how_long_each_phase_took_and_where_memory_went(running: Running) -> None:
     [ready] = named(running, "ready")
     assert {"preflight", "import", "load", "warm_up", "routes", "weights", "download"} <= ready["start_ms"].keys()
+    assert ready["memory"]["estimated"].keys() == {"fits", "weights_mib", "need_mib"}
     assert ready["start_ms"]["import"] == ready["import_ms"]
     assert ready["memory"]["kv_cache_mib"] == 1024
     assert ready["memory"]["processes_mib"] > 100

@@ -25,6 +25,7 @@ from llmpod.worker.engine.start import (
     cpu_fork_server,
     diagnosis,
     engine_arguments,
+    fit,
     heap,
     hub,
     preflight,
@@ -146,6 +147,8 @@ class Engine:
                 await asyncio.to_thread(self._compile_cache.load, factors)
         with progress.phase("import"):
             from vllm.engine.async_llm_engine import AsyncLLMEngine
+        with progress.phase("fit"):
+            expected = await fit.report(self._settings, found, self._emit)
         with progress.phase("load"):
             arguments = await self._load(AsyncLLMEngine)
         with progress.phase("warm_up"):
@@ -178,7 +181,7 @@ class Engine:
             kv_cache_tokens=self.kv_cache_tokens,
             **{f"{phase}_ms": self.started.start_ms[phase] for phase in ("import", "load", "warm_up", "routes")},
             start_ms=self.started.start_ms,
-            memory=report.memory(self.started, progress, config.cache_config.kv_cache_memory_bytes),
+            memory=report.memory(self.started, progress, config.cache_config.kv_cache_memory_bytes, expected),
         )
         if self._compile_cache is not None:
             self._saving = asyncio.create_task(asyncio.to_thread(self._compile_cache.save))

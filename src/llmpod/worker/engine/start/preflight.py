@@ -44,6 +44,7 @@ class Findings(NamedTuple):
 
     gpus: machine.Gpus
     download: hub.Download | None
+    listed: bool  # the model is there, or the hub gives it
 
 
 async def within(seconds: float, function: Callable[Given, Value], *args: Given.args, **named: Given.kwargs) -> Value:
@@ -104,7 +105,7 @@ async def run(settings: Settings, environment: Mapping[str, str], emit: Emit) ->
         raise answer.refusal
     if to_come is not None and (refusal := missing_disk(to_come, disk, volume=machine.network_volume())):
         raise refusal
-    return Findings(gpus, to_come)
+    return Findings(gpus, to_come, answer.state in ("none", "cached", "answered"))
 
 
 def missing_gpu(gpus: machine.Gpus, *, cuda_build: bool) -> StartError | None:

@@ -48,13 +48,17 @@ def environment(
     }
 
 
-def memory(started: Started, progress: Progress, kv_cache_bytes: int | None) -> dict[str, Any]:
+def memory(
+    started: Started, progress: Progress, kv_cache_bytes: int | None, estimated: dict[str, Any] | None
+) -> dict[str, Any]:
     """Memory in MiB by what holds it: of a device as vLLM measured it, and of all processes of this worker.
 
-    `kv_cache_bytes`: the size that was asked for, where vLLM does not measure.
+    `kv_cache_bytes`: the size that was asked for, where vLLM does not measure. `estimated`: by fit.py, before the load.
     """
     kinds: dict[str, Any] = {} if kv_cache_bytes is None else {"kv_cache_mib": kv_cache_bytes // machine.MIB}
     kinds |= {f"{kind}_mib": size for kind, size in progress.memory_mib().items()}
     if started.gpus:
         kinds["gpus"] = [dataclasses.asdict(gpu) for gpu in started.gpus]
+    if estimated is not None:
+        kinds["estimated"] = {name: estimated.get(name) for name in ("fits", "weights_mib", "need_mib")}
     return kinds | {"processes_mib": machine.used_mib()}

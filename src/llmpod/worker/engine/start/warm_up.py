@@ -67,8 +67,8 @@ def capabilities(application: Application, *, generates: bool) -> dict[str, bool
         "classify": "/classify" in paths,
         "vision": "image" in modalities,
         "audio": "audio" in modalities or "/v1/audio/transcriptions" in paths,
-        "tools": application.calls_tools,
-        "reasoning": application.reads_reasoning,
+        "tools": generates and application.calls_tools,
+        "reasoning": generates and application.reads_reasoning,
     }
 
 
