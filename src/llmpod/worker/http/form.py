@@ -7,7 +7,7 @@ from collections.abc import Collection, MutableMapping
 from typing import Any
 
 from starlette.datastructures import UploadFile
-from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException
 from starlette.requests import Request
 
 from llmpod.worker.errors import Code, JobError
@@ -39,8 +39,8 @@ async def parse(content: bytes, content_type: str, numbers: Collection[str]) -> 
                     body.setdefault(name, []).append(value)
                 else:
                     body[name] = _typed(value) if name == "stream" or name in numbers else value
-    except HTTPException as error:
-        raise JobError(Code.INVALID_INPUT, f"The body is not a form: {error.detail}") from None
+    except MultiPartException as error:
+        raise JobError(Code.INVALID_INPUT, f"The body is not a form: {error.message[:200]}") from None
     return body
 
 
