@@ -10,6 +10,8 @@ TESTS = Path(__file__).parent
 WITHOUT_PROCESSES = (
     *("endpoint/test_routing.py", "endpoint/test_rules.py", "endpoint/test_store.py"),
     *("loadtest/test_pure.py", "loadtest/test_quality.py"),
+    "worker/http/test_form.py",
+    "worker/http/test_json_size.py",
 )
 """Of the folders whose other tests serve, run workers or send a load."""
 PROCESSES = (
