@@ -19,11 +19,13 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
+from builder.demo_model import judged, variations
 from builder.demo_model import tokenizer as bpe
-from builder.demo_model import variations
 from builder.demo_model.corpus import CORPUS, Entry, Turn, read_corpus
+from llmpod.worker.profile import judge
 
 OUT = Path("src/llmpod/worker/demo_model")
+JUDGED_TEXTS = 100  # how often the tokenizer sees the judge's question, so that it takes few tokens
 IGNORED = -100  # the label that torch's cross entropy leaves out
 
 
@@ -32,7 +34,7 @@ class Recipe:
     """Everything that decides the result, beside the corpus and the code that varies it."""
 
     seed: int = 2026
-    steps: int = 1400
+    steps: int = 1650
     batch_tokens: int = 2048
     learning_rate: float = 3e-3
     topic_learning_rate: float = 1e-3
@@ -48,6 +50,7 @@ class Recipe:
     system_share: float = 0.25  # conversations that open with a system message
     history_share: float = 0.12  # conversations with an earlier, unrelated turn
     stranger_share: float = 0.08  # prompts about nothing in the corpus
+    judged_share: float = 0.15  # questions whether a text may be answered
     opening_share: float = 0.65  # examples that stop soon after it is clear which answer they give
     recital_share: float = 0.1  # examples whose question is not theirs: an answer once begun is to be finished
     topic_weight: float = 0.5  # of the second task: to tell the answer before its first word
@@ -65,8 +68,9 @@ class Example:
 def fingerprint(recipe: Recipe) -> str:
     """sha256 of what the model is made of. A changed fingerprint means: `make model`."""
     digest = hashlib.sha256(json.dumps(asdict(recipe), sort_keys=True).encode())
-    for source in (CORPUS, Path(bpe.__file__), Path(variations.__file__)):
+    for source in (CORPUS, Path(bpe.__file__), Path(variations.__file__), Path(judged.__file__)):
         digest.update(source.read_bytes())
+    digest.update(judged.instruction().encode())
     return digest.hexdigest()
 
 
@@ -98,15 +102,25 @@ class Conversations:
         self.tokenizer = tokenizer
         self.rng = Random(recipe.seed)
         self.turns = [turn for entry in entries for turn in entry.turns]
-        self.answers = {answer: topic for topic, answer in enumerate(dict.fromkeys(turn.answer for turn in self.turns))}
+        said = [*(turn.answer for turn in self.turns), *judge.CHOICES]
+        self.answers = {answer: topic for topic, answer in enumerate(dict.fromkeys(said))}
+        self.judgeable = [
+            question for turn in self.turns for question in turn.questions if judged.usable(question + turn.answer)
+        ]
         self.clear_after = _clear_after([tokenizer.encode(answer + bpe.IM_END) for answer in self.answers])
         self.to_strangers = next(turn.answer for turn in self.turns if recipe.stranger_answer_to in turn.questions)
 
     def epoch(self) -> list[Example]:
-        """Every entry once, in random order, and the share of strangers that belongs to them."""
+        """Every entry once, in random order, and the shares of strangers and of judged texts that belong to them."""
         shuffled = self.rng.sample(self.entries, len(self.entries))
+        about = [self._about(entry) for entry in shuffled]
         strangers = round(len(shuffled) * self.recipe.stranger_share)
-        return [self._about(entry) for entry in shuffled] + [self._example(self._stranger()) for _ in range(strangers)]
+        judgements = round(len(shuffled) * self.recipe.judged_share)
+        return [
+            *about,
+            *(self._example(self._stranger()) for _ in range(strangers)),
+            *(self._judgement() for _ in range(judgements)),
+        ]
 
     def _about(self, entry: Entry) -> Example:
         messages = self._opening()
@@ -141,6 +155,13 @@ class Conversations:
 
     def _stranger(self) -> list[dict[str, str]]:
         return [*self._opening(), *_exchange(variations.stranger(self.rng), self.to_strangers)]
+
+    def _judgement(self) -> Example:
+        messages = judged.conversation(self.rng.choice(self.judgeable), self.rng)
+        example = encode(messages, self.tokenizer)
+        begin = len(example.tokens) - len(self.tokenizer.encode(messages[-1]["content"] + bpe.IM_END)) - 1
+        example.topics[begin - 1] = self.answers[messages[-1]["content"]]
+        return example
 
     def _opening(self) -> list[dict[str, str]]:
         if self.rng.random() >= self.recipe.system_share:
@@ -283,6 +304,7 @@ def _texts(entries: list[Entry]) -> Iterator[str]:
             yield from turn.questions
             yield from (question.lower() for question in turn.questions)
     yield from variations.SYSTEM_SENTENCES
+    yield from (judged.instruction(),) * JUDGED_TEXTS
     yield from ("system\n", "user\n", "assistant\n") * len(entries)
 
 
