@@ -32,24 +32,21 @@ class Worker:
 
     def __init__(self, settings: Settings, engine: Engine, emit: Emit, metrics: Metrics | None = None) -> None:
         """`metrics`: where the worker's events are counted; its own, read by nobody, if none are given."""
-        self.settings = settings
-        self.engine = engine
+        self.settings, self.engine = settings, engine
         self.metrics = metrics or Metrics()
         self.metrics.follow_all("llmpod_slots", lambda state: getattr(self.__dict__.get("slots"), state, 0))
         self.emit = emit = self.metrics.tap(emit)
         self.profile = file.load(settings.profile) if settings.profile else None
         self.judge = PolicyJudge.of(engine, self.profile, emit)
         self.routes = routes.Routes(settings, engine, self.profile, self.judge, emit, self.status)
-        if self.profile is not None:
-            engine.profile_sampling, engine.profile_forms = self.profile.all_sampling(), self.profile.all_forms()
+        engine.profile_sampling, engine.profile_forms = file.checked_by_engine(self.profile)
         self.on_engine_death: Callable[[], None] = lambda: None
         self.draining = False  # no more jobs are taken
 
     @property
     def engine_capacity(self) -> int:
         """Requests to keep in the engine: those it decodes together, and some more so that it never waits for one."""
-        most = self.profile.most_tokens() if self.profile is not None else 0
-        return capacity.engine_capacity(self.engine, self.settings, most)
+        return capacity.engine_capacity(self.engine, self.settings, self.profile.most_tokens() if self.profile else 0)
 
     @property
     def concurrency(self) -> int:
@@ -133,8 +130,6 @@ class Worker:
         record.finish(step, answer, validation)
         reply = answer.returned(reply) if validation and validation.get("sanitized") else reply
         limits.check_whole(request, answer.finish_reasons, max_tokens, reply, tokens=step.usage.completion_tokens)
-        if verdict:
-            verdict.enforce(reply)
-            reply |= verdict.fields
+        reply |= verdict.enforce(reply) if verdict else {}
         ending = native_reply.ending(request, answer, step.usage, max_tokens, self.engine.model_name, record.id)
         yield reply | ending | ({"validation": validation} if validation else {})

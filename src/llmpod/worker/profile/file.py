@@ -240,6 +240,14 @@ class Profile:
             yield task.name, task.form
 
 
+Checked = Iterable[tuple[str, dict[str, Any]]]
+
+
+def checked_by_engine(profile: Profile | None) -> tuple[Checked, Checked]:
+    """The sampling parameters and the structured outputs of a profile, which the engine checks when it starts."""
+    return (profile.all_sampling(), profile.all_forms()) if profile is not None else ((), ())
+
+
 def load(name: str) -> Profile:
     """Load a profile: a shipped one by its name, any other by its path.
 

@@ -54,14 +54,14 @@ class Verdict:
         """The reply's own fields of a task."""
         return {"task": self.task, "parsed": self.parsed}
 
-    def enforce(self, reply: Json) -> None:
-        """Apply `on_invalid`; `reply` is the stream's last chunk. The error quotes nothing of the answer.
+    def enforce(self, reply: Json) -> Json:
+        """Apply `on_invalid` and return `fields`; `reply` is the stream's last chunk. The error quotes no answer.
 
         Raises:
             JobError: invalid_output.
         """
         if self.valid or not self.fails:
-            return
+            return self.fields
         wrong = [issue for issue in self.issues if issue.severity == "error"]
         error = JobError(
             Code.INVALID_OUTPUT,
