@@ -170,6 +170,7 @@ def look(browser, client):
     """The page of a load balancer."""
     wait = WebDriverWait(browser, 20)
     browser.get(client.endpoint.page_url)
+    browser.get_log("browser")  # of the pages before
     wait.until(lambda _: text(browser, "answered") == "3")
     assert text(browser, "name") == "local"
     assert (text(browser, "in_flight"), text(browser, "waiting"), text(browser, "up")) == ("0", "0", "1")
