@@ -63,6 +63,13 @@ async def test_errors_are_those_of_the_library(client: openai.AsyncOpenAI, *, st
     assert "1024" in str(long.value)
 
 
+async def test_the_workers_own_status_is_a_get(served: Served) -> None:
+    answer = await served.send("GET", "/status")
+    assert (answer.status, answer.json["state"], answer.json["model"]) == (200, "ready", "llmpod-demo")
+    assert answer.json["capabilities"]["generate"] is True
+    assert (await served.send("POST", "/status", {})).status == 405
+
+
 async def test_the_anthropic_client_unmodified(served: Served) -> None:
     claude = anthropic.AsyncAnthropic(base_url=served.url, api_key="none", max_retries=0)
     asked: Any = {"model": "llmpod-demo", "messages": QUESTION, "max_tokens": 40, "extra_body": {"temperature": 0}}

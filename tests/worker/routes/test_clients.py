@@ -153,6 +153,29 @@ async def classifying(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator
         yield served
 
 
+# -- the worker's own --------------------------------------------------------------------------------------------------
+
+
+async def status_of(served: Served) -> tuple[set[str], set[str]]:
+    """What a worker says it can do, and what it has tried with success."""
+    status = (await served.job({"route": "/status"}))["output"]
+    failed = {name: result for name, result in status["warm_up"].items() if not result["ok"]}
+    assert not failed, failed
+    return {name for name, can in status["capabilities"].items() if can}, set(status["warm_up"])
+
+
+async def test_a_generating_worker_has_tried_its_adapter(served: Served) -> None:
+    assert await status_of(served) == ({"generate", "tools"}, {"generate", "lora:Coach"})
+
+
+async def test_an_embedding_worker_has_tried_to_embed_and_to_score(pooling: Served) -> None:
+    assert await status_of(pooling) == ({"embed", "score"}, {"embed", "score"})
+
+
+async def test_a_classifying_worker_has_tried_to_classify_and_to_score(classifying: Served) -> None:
+    assert await status_of(classifying) == ({"classify", "score"}, {"classify", "score"})
+
+
 # -- openai ------------------------------------------------------------------------------------------------------------
 
 

@@ -83,6 +83,12 @@ async def test_an_image_in_a_data_uri_is_seen_by_the_model(seeing: Served) -> No
     assert seen[0] != pytest.approx(seen[2], abs=1e-4)
 
 
+async def test_the_model_has_seen_an_image_before_the_first_job(seeing: Served) -> None:
+    status = (await seeing.job({"route": "/status"}))["output"]
+    assert {name for name, can in status["capabilities"].items() if can} == {"generate", "vision"}
+    assert {name: result["ok"] for name, result in status["warm_up"].items()} == {"generate": True, "vision": True}
+
+
 async def test_a_files_uuid_opens_no_other_jobs_file(seeing: Served) -> None:
     """vLLM caches files under the uuid that a client gives them, and would take one job's for another's."""
 
