@@ -17,8 +17,8 @@ serve: setup ## a RunPod endpoint on http://127.0.0.1:8000/v2/local with real wo
 
 test: setup ## every test: those that mostly wait two at a time, those of the engine alone
 	@builder/test_tools.sh
-	$(PY) -m pytest -n 2 --dist worksteal tests --ignore tests/worker
-	$(PY) -m pytest tests/worker
+	$(PY) -m pytest -n 2 --dist worksteal -m "not serial"
+	$(PY) -m pytest -m serial
 
 test-fast: setup ## what needs no engine, no worker process and no browser: under a minute
 	$(PY) -m pytest -q -n 2 --dist worksteal -m "not engine and not process and not browser"

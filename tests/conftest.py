@@ -1,4 +1,8 @@
-"""Markers by what a test uses, so that `make test-fast` can leave out what takes long."""
+"""Markers by what a test uses.
+
+`make test-fast` leaves out what takes long, and `make test` runs two tests at a time where they do not compete for the
+processor.
+"""
 
 from __future__ import annotations
 
@@ -32,3 +36,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         name = item.path.relative_to(TESTS).as_posix()
         if name.startswith(PROCESSES) and name not in WITHOUT_PROCESSES:
             item.add_marker(pytest.mark.process)
+        if name.startswith("worker/") and any(map(item.get_closest_marker, ("engine", "process"))):
+            item.add_marker(pytest.mark.serial)

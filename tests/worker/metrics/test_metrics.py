@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from llmpod import __version__
 from llmpod.metric import OTHER
 from llmpod.worker.errors import Code, JobError
+from llmpod.worker.event_log import Emit
 from llmpod.worker.jobs.capacity import report_crowding
 from llmpod.worker.metrics.catalogue import CATALOGUE, CODES, OUTCOMES, ROUTES
 from llmpod.worker.metrics.metrics import Metrics
@@ -137,12 +139,32 @@ def test_no_route_and_no_code_makes_a_new_series(route: str, code: str) -> None:
     assert sample.labels["route"] == OTHER or route.startswith(("/", "native"))
 
 
+def start(emit: Emit) -> None:
+    """The events of a start, with two GPUs."""
+    gpus = [{"name": "H100", "memory_mib": 81_000, "free_mib": free} for free in (1000, 2000)]
+    emit("environment", vllm="0.32.0", torch="2.13.0", commit=None, gpus=gpus)
+    emit("warm_up", capabilities={"generate": {"ok": True}, "lora:a": {"ok": False}, "lora:b": {"ok": True}})
+    memory = {"weights_mib": 14_000, "kv_cache_mib": 50_000, "processes_mib": 900, "gpus": gpus}
+    emit("ready", model="m", start_ms={"import": 1500.0, "load": 2000.0}, memory=memory)
+
+
+def test_a_start_says_what_runs_what_answered_and_what_holds_the_memory() -> None:
+    metrics = Metrics()
+    start(metrics.tap(lambda event, **_: None))
+    found = metrics.snapshot()
+    assert found["llmpod_info"] == {f"{__version__},none,0.32.0,2.13.0,H100,m": 1}
+    assert found["llmpod_warm_up"] == {"generate": 1, "lora": 0}
+    assert found["llmpod_start_seconds"] == {"import": 1.5, "load": 2}
+    mib = {"weights": 14_000, "kv_cache": 50_000, "processes": 900, "free": 3000, "total": 162_000}
+    assert found["llmpod_device_memory_bytes"] == {kind: size << 20 for kind, size in mib.items()}
+
+
 def test_every_metric_of_the_exposition_is_in_the_catalogue_with_its_labels() -> None:
     metrics = Metrics()
     emit = metrics.tap(lambda event, **_: None)
     emit("end", outcome="ok", route="native", exec_ms=9.0, ttft_ms=5.0, wait_ms=1.0, max_tokens={"reason": "raised"})
     emit("end", outcome="blocked", policy={"name": "salary", "by": "certain"}, valid=True)
-    emit("ready", model="m", import_ms=1.0, load_ms=2.0, warm_up_ms=3.0, routes_ms=4.0)
+    start(emit)
     rows = {name: row for row in CATALOGUE for name in row.samples}
     found = samples(metrics)
     for sample in found:

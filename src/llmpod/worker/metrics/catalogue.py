@@ -103,8 +103,29 @@ CATALOGUE = (
         "llmpod_start_seconds",
         "gauge",
         "seconds",
-        "How long the parts of the start took: importing vLLM, loading the model, warming up, building the routes.",
-        {"phase": ("import", "load", "warm_up", "routes")},
+        "How long the parts of the start took: checks before it, importing vLLM, loading the model, warming up, "
+        "building the routes; and, within loading, what vLLM measured.",
+        {
+            "phase": (
+                *("preflight", "import", "load", "warm_up", "routes"),
+                *("download", "weights", "compile", "profile", "capture", OTHER),
+            )
+        },
+    ),
+    Metric(
+        "llmpod_warm_up",
+        "gauge",
+        "1",
+        "Whether the first request of a capability was answered at the start: 1, or 0.",
+        {"capability": ("generate", "embed", "score", "classify", "vision", "audio", "lora", "task", OTHER)},
+    ),
+    Metric(
+        "llmpod_device_memory_bytes",
+        "gauge",
+        "bytes",
+        "Memory when the worker was ready: weights and KV cache of one device as vLLM measured them, free and total "
+        "of all GPUs, and main memory of the worker's processes.",
+        {"kind": ("weights", "kv_cache", "free", "total", "processes")},
     ),
     Metric("llmpod_uptime_seconds", "gauge", "seconds", "Time since the worker's process started."),
     Metric(
@@ -120,8 +141,8 @@ CATALOGUE = (
         "llmpod_info",
         "gauge",
         "1",
-        "Always 1; its labels say what runs: the release of llmpod, and the served model.",
-        {"version": (), "model": ()},
+        "Always 1; its labels: releases of llmpod, vLLM and torch, the commit, the GPU, the served model.",
+        {"version": (), "commit": (), "vllm": (), "torch": (), "gpu": (), "model": ()},
     ),
 )
 """Every metric of the worker. vLLM's own (vllm:…) stand beside them on /metrics."""

@@ -31,6 +31,7 @@ class Metrics(Collector):
         self._made: dict[str, Any] = {}
         self._followed: dict[str, dict[tuple[str, ...], Callable[[], float]]] = {}
         self._failures = 0
+        self.software = dict.fromkeys(("commit", "vllm", "torch", "gpu"), NONE)
         started = time.monotonic()
         self.follow("llmpod_uptime_seconds", lambda: time.monotonic() - started)
         self.follow("llmpod_metric_failures_total", lambda: self._failures)
@@ -155,14 +156,45 @@ def _ended(metrics: Metrics, fields: Mapping[str, Any]) -> None:
         metrics.add("llmpod_validation_total", valid=str(fields["valid"]).lower())
 
 
+def _environment(metrics: Metrics, fields: Mapping[str, Any]) -> None:
+    gpus = {gpu["name"] for gpu in fields.get("gpus") or ()}
+    metrics.software = {name: fields.get(name) or NONE for name in ("commit", "vllm", "torch")}
+    metrics.software["gpu"] = ", ".join(sorted(gpus)) or NONE
+
+
+def _warmed_up(metrics: Metrics, fields: Mapping[str, Any]) -> None:
+    answered: dict[str, bool] = {}
+    for name, result in fields["capabilities"].items():
+        kind = name.partition(":")[0]  # of several adapters or tasks the worst
+        answered[kind] = answered.get(kind, True) and result["ok"]
+    for kind, ok in answered.items():
+        metrics.set("llmpod_warm_up", int(ok), capability=kind)
+
+
 def _ready(metrics: Metrics, fields: Mapping[str, Any]) -> None:
-    for phase in ("import", "load", "warm_up", "routes"):
-        metrics.set("llmpod_start_seconds", _seconds(fields.get(f"{phase}_ms")), phase=phase)
-    metrics.set("llmpod_info", 1, version=__version__, model=fields.get("model"))
+    for phase, milliseconds in (fields.get("start_ms") or {}).items():
+        metrics.set("llmpod_start_seconds", _seconds(milliseconds), phase=phase)
+    memory = fields.get("memory") or {}
+    for kind in ("weights", "kv_cache", "processes"):
+        metrics.set("llmpod_device_memory_bytes", _bytes(memory.get(f"{kind}_mib")), kind=kind)
+    for kind in ("free", "total"):
+        sizes = [gpu.get("free_mib" if kind == "free" else "memory_mib") for gpu in memory.get("gpus") or ()]
+        if sizes and None not in sizes:
+            metrics.set("llmpod_device_memory_bytes", _bytes(sum(sizes)), kind=kind)
+    metrics.set("llmpod_info", 1, version=__version__, model=fields.get("model"), **metrics.software)
 
 
-_COUNTED: Mapping[str, Callable[[Metrics, Mapping[str, Any]], None]] = {"end": _ended, "ready": _ready}
+_COUNTED: Mapping[str, Callable[[Metrics, Mapping[str, Any]], None]] = {
+    "end": _ended,
+    "environment": _environment,
+    "warm_up": _warmed_up,
+    "ready": _ready,
+}
 
 
 def _seconds(milliseconds: float | None) -> float | None:
     return None if milliseconds is None else milliseconds / 1000
+
+
+def _bytes(mib: float | None) -> float | None:
+    return None if mib is None else mib * (1 << 20)
