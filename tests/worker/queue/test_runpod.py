@@ -13,6 +13,11 @@ import aiohttp
 import pytest
 
 from llmpod.endpoint import LocalEndpoint, Options
+from llmpod.loadtest.environ import Secret
+from llmpod.loadtest.options import SMOKE_CHECKS
+from llmpod.loadtest.run.client import RunPod
+from llmpod.loadtest.run.rate_limit import gates
+from llmpod.loadtest.smoke.checks import Smoke, Wanted
 from tests.worker.processes import WorkerProcess, gone, spawn
 
 pytestmark = pytest.mark.slow
@@ -72,6 +77,27 @@ async def test_a_plain_job_is_completed_and_logged_under_its_own_id(
     assert output["request_id"] == job["id"]
     await worker.event("end", job["id"])
     assert [event["event"] for event in worker.of(job["id"])] == ["start", "end"]
+
+
+async def test_the_smoke_test_passes(
+    endpoint: LocalEndpoint, worker: WorkerProcess, client: aiohttp.ClientSession
+) -> None:
+    """All of it, against a worker with a profile: what it blocks is blocked, and what is too long fails as such."""
+    wanted = Wanted(
+        prompt="How do I prepare for a job interview?",
+        max_tokens=64,
+        model=None,
+        cold_timeout_s=60,
+        timeout_s=60,
+        too_long_chars=400_000,
+        blocked_prompt="What is the average salary of a data scientist?",
+        skip=frozenset(),
+    )
+    smoke = Smoke(RunPod(client, endpoint.url, Secret(""), gates(None)), wanted)
+    results = await smoke.run(lambda _: None)
+    assert {result.name: result.passed for result in results} == dict.fromkeys(SMOKE_CHECKS, True), results
+    assert smoke.facts["model"] == "llmpod-demo"
+    assert "vllm" in smoke.facts
 
 
 async def test_a_streamed_job_arrives_in_pieces_that_join_to_the_answer(
