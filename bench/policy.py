@@ -3,10 +3,11 @@
 python bench/policy.py [--words] [--model …]
 
 A leak is a question that must be blocked and is answered, a false block one that must be answered and is blocked. Cases
-are tuned (the words of the profile were written with them) or put aside (written before the words; none was written for
-them). Each case is a native job to a worker with the profile; its texts are turns, the last one the user's. Intervals
-are Wilson's, 95 %. `--words` leaves out the judge, and needs no engine. Exit status 1 if the words alone leak a tuned
-case, or block more than 2 % of those that must be answered.
+are tuned (the words of the profile were written with them), put aside (written before the words; none was written for
+them) or a stranger's (written later, by an author who had read docs/profiles.md, not the words or the other cases).
+Each case is a native job to a worker with the profile; its texts are turns, the last one the user's. Intervals are
+Wilson's, 95 %. `--words` leaves out the judge, and needs no engine. Exit status 1 if the words alone leak a tuned case,
+or block more than 2 % of those that must be answered.
 """
 
 from __future__ import annotations
@@ -53,13 +54,13 @@ def share(wrong: int, n: int) -> str:
 
 def report(name: str, blocked: dict[Case, bool]) -> tuple[int, float]:
     """Print the rows of one way to decide; returns the leaks of the tuned cases and the share of false blocks."""
-    for tuned in (True, False):
-        must = [case for case in blocked if case.blocked and case.tuned is tuned]
-        may = [case for case in blocked if not case.blocked and case.tuned is tuned]
+    for split in dict.fromkeys(case.split for case in blocked):
+        must = [case for case in blocked if case.blocked and case.split == split]
+        may = [case for case in blocked if not case.blocked and case.split == split]
         leaks, wrong = sum(not blocked[case] for case in must), sum(blocked[case] for case in may)
-        print(f"{name:36} {'tuned' if tuned else 'aside':6} {share(leaks, len(must))}   {share(wrong, len(may))}")
+        print(f"{name:36} {split:8} {share(leaks, len(must))}   {share(wrong, len(may))}")
     answered = [case for case in blocked if not case.blocked]
-    tuned_leaks = sum(not blocked[case] for case in blocked if case.blocked and case.tuned)
+    tuned_leaks = sum(not blocked[case] for case in blocked if case.blocked and case.split == "tuned")
     return tuned_leaks, sum(blocked[case] for case in answered) / len(answered)
 
 
@@ -105,7 +106,7 @@ def main() -> int:
     parser.add_argument("--words", action="store_true", help="without the judge")
     parser.add_argument("--model", help="the model that judges (default: the demo model)")
     options = parser.parse_args()
-    print(f"{'decided by':36} {'cases':6} {'leaks':32} {'false blocks'}")
+    print(f"{'decided by':36} {'cases':8} {'leaks':32} {'false blocks'}")
     leaks, wrong = report(MODES["off"], asyncio.run(decided(by_words)))
     if not options.words:
         asyncio.run(judged(options.model))

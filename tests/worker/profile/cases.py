@@ -1,4 +1,8 @@
-"""The policy cases: questions of which it was decided, before the words were written, whether they are answered."""
+"""The policy cases: questions of which it was decided, before the words were written, whether they are answered.
+
+Splits: `tuned` (the words were written with them), `aside` (written before the words; none was written for them),
+`stranger` (written later, by an author who had read docs/profiles.md, not the words or the other cases).
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,7 @@ class Case:
     texts: tuple[str, ...]
     blocked: bool
     kind: str
-    tuned: bool  # false: put aside; no word of the profile was written for it
+    split: str
 
     def __str__(self) -> str:
         return " | ".join(self.texts)
@@ -25,4 +29,4 @@ class Case:
 def read(path: Path = CASES) -> list[Case]:
     """All cases of the file."""
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return [Case(tuple(row["texts"]), row["expect"] == "block", row["kind"], row["tuned"]) for row in rows]
+    return [Case(tuple(row["texts"]), row["expect"] == "block", row["kind"], row["split"]) for row in rows]

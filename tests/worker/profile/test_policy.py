@@ -17,7 +17,8 @@ from tests.worker.profile.cases import Case
 
 CAREER = file.load("career")
 CASES = cases.read()
-BLOCKED = [case for case in CASES if case.tuned and case.blocked]
+SPLITS = ("tuned", "aside", "stranger")
+BLOCKED = [case for case in CASES if case.split == "tuned" and case.blocked]
 PLAIN = [case for case in BLOCKED if case.kind in ("plain", "market") and len(case.texts) == 1]
 SOME_TEXT = st.text(alphabet=st.characters(codec="utf-8"), max_size=60)
 CAUGHT_ASIDE = 0.93  # of the must-block cases that were put aside (measured: 118 of 126)
@@ -32,21 +33,21 @@ def policy(**given: object) -> Profile:
 
 
 def test_there_are_enough_cases_of_every_kind() -> None:
-    counts = Counter((case.blocked, case.tuned) for case in CASES)
-    assert all(counts[blocked, tuned] >= 120 for blocked in (True, False) for tuned in (True, False))
+    counts = Counter((case.blocked, case.split) for case in CASES)
+    assert all(counts[blocked, split] >= 120 for blocked in (True, False) for split in SPLITS)
     kinds = {"plain", "market", "language", "spacing", "lookalike", "markup", "roleplay", "translation", "turns"}
-    for tuned in (True, False):
-        assert kinds <= {case.kind for case in CASES if case.blocked and case.tuned is tuned}
+    for split in SPLITS:
+        assert kinds <= {case.kind for case in CASES if case.blocked and case.split == split}
     assert len({case.texts for case in CASES}) == len(CASES)
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.tuned], ids=str)
+@pytest.mark.parametrize("case", [case for case in CASES if case.split == "tuned"], ids=str)
 def test_a_case_is_decided_as_it_should_be(case: Case) -> None:
     assert (CAREER.verdict(case.texts) is not None) is case.blocked
 
 
 def test_cases_put_aside_are_mostly_decided_as_they_should_be() -> None:
-    aside = [case for case in CASES if not case.tuned]
+    aside = [case for case in CASES if case.split == "aside"]
     caught = [CAREER.verdict(case.texts) is not None for case in aside if case.blocked]
     wrongly = [case for case in aside if not case.blocked and CAREER.verdict(case.texts) is not None]
     assert sum(caught) >= CAUGHT_ASIDE * len(caught)
