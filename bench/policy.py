@@ -3,11 +3,10 @@
 python bench/policy.py [--words] [--model …]
 
 A leak is a question that must be blocked and is answered, a false block one that must be answered and is blocked. Cases
-are tuned (the words of the profile were written with them), put aside (written before the words; none was written for
-them) or a stranger's (written later, by an author who had read docs/profiles.md, not the words or the other cases).
-Each case is a native job to a worker with the profile; its texts are turns, the last one the user's. Intervals are
-Wilson's, 95 %. `--words` leaves out the judge, and needs no engine. Exit status 1 if the words alone leak a tuned case,
-or block more than 2 % of those that must be answered.
+are tuned (the words of the profile were written with them) or a stranger's (no word is written for them: what leaks is
+counted and not shown). Each case is a native job to a worker with the profile; its texts are turns, the last one the
+user's. Intervals are Wilson's, 95 %. `--words` leaves out the judge, and needs no engine. Exit status 1 if the words
+alone leak a tuned case that is no riddle, or block more than 2 % of the tuned ones that must be answered.
 """
 
 from __future__ import annotations
@@ -53,15 +52,16 @@ def share(wrong: int, n: int) -> str:
 
 
 def report(name: str, blocked: dict[Case, bool]) -> tuple[int, float]:
-    """Print the rows of one way to decide; returns the leaks of the tuned cases and the share of false blocks."""
+    """Print the rows of one way to decide; returns the tuned cases' leaks, less riddles, and share of false blocks."""
     for split in dict.fromkeys(case.split for case in blocked):
         must = [case for case in blocked if case.blocked and case.split == split]
         may = [case for case in blocked if not case.blocked and case.split == split]
         leaks, wrong = sum(not blocked[case] for case in must), sum(blocked[case] for case in may)
         print(f"{name:36} {split:8} {share(leaks, len(must))}   {share(wrong, len(may))}")
-    answered = [case for case in blocked if not case.blocked]
-    tuned_leaks = sum(not blocked[case] for case in blocked if case.blocked and case.split == "tuned")
-    return tuned_leaks, sum(blocked[case] for case in answered) / len(answered)
+    tuned = [case for case in blocked if case.split == "tuned"]
+    leaks = sum(case.blocked and case.kind != "riddle" and not blocked[case] for case in tuned)
+    answered = [case for case in tuned if not case.blocked]
+    return leaks, sum(blocked[case] for case in answered) / len(answered)
 
 
 async def by_words(case: Case) -> bool:

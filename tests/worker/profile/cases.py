@@ -1,7 +1,8 @@
-"""The policy cases: questions of which it was decided, before the words were written, whether they are answered.
+"""The policy cases: questions, and whether they are answered.
 
-Splits: `tuned` (the words were written with them), `aside` (written before the words; none was written for them),
-`stranger` (written later, by an author who had read docs/profiles.md, not the words or the other cases).
+Splits: `tuned` (the words were written with them) and `stranger` (written by an author who had read docs/profiles.md,
+not the words or the other cases; no word is written for them). A `riddle` defines a word that it then uses; no word
+finds it.
 """
 
 from __future__ import annotations

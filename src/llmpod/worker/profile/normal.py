@@ -95,8 +95,7 @@ def words(text: str, *, seams: bool = True) -> list[Word]:
 def fold(text: str, *, seams: bool = False) -> str:
     """A text in plain lower-case letters. `seams`: a change of case (`payScale`) becomes a mark that is no letter."""
     if not text.isascii():
-        text = unicodedata.normalize("NFKC", text)
-        text = "".join(char for char in text if unicodedata.category(char) not in ("Cf", "Co", "Cs", "Cn", "Mn", "Me"))
+        text = _visible(unicodedata.normalize("NFKC", text))
     text = "".join(char if char >= " " or char in "\n\t\r" else "" for char in text) if _has_controls(text) else text
     text = (_CAMEL.sub(_SEAM, text) if seams else text).casefold()
     if not text.isascii():
@@ -110,9 +109,14 @@ def views(text: str) -> Iterator[str]:
     """The text, and as a reader of its markup sees it: without tags, comments and addresses, escapes decoded."""
     yield text
     plain = _UNICODE_ESCAPE.sub(lambda found: chr(int(found[1] or found[2] or found[3], 16)), text)
-    plain = _LINK.sub("]", _TAG.sub("", _COMMENT.sub("", html.unescape(plain))))
+    plain = _LINK.sub("]", _TAG.sub("", _COMMENT.sub("", _visible(html.unescape(plain)))))
     if plain != text:
         yield plain
+
+
+def _visible(text: str) -> str:
+    hidden = ("Cf", "Co", "Cs", "Cn", "Mn", "Me")
+    return text if text.isascii() else "".join(char for char in text if unicodedata.category(char) not in hidden)
 
 
 def _letters_for_digits(match: re.Match[str]) -> str:
