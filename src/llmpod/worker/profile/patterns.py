@@ -204,11 +204,16 @@ class Text:
     def find(self, patterns: PatternSet, *, plain: bool = False) -> Iterator[Span]:
         """Every place of a set's patterns, the longest match at each. `plain`: in one sentence, of whole words."""
         for lead in patterns.by_lead.keys() & self._places.keys():
-            for pattern in patterns.by_lead[lead]:
+            for pattern in filter(self._may_match, patterns.by_lead[lead]):
                 for start in self._places[lead]:
                     matched = self._match(pattern, start, plain=plain)
                     if matched:
                         yield Span(start, matched[-1] + 1, matched)
+
+    def _may_match(self, pattern: Pattern) -> bool:
+        """Whether some word of each place that needs one is in the text: most patterns end here."""
+        places = self._places.keys()
+        return all(element.gap or element.optional or not places.isdisjoint(element.words) for element in pattern)
 
     def _match(self, pattern: Pattern, start: int, *, plain: bool) -> tuple[int, ...] | None:
         """The words that a pattern covers, from `start`. The search keeps one way to each place."""
