@@ -22,9 +22,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from llmpod.worker.engine.engine import Engine
+from llmpod.worker.jobs.stream_rate import Pace
 from llmpod.worker.queue.job_run import JobRun
 from llmpod.worker.queue.result_delivery import Delivery
-from llmpod.worker.queue.stream_rate import Pace
 from llmpod.worker.settings import Settings
 from llmpod.worker.worker import Worker
 

@@ -52,3 +52,20 @@ async def test_a_failed_job_prints_its_error_and_is_no_success(make_worker: Make
         line = text.strip().splitlines()[-1]
         assert line.startswith("FAILED ")
         assert json.loads(line.removeprefix("FAILED "))["code"] == "prompt_too_long"
+
+
+def test_the_table_of_a_start_adds_up_to_its_whole() -> None:
+    start_ms = {
+        "preflight": 500.0,
+        "import": 6000.0,
+        "load": 5000.0,
+        "weights": 1500.0,
+        "warm_up": 250.0,
+        "routes": 250.0,
+    }
+    lines = local_run.start_table(start_ms, 13.0).splitlines()
+    rows = [(line[:18].rstrip(), float(line[18:].removesuffix(" s"))) for line in lines]
+    assert rows == [
+        *(("python, settings", 1.0), ("preflight", 0.5), ("import", 6.0), ("load", 5.0), ("  weights", 1.5)),
+        *(("warm_up", 0.25), ("routes", 0.25), ("ready for jobs", 13.0)),
+    ]

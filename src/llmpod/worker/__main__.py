@@ -2,6 +2,7 @@
 
 python -m llmpod.worker                                     run test_input.json
 python -m llmpod.worker --test_input '{"input": {...}}'     run the given job
+python -m llmpod.worker --profile-start                     and print where the time of the start went
 """
 
 from __future__ import annotations
@@ -30,10 +31,13 @@ def parser() -> argparse.ArgumentParser:
         description="Serve RunPod's jobs where RunPod started this process; anywhere else, run one job and print it.",
     )
     made.add_argument("--test_input", metavar="JSON", help="the job to run, instead of test_input.json")
+    made.add_argument(
+        "--profile-start", action="store_true", help="run one job, and print where the time of the start went"
+    )
     return made
 
 
-def run(test_input: str | None) -> int:
+def run(test_input: str | None, *, profile_start: bool = False) -> int:
     """Serve jobs, or run one. Returns the exit status: 1 if the job or the start failed, otherwise 0."""
     shutdown.open_standard_streams()
     use_utf8_line_buffered_stdout()
@@ -43,7 +47,7 @@ def run(test_input: str | None) -> int:
         for correction in environment.corrections:
             log.emit("setting_corrected", **vars(correction))
         mode = environment.mode
-        serves = mode.kind != "one job" and test_input is None
+        serves = mode.kind != "one job" and test_input is None and not profile_start
         if serves:
             environment.settings.require_model()
             log.emit("serve_mode", mode=mode.kind, reason=mode.reason)
@@ -67,7 +71,8 @@ def run(test_input: str | None) -> int:
                 from llmpod.worker.queue import loop  # imported here: the SDK takes a second to import
 
                 return loop.serve(worker)
-            return asyncio.run(local_run.run_alone(worker, local_run.read_job(test_input)))
+            job = local_run.read_job(test_input)
+            return asyncio.run(local_run.run_alone(worker, job, profile_start=profile_start))
     except KeyboardInterrupt:
         return 130
     except StartError as error:
@@ -78,7 +83,7 @@ def run(test_input: str | None) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line and run. Returns the exit status."""
     arguments, _ = parser().parse_known_args(argv)
-    return run(arguments.test_input)
+    return run(arguments.test_input, profile_start=arguments.profile_start)
 
 
 if __name__ == "__main__":

@@ -9,12 +9,19 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
+from collections.abc import Mapping
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any, TextIO
 
+import psutil
+
 from llmpod.worker.errors import StartError
 from llmpod.worker.worker import Worker
+
+PHASES = ("preflight", "import", "load", "warm_up", "routes")
+"""Phases of a start, one after the other; any other is a part of `load`."""
 
 
 def read_job(test_input: str | None, file: Path = Path("test_input.json")) -> dict[str, Any]:
@@ -47,15 +54,36 @@ def read_job(test_input: str | None, file: Path = Path("test_input.json")) -> di
     return {"id": "local_test"} | job
 
 
-async def run_alone(worker: Worker, job: dict[str, Any]) -> int:
-    """Start the engine, run one job, shut the engine down. Returns the exit status."""
+async def run_alone(worker: Worker, job: dict[str, Any], *, profile_start: bool = False) -> int:
+    """Start the engine, run one job, shut the engine down. Returns the exit status.
+
+    `profile_start`: print where the time of the start went, before the job.
+    """
     try:
         await worker.engine.start()
+        if profile_start and worker.engine.started is not None:
+            age_s = time.time() - psutil.Process().create_time()
+            _say(sys.stdout, start_table(worker.engine.started.start_ms, age_s))
         ok = await run(worker, job)
         await worker.engine.settle()
         return 0 if ok else 1
     finally:
         worker.engine.shutdown()
+
+
+def start_table(start_ms: Mapping[str, float], age_s: float) -> str:
+    """Where the time of a start went: the phases of the `ready` event, and what came before the first of them.
+
+    `age_s`: seconds from the process's start to now, when jobs can be taken.
+    """
+    own = {phase: ms / 1000 for phase, ms in start_ms.items() if phase in PHASES}
+    rows = [("python, settings", age_s - sum(own.values()))]
+    for phase, seconds in own.items():
+        rows.append((phase, seconds))
+        if phase == "load":
+            rows += ((f"  {part}", ms / 1000) for part, ms in start_ms.items() if part not in PHASES)
+    rows.append(("ready for jobs", age_s))
+    return "".join(f"{name:<18}{seconds:8.2f} s\n" for name, seconds in rows)
 
 
 async def run(worker: Worker, job: dict[str, Any], out: TextIO | None = None) -> bool:

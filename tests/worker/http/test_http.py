@@ -56,6 +56,15 @@ async def test_a_native_stream_is_server_sent_events_that_add_up_and_end_with_do
     assert chunks[-1]["usage"]["output"] == 64
 
 
+async def test_streams_share_a_limit_on_their_chunks_and_lose_no_text() -> None:
+    async with serving(ScriptedEngine(tokens_per_s=200), max_stream_chunks_per_s=40) as served:
+        answers = await asyncio.gather(*(served.native(stream=True) for _ in range(4)))
+    for answer in answers:  # each takes 0.32 s, with 64 tokens, and may send a chunk each 0.1 s
+        chunks = chunks_of(answer.content)
+        assert 1 < len(chunks) < 20
+        assert "".join(choice["text"] for chunk in chunks for choice in chunk["choices"]) == text_of(64)
+
+
 @pytest.mark.parametrize("given", ["", "a" * 65, "a b", "a\u00e9", "<x>"])
 async def test_an_id_that_is_none_is_replaced(shared: Served, given: str) -> None:
     answer = await shared.wire(post(JOB, f"x-request-id: {given}"))

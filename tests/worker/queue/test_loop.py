@@ -38,6 +38,7 @@ async def test_a_plain_job_costs_one_call_and_its_output_is_an_object(monkeypatc
         assert job.state is JobState.COMPLETED
         assert output(job)["choices"] == [{"index": 0, "text": text_of(64), "finish_reason": "length"}]
         assert job.chunks == []
+        await until(lambda: posts)  # noted when it has been answered, a moment after the job is complete
         assert [operation for _, operation, _ in posts] == ["job-done"]
 
 
@@ -48,6 +49,7 @@ async def test_a_stream_is_chunks_and_then_the_whole_once(
     async with serving(monkeypatch, ScriptedEngine(), return_aggregate_stream=aggregate) as served:
         job = await served.run(stream=True)
         assert streamed_text(job) == text_of(64)
+        await until(lambda: posts[-1][1] == "job-done")  # as above
         assert [operation for _, operation, _ in posts] == ["job-stream"] * len(job.chunks) + ["job-done"]
         if aggregate:
             (whole,) = output(job)
@@ -164,6 +166,7 @@ async def test_refresh_worker_asks_for_a_fresh_pod_and_ends_this_one(monkeypatch
     async with serving(monkeypatch, ScriptedEngine(), config={"refresh_worker": True}) as served:
         await served.run()
         await asyncio.wait_for(served.task, 10)
+        await until(lambda: posts[-1][1] == "job-done")
         assert b'"stopPod":true' in posts[-1][2]
 
 

@@ -20,7 +20,7 @@ from tests.worker.scripted import ScriptedEngine, until
 
 FIELDS = {
     *("state", "worker_id", "version", "model", "capabilities", "warm_up", "slots", "concurrency", "kv_cache_tokens"),
-    *("gpus", "uptime_s", "start_ms"),
+    *("gpus", "uptime_s", "start_ms", "commit", "revision"),
 }
 
 

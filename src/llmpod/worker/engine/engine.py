@@ -13,7 +13,7 @@ import time
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from typing import Any
 
-from llmpod.worker import environ
+from llmpod.worker import environ, machine
 from llmpod.worker.engine import first_error, renderer, request_check, sampling
 from llmpod.worker.engine.app import metered_engine
 from llmpod.worker.engine.app.application import Application
@@ -169,7 +169,11 @@ class Engine:
         progress.stop()
         gpus = (await preflight.gpus_now()).found if found.gpus.found else ()
         results = {result.capability: result.as_dict() for result in warmed}
-        self.started = Started(time.monotonic(), can, results, progress.start_ms(), gpus)
+        self.started = Started(
+            *(time.monotonic(), can, results, progress.start_ms(), gpus),
+            commit=machine.commit(self._environment),
+            revision=self._settings.model_revision,
+        )
         self._emit("warm_up", capabilities=results)
         config = self._llm.vllm_config
         self._emit(

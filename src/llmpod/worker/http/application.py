@@ -11,7 +11,7 @@ import asyncio
 import re
 import uuid
 from collections.abc import Callable, MutableMapping
-from contextlib import aclosing
+from contextlib import aclosing, closing
 from typing import Any
 
 from llmpod.worker.errors import Code, JobError
@@ -20,6 +20,7 @@ from llmpod.worker.http.response import READER_S, Response, Send, SlowReaderErro
 from llmpod.worker.jobs import route_catalog
 from llmpod.worker.jobs.interruption import Interruption
 from llmpod.worker.jobs.route_catalog import Rule
+from llmpod.worker.jobs.stream_rate import Pace
 from llmpod.worker.routes import routes
 from llmpod.worker.worker import Worker
 
@@ -39,6 +40,8 @@ class Application:
         self.refusal: JobError | None = None  # why no further requests are taken
         self.most = worker.settings.max_concurrency or 2 * worker.engine_capacity
         self.budget = Budget(BUDGET_BODIES * worker.settings.max_body_bytes)
+        settings = worker.settings
+        self.pace = Pace(settings.min_stream_gap_ms / 1000, settings.max_stream_chunks_per_s)
         self.requests: set[Request] = set()
         self.admitted: set[Request] = set()  # those that are read or run as jobs
         self._idle = asyncio.Event()
@@ -142,9 +145,14 @@ class Request:
         self._record.arrived()
         watching = asyncio.create_task(self._watch())
         try:
-            async with aclosing(self._worker.handle(self._job(content), self._record)) as replies:
-                async for reply in replies:
-                    await self._response.reply(reply)
+            replies = self._worker.handle(self._job(content), self._record)
+            with closing(self._app.pace.stream()) as turns:
+                async with aclosing(replies):
+                    async for reply in replies:
+                        await self._response.reply(reply)
+                        if self._record.stream and not self._record.generated:
+                            turns.take()
+                            await turns.next()
         finally:
             watching.cancel()
 

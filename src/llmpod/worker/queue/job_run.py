@@ -15,9 +15,9 @@ import orjson
 from llmpod.worker.errors import JobError
 from llmpod.worker.jobs import native_reply
 from llmpod.worker.jobs.interruption import Interruption
+from llmpod.worker.jobs.stream_rate import Pace
 from llmpod.worker.queue.result_delivery import Delivery
 from llmpod.worker.queue.stream_chunks import Deltas, Item, merge, split
-from llmpod.worker.queue.stream_rate import Pace
 from llmpod.worker.worker import Worker
 
 LAST_CHUNK_PATIENCE_S = 3.0

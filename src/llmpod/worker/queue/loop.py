@@ -19,13 +19,13 @@ import runpod
 from runpod.serverless.modules import rp_scale
 
 from llmpod.worker.errors import Code, JobError
+from llmpod.worker.jobs.stream_rate import Pace
 from llmpod.worker.lifecycle import Lifecycle
 from llmpod.worker.queue import sdk
 from llmpod.worker.queue.job_run import HURRIED_PATIENCE_S, JobRun
 from llmpod.worker.queue.polling import HALF_CLOSE_S, QUICK_S, Backoff, Poller
 from llmpod.worker.queue.result_delivery import Delivery
 from llmpod.worker.queue.stops import EarlyStops
-from llmpod.worker.queue.stream_rate import Pace
 from llmpod.worker.worker import Worker
 
 SdkJobScaler = rp_scale.JobScaler

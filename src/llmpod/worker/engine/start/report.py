@@ -25,6 +25,8 @@ class Started:
     warm_up: Mapping[str, dict[str, Any]]
     start_ms: Mapping[str, float]
     gpus: tuple[machine.Gpu, ...]  # with the memory that was free when it ended
+    commit: str | None = None  # of this software
+    revision: str | None = None  # of the model
 
 
 def environment(

@@ -8,7 +8,7 @@ from contextlib import ExitStack, closing
 
 import pytest
 
-from llmpod.worker.queue.stream_rate import Pace
+from llmpod.worker.jobs.stream_rate import Pace
 
 
 async def test_a_first_chunk_never_waits_and_the_next_waits_for_its_turn() -> None:

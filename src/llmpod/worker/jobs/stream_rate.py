@@ -1,8 +1,8 @@
 """Rate limit for stream chunks, shared by all streams of a worker.
 
-A chunk costs the event loop most of a millisecond (vLLM's events, ours, JSON, a POST), whatever it holds. A hundred
-streams with a chunk per token would leave no time for anything else; so the more streams there are, the more tokens
-each chunk holds. A single stream is not limited, and a first chunk never is.
+A chunk costs the event loop most of a millisecond (vLLM's events, ours, JSON, a POST or a write), whatever it holds. A
+hundred streams with a chunk per token would leave no time for anything else; so the more streams there are, the more
+tokens each chunk holds. A single stream is hardly limited, and a first chunk never is.
 """
 
 from __future__ import annotations
