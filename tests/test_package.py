@@ -106,11 +106,13 @@ async def test_it_measures_an_endpoint(installed: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("command", "extra"), [("serve", "endpoint"), ("worker", "worker"), ("plan", "plan")])
+@pytest.mark.parametrize(
+    ("command", "extra"), [(("serve",), "endpoint"), (("worker",), "worker"), (("plan", "a/model"), "plan")]
+)
 def test_a_command_without_its_extra_says_what_to_install(
-    installed: Path, tmp_path: Path, command: str, extra: str
+    installed: Path, tmp_path: Path, command: tuple[str, ...], extra: str
 ) -> None:
-    done = run(installed, command, cwd=tmp_path)
+    done = run(installed, *command, cwd=tmp_path)
     assert done.returncode == 2
     assert f"pip install 'llmpod[{extra}]'" in done.stderr
     assert "Traceback" not in done.stderr
