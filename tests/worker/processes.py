@@ -19,8 +19,9 @@ Json = dict[str, Any]
 
 
 def environment() -> dict[str, str]:
-    """This process's variables, without those that vLLM sets for its own children when the tests' engine starts."""
-    return {name: value for name, value in os.environ.items() if name not in cpu_fork_server.DECIDED_BY_OTHERS}
+    """This process's variables, without those that the tests' engine and vLLM set for their own children."""
+    left_out = (*cpu_fork_server.DECIDED_BY_OTHERS, "VLLM_LOGGING_CONFIG_PATH", "VLLM_LOGGING_LEVEL")
+    return {name: value for name, value in os.environ.items() if name not in left_out}
 
 
 class WorkerProcess:

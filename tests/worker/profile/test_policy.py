@@ -209,3 +209,36 @@ def test_a_pattern_says_what_is_wrong_with_it() -> None:
     for text in ("(a", "a)", "a || b", "*", "a (b c", "ab,c", "", "( | )"):
         with pytest.raises(ValueError, match=r"\S"):
             patterns.parse(text)
+
+
+MOST_S = 1.0
+REPEATED = (
+    "1",
+    "$",
+    "_",
+    "a",
+    "1a",
+    "a ",
+    "Ab",
+    "é",
+    "\u0301",
+    "<a",
+    "<!--",
+    "<!--x-->",
+    "/*",
+    "](",
+    "&",
+    "&#x1;",
+    "%4",
+    "\\u",
+    "\n",
+)
+
+
+@pytest.mark.parametrize("unit", REPEATED)
+def test_no_text_takes_longer_than_its_length_explains(unit: str) -> None:
+    """An expression that searches again from every place would take minutes, and hold the interpreter."""
+    text = (unit * 60_000)[:60_000]
+    began = time.process_time()
+    CAREER.verdict((text,))
+    assert time.process_time() - began < MOST_S

@@ -397,8 +397,11 @@ async def test_policy_is_decided_on_every_generating_route_before_the_engine(
     make_worker: Callable[..., Worker], events: Events, engine: Engine
 ) -> None:
     worker = make_worker(profile="career")
-    blocked = next(intent for intent in worker.profile.intents if intent.blocked)  # type: ignore[union-attr]
-    phrase = blocked.phrases[0]
+    assert worker.profile is not None
+    phrase = "What salary should I ask for?"
+    verdict = worker.profile.verdict((phrase,))
+    assert verdict is not None
+    blocked = verdict.policy
     ids = (await answer(worker, call("/tokenize", {"prompt": phrase, "add_special_tokens": False})))["tokens"]
     events.all.clear()
     for route, body in (
@@ -413,7 +416,7 @@ async def test_policy_is_decided_on_every_generating_route_before_the_engine(
     ):
         error = await refusal(worker, events, call(route, body))
         assert (error["status"], error["code"]) == (400, "content_filter"), route
-        assert error["error"]["message"] == blocked.blocked
+        assert error["error"]["message"] == blocked.message
         end = events.end_of("job-1")
         assert (end["outcome"], end["intent"]) == ("blocked", blocked.name)
         events.all.clear()

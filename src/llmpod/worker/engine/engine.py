@@ -39,6 +39,7 @@ from llmpod.worker.engine.start.report import Started
 from llmpod.worker.errors import Code, JobError, StartError
 from llmpod.worker.event_log import Emit
 from llmpod.worker.jobs import engine_output, limits, metering
+from llmpod.worker.jobs.bounds import LARGE_CHARS
 from llmpod.worker.jobs.engine_output import Step
 from llmpod.worker.jobs.inputs import NativeRequest
 from llmpod.worker.settings import Settings
@@ -366,7 +367,7 @@ class Engine:
                 chars=request.chars,
                 max_model_len=self.max_model_len,
             )
-        large = request.chars > 20_000 or len(request.messages or ()) > 200
+        large = request.chars > LARGE_CHARS or len(request.messages or ()) > 200
         ids, pending = await asyncio.to_thread(self._render, request) if large else self._render(request)
         if pending is not None:
             await pending()
@@ -389,7 +390,7 @@ class Engine:
         """
         assert self._prompts is not None
         chars = sum(len(content) for _, content in turns)
-        ids = await asyncio.to_thread(self._prompts.asked, turns) if chars > 20_000 else self._prompts.asked(turns)
+        ids = await asyncio.to_thread(self._prompts.asked, turns) if chars > LARGE_CHARS else self._prompts.asked(turns)
         limits.fit_context(limits.MaxTokens(None, CHOICE_TOKENS), len(ids), self.max_model_len)
         given = {"temperature": 0.0, "structured_outputs": {"choice": list(choices)}, "max_tokens": CHOICE_TOKENS}
         params = self._sampling.exactly(given)

@@ -14,6 +14,7 @@ from typing import Any, cast
 from llmpod.worker.engine.prompts import Prompts
 from llmpod.worker.errors import Code, JobError
 from llmpod.worker.jobs import metering
+from llmpod.worker.jobs.bounds import LARGE_CHARS
 from llmpod.worker.jobs.inputs import GUARD
 
 _MARKED = "_llmpod_marked"  # of a prompt on its way to the engine: its text with the marks
@@ -89,7 +90,7 @@ class Guarded:
             if metering.judges():
                 text = part["prompt"] = await asyncio.to_thread(self.prompts.decode, ids)
         if text is not None and metering.judges():
-            await metering.judge(self.prompts.visible, text, aside=len(text) > 20_000)
+            await metering.judge(self.prompts.visible, text, aside=len(text) > LARGE_CHARS)
 
 
 def guard() -> None:

@@ -50,7 +50,8 @@ OBJECT_IN_LIST = 10
 SLICE = 1000
 """Values that are checked before the event loop runs other tasks: about a millisecond."""
 LARGE_VALUES = 2000
-LARGE_CHARS = 100_000
+LARGE_CHARS = 2_000
+"""A larger text is read in a thread: a profile's policy takes up to 5 ms for a thousand characters."""
 
 _HOLD_SCHEMAS = frozenset({"tools", "functions", *CONSTRAINTS})
 """Fields with JSON schemas in them, whose bounds may be any number: C# writes 1.7976931348623157E+308."""

@@ -31,11 +31,12 @@ _LOOKALIKES = str.maketrans(
     | {chr(first + at): chr(97 + at) for first in (0x1F150, 0x1F170, 0x1F1E6) for at in range(26)}
 )
 _DIGITS_FOR_LETTERS = str.maketrans("013457$@", "oieastsa")
-_DIGITS_IN_WORD = re.compile(r"[\w$@]*[a-z][\w$@]*")
+_RUN = re.compile(r"[\w$@]+")
+_LATIN = re.compile("[a-z]")
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 _SEAM = "\x1f"
 _WORD = re.compile(r"[^\W_]+")
-_COMMENT = re.compile(r"<!--.*?-->|/\*.*?\*/", re.DOTALL)
+_COMMENTS = (("<!--", "-->"), ("/*", "*/"))
 _TAG = re.compile(r"</?[A-Za-z][^<>]*>")
 _LINK = re.compile(r"\]\([^()\s]*\)")
 _UNICODE_ESCAPE = re.compile(r"\\u([0-9a-fA-F]{4})|\\x([0-9a-fA-F]{2})|%([0-7][0-9a-fA-F])")
@@ -102,16 +103,28 @@ def fold(text: str, *, seams: bool = False) -> str:
         text = text.translate(_LOOKALIKES)
         text = "".join(char for char in unicodedata.normalize("NFD", text) if unicodedata.category(char) != "Mn")
         text = text.translate(_LOOKALIKES)
-    return _DIGITS_IN_WORD.sub(_letters_for_digits, text.replace("\t", " "))
+    return _RUN.sub(_letters_for_digits, text.replace("\t", " "))
 
 
 def views(text: str) -> Iterator[str]:
     """The text, and as a reader of its markup sees it: without tags, comments and addresses, escapes decoded."""
     yield text
     plain = _UNICODE_ESCAPE.sub(lambda found: chr(int(found[1] or found[2] or found[3], 16)), text)
-    plain = _LINK.sub("]", _TAG.sub("", _COMMENT.sub("", _visible(html.unescape(plain)))))
+    plain = _visible(html.unescape(plain))
+    for opening, closing in _COMMENTS:
+        plain = _without(plain, opening, closing)
+    plain = _LINK.sub("]", _TAG.sub("", plain))
     if plain != text:
         yield plain
+
+
+def _without(text: str, opening: str, closing: str) -> str:
+    """The text without what stands between two marks. An expression would search for each missing end anew."""
+    kept, at = [], 0
+    while (begin := text.find(opening, at)) >= 0 and (end := text.find(closing, begin + len(opening))) >= 0:
+        kept.append(text[at:begin])
+        at = end + len(closing)
+    return "".join((*kept, text[at:]))
 
 
 def _visible(text: str) -> str:
@@ -122,6 +135,8 @@ def _visible(text: str) -> str:
 def _letters_for_digits(match: re.Match[str]) -> str:
     """`s4lary` and `$alary`, but not `60k`: a word of more letters than digits."""
     word = match[0]
+    if not _LATIN.search(word):
+        return word
     digits = sum(not char.isalpha() for char in word)
     return word.translate(_DIGITS_FOR_LETTERS) if 0 < digits < len(word) - digits else word
 

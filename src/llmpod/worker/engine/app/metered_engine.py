@@ -18,6 +18,7 @@ from llmpod.worker.engine.constraints import begun_within
 from llmpod.worker.engine.token_outputs import Detokenizer, TokenOutputs
 from llmpod.worker.errors import Code, JobError
 from llmpod.worker.jobs import tool_choice
+from llmpod.worker.jobs.bounds import LARGE_CHARS
 from llmpod.worker.jobs.engine_output import ConstraintError, timings_of
 from llmpod.worker.jobs.metering import JobMeter, current_meter, engine_slot, judge, refuse
 
@@ -145,7 +146,8 @@ class MeteredEngine:
             _check_extra_arguments(params.extra_args, custom=self._custom_processors)
         # A prompt with a text was checked when rendered (renderer.py); some routes create the ids themselves.
         if self._visible is not None and "prompt_token_ids" in prompt and "prompt" not in prompt:
-            await judge(self._visible, prompt["prompt_token_ids"])
+            ids = prompt["prompt_token_ids"]
+            await judge(self._visible, ids, aside=len(ids) > LARGE_CHARS // 4)
         if meter.longest_prompt is not None and len(prompt["prompt_token_ids"]) > meter.longest_prompt:
             message = f"The prompt has more than the {meter.longest_prompt} tokens that fit."
             raise refuse(JobError(Code.CONTEXT_LENGTH_EXCEEDED, message, field="query"))
