@@ -211,6 +211,15 @@ def test_a_pattern_says_what_is_wrong_with_it() -> None:
             patterns.parse(text)
 
 
+@given(
+    st.lists(st.sampled_from(["s4lary", "payScale", "\u00e9", "a b", "\n", " ", "x" * 4090]), max_size=8).map("".join)
+)
+def test_a_text_is_folded_in_pieces_as_it_would_be_whole(text: str) -> None:
+    whole = normal._folded(text, seams=True)
+    if max(map(len, text.split()), default=0) < normal.PIECE_CHARS:
+        assert normal.fold(text, seams=True) == whole
+
+
 MOST_S = 1.0
 REPEATED = (
     "1",

@@ -41,6 +41,9 @@ _TAG = re.compile(r"</?[A-Za-z][^<>]*>")
 _LINK = re.compile(r"\]\([^()\s]*\)")
 _UNICODE_ESCAPE = re.compile(r"\\u([0-9a-fA-F]{4})|\\x([0-9a-fA-F]{2})|%([0-7][0-9a-fA-F])")
 
+PIECE_CHARS = 4096
+"""Characters that are normalised in one call: a few milliseconds, in which no other thread runs."""
+
 
 @dataclass(frozen=True)
 class Word:
@@ -95,6 +98,22 @@ def words(text: str, *, seams: bool = True) -> list[Word]:
 
 def fold(text: str, *, seams: bool = False) -> str:
     """A text in plain lower-case letters. `seams`: a change of case (`payScale`) becomes a mark that is no letter."""
+    return "".join(_folded(piece, seams=seams) for piece in _pieces(text))
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """The text in pieces that end at spaces: one call for all of it would hold up other threads."""
+    at = 0
+    while at < len(text):
+        end = at + PIECE_CHARS
+        if end < len(text):
+            space = max(text.rfind(" ", at, end), text.rfind("\n", at, end)) + 1
+            end = space if space > at else end
+        yield text[at:end]
+        at = end
+
+
+def _folded(text: str, *, seams: bool) -> str:
     if not text.isascii():
         text = _visible(unicodedata.normalize("NFKC", text))
     text = "".join(char if char >= " " or char in "\n\t\r" else "" for char in text) if _has_controls(text) else text
