@@ -25,6 +25,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
 from builder import monitoring, profile_docs  # noqa: E402
+from llmpod.loadtest.options import SmokeOptions  # noqa: E402
+from llmpod.loadtest.smoke import checks  # noqa: E402
 from llmpod.worker.environ import names  # noqa: E402
 from llmpod.worker.errors import Code  # noqa: E402
 from llmpod.worker.other_workers import REFUSED, RENAMED, RETIRED  # noqa: E402
@@ -228,17 +230,19 @@ def hub_field(name: str, info: FieldInfo) -> dict[str, Any]:
 
 
 def hub_tests() -> dict[str, Any]:
-    """.runpod/tests.json: the jobs RunPod runs before it publishes a release."""
-    question = {"prompt": "Name three colours.", "sampling_params": {"max_tokens": 64, "temperature": 0}}
+    """.runpod/tests.json: the jobs RunPod runs before it publishes a release, which are those of `loadtest smoke`."""
+    options = SmokeOptions()
+    question, cold, warm = (
+        checks.native_input(options.prompt, options.max_tokens),
+        *(int(seconds * 1000) for seconds in (options.cold_timeout, options.timeout)),
+    )
+    chat = {"route": "/v1/chat/completions", "body": checks.chat_body(options.prompt, options.max_tokens)}
     return {
         "tests": [
-            {"name": "plain", "input": question, "timeout": 600_000},
-            {"name": "streamed", "input": question | {"stream": True}, "timeout": 60_000},
-            {
-                "name": "messages",
-                "input": {"messages": [{"role": "user", "content": "Say hello."}]},
-                "timeout": 60_000,
-            },
+            {"name": "cold", "input": question, "timeout": cold},
+            {"name": "warm", "input": question, "timeout": warm},
+            {"name": "stream", "input": question | {"stream": True}, "timeout": warm},
+            {"name": "openai", "input": chat, "timeout": warm},
         ],
         "config": {
             "gpuTypeId": "NVIDIA GeForce RTX 4090",

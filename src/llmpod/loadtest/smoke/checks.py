@@ -157,12 +157,8 @@ class Smoke:
         return f"{chunks} chunks {also}: {len(joined)} characters"
 
     async def openai(self) -> str:
-        body: dict[str, Any] = {
-            "messages": [{"role": "user", "content": self.wanted.prompt}],
-            "max_tokens": self.wanted.max_tokens,
-            "stream": True,
-            "model": self.wanted.model or await self._model() or "",
-        }
+        model = self.wanted.model or await self._model() or ""
+        body = chat_body(self.wanted.prompt, self.wanted.max_tokens) | {"stream": True, "model": model}
         parser, reading, events, ended = SseParser(), Reading(), 0, False
         path = "/openai/v1/chat/completions"
         opened = self.client.open_stream("openai", path, body, self.wanted.timeout_s, lambda _: None)
@@ -211,8 +207,7 @@ class Smoke:
     # -- what they are made of --
 
     def _native(self, *, prompt: str | None = None, stream: bool = False) -> dict[str, Any]:
-        sampling = {"max_tokens": self.wanted.max_tokens, "temperature": 0}
-        job = {"prompt": self.wanted.prompt if prompt is None else prompt, "sampling_params": sampling}
+        job = native_input(self.wanted.prompt if prompt is None else prompt, self.wanted.max_tokens)
         return {"input": {**job, "stream": True} if stream else job}
 
     async def _job(self, body: dict[str, Any], timeout_s: float) -> Reply:
@@ -293,6 +288,16 @@ FACTS = {
     "/status": {"version": "version", "commit": "commit", "model": "model", "revision": "revision"},
 }
 """Routes that a worker may have, and what their answers are called in the record."""
+
+
+def native_input(prompt: str, max_tokens: int) -> dict[str, Any]:
+    """The input of the checks' native jobs."""
+    return {"prompt": prompt, "sampling_params": {"max_tokens": max_tokens, "temperature": 0}}
+
+
+def chat_body(prompt: str, max_tokens: int) -> dict[str, Any]:
+    """The body of the checks' chat, but for its model."""
+    return {"messages": [{"role": "user", "content": prompt}], "max_tokens": max_tokens}
 
 
 def answered(done: Reply) -> str:
