@@ -2,6 +2,7 @@
 
 python handler.py                                     run test_input.json
 python handler.py --test_input '{"input": {...}}'     run the given job
+python handler.py --profile-start                     and print where the time of the start went
 python handler.py --rp_serve_api                      a RunPod endpoint on this machine, with this worker behind it
 """
 

@@ -45,7 +45,7 @@ def worker(argv: Sequence[str]) -> int:
 
     chosen, _ = worker_parser().parse_known_args(argv)  # the rest is the SDK's
     if not chosen.rp_serve_api:
-        return run(chosen.test_input)
+        return run(chosen.test_input, profile_start=chosen.profile_start)
     workers = ["--workers-min", chosen.rp_api_concurrency, "--workers-max", chosen.rp_api_concurrency]
     environ.provide({"MODEL_NAME": settings.DEMO_NAME})
     return serve(["--host", chosen.rp_api_host, "--port", chosen.rp_api_port, *workers])
