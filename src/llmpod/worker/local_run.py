@@ -20,7 +20,7 @@ import psutil
 from llmpod.worker.errors import StartError
 from llmpod.worker.worker import Worker
 
-PHASES = ("preflight", "import", "load", "warm_up", "routes")
+PHASES = ("preflight", "import", "fit", "load", "warm_up", "routes")
 """Phases of a start, one after the other; any other is a part of `load`."""
 
 
