@@ -152,12 +152,14 @@ def _visible(text: str) -> str:
 
 
 def _letters_for_digits(match: re.Match[str]) -> str:
-    """`s4lary` and `$alary`, but not `60k`: a word of more letters than digits."""
-    word = match[0]
-    if not _LATIN.search(word):
-        return word
+    """`s4lary` and `$alary`, but not `60k`: a word of more letters than digits. In other runs, their words alone."""
+    run = match[0]
+    return _translated(run) or _WORD.sub(lambda word: _translated(word[0]) or word[0], run)
+
+
+def _translated(word: str) -> str | None:
     digits = sum(not char.isalpha() for char in word)
-    return word.translate(_DIGITS_FOR_LETTERS) if 0 < digits < len(word) - digits else word
+    return word.translate(_DIGITS_FOR_LETTERS) if 0 < digits < len(word) - digits and _LATIN.search(word) else None
 
 
 def _has_controls(text: str) -> bool:
