@@ -35,6 +35,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "fleet",
         "api",
         "observe",
+        "running.py",
         "balancer",
         "endpoint.py",
         "cli.py",

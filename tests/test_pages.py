@@ -9,11 +9,12 @@ import pytest
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
+from llmpod.endpoint.api.server import page_text
 from llmpod.loadtest.report.html import TEMPLATES
 from llmpod.loadtest.report.svg import Series, hatching, plot
 
 ROOT = Path(__file__).parents[1] / "src/llmpod"
-PAGES = {"report": ROOT / "loadtest/report/report_template.html", "endpoint": ROOT / "endpoint/page.html"}
+PAGES = {"report": ROOT / "loadtest/report/report_template.html", "endpoint": ROOT / "endpoint/page/style.css"}
 BACKGROUNDS = {"page", "ground", "card", "code"}
 DECORATION = {"rule", "line", "more"}
 """Borders, grid lines and shadows: nothing is read from them alone."""
@@ -146,8 +147,10 @@ def test_on_a_phone_a_plot_keeps_its_size_and_scrolls(browser: webdriver.Chrome,
 
 
 @pytest.mark.browser
-def test_the_endpoints_page_fits_a_phone(browser: webdriver.Chrome) -> None:
+@pytest.mark.parametrize("page", ["queue.html", "load_balancer.html"])
+def test_the_endpoints_page_fits_a_phone(browser: webdriver.Chrome, tmp_path: Path, page: str) -> None:
     size = {"width": 400, "height": 900, "deviceScaleFactor": 1, "mobile": False}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    browser.get(PAGES["endpoint"].as_uri())
+    (tmp_path / page).write_text(page_text(page))
+    browser.get((tmp_path / page).as_uri())
     assert browser.execute_script(WIDER) == []

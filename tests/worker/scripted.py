@@ -195,6 +195,14 @@ async def exit_status(scaler: Any) -> int:
     return 0
 
 
+async def end(task: asyncio.Task[Any]) -> None:
+    """Cancel a task, and wait until it has ended, however it does."""
+    task.cancel()
+    await asyncio.wait((task,))
+    if not task.cancelled():
+        task.exception()  # marks it as retrieved
+
+
 async def until(condition: Callable[[], Any], timeout_s: float = 10.0) -> None:
     async with asyncio.timeout(timeout_s):
         while not condition():
@@ -291,7 +299,4 @@ async def serving(
             assert served.at_rest()
         finally:
             await served.session.close()
-            task.cancel()
-            await asyncio.wait((task,))
-            if not task.cancelled():
-                task.exception()
+            await end(task)

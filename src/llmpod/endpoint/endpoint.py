@@ -10,10 +10,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Mapping
-from pathlib import Path
 from random import Random
-from types import TracebackType
-from typing import Self
 
 from aiohttp import web
 
@@ -22,35 +19,31 @@ from llmpod.endpoint.api.page_state import PageState
 from llmpod.endpoint.api.router import Api, Gate, json_errors
 from llmpod.endpoint.api.server import add_page, listen
 from llmpod.endpoint.errors import ApiError
-from llmpod.endpoint.faults import Faults
 from llmpod.endpoint.fleet.fleet import Fleet
 from llmpod.endpoint.fleet.process import check_command
 from llmpod.endpoint.fleet.queue_scaler import QueueScaler
-from llmpod.endpoint.observe.console import Console, forever, http_log
-from llmpod.endpoint.observe.job_log import Journal
+from llmpod.endpoint.observe.console import http_log
 from llmpod.endpoint.observe.metrics import Metrics
 from llmpod.endpoint.observe.webhooks import Webhooks
 from llmpod.endpoint.options import Options, sdk_config_key
+from llmpod.endpoint.running import RunningEndpoint
 from llmpod.endpoint.state.broker import Broker
 from llmpod.endpoint.state.job import Job
 from llmpod.endpoint.state.store import JobStore, Listener
 from llmpod.endpoint.state.worker import Worker
 
-PAGE = Path(__file__).with_name("page.html")
 RUNNING_SWEEP_S = 0.1
 WAITING_SWEEP_S = 1.0
 
 
-class LocalEndpoint:
-    """One endpoint in the running event loop. Use as an async context manager; its workers end with it."""
+class LocalEndpoint(RunningEndpoint):
+    """An endpoint with a queue."""
 
     def __init__(self, options: Options | None = None) -> None:
-        self.options = options or Options(port=0, journal="", console=False)
-        self.console = Console(enabled=self.options.console)
+        super().__init__(options or Options(port=0, journal="", console=False))
         self._random = Random(self.options.faults.seed)  # noqa: S311 -- decides faults, not secrets
         self.store = JobStore(self.options)
         self.broker = Broker(self.store, self.options, self.options.faults, self._random)
-        self.journal = Journal(self.options)
         self.store.listeners.append(self.journal.on_transition)
         self.webhooks = Webhooks(self.store, self.options)
         self.fleet = self._make_fleet() if self.options.fleet else None
@@ -61,7 +54,6 @@ class LocalEndpoint:
         self._gate = Gate(self.options, {self._worker_key, sdk_config_key() or ""})
         self._api = Api(self.store, self.broker, self.options, self._gate, self._random)
         self._runner: web.AppRunner | None = None
-        self._tasks: list[asyncio.Task[None]] = []
         self.port = self.options.port
 
     # ------------------------------------------------------------------ where it is
@@ -114,7 +106,7 @@ class LocalEndpoint:
             check_command(options.command, options.cwd, options.env)
         app = web.Application(middlewares=[json_errors(self.console.report)])
         app.router.add_route("*", "/v2/{tail:.*}", self._api.handle)
-        add_page(app, PAGE, self.metrics.text, self._gate)
+        add_page(app, "queue.html", self.metrics.text, self._gate)
         app.router.add_route("*", "/{tail:.*}", self._other)
         self._runner, self.port = await listen(
             app, options.host, options.port, http_log(self.console.report), flag="--port"
@@ -122,38 +114,14 @@ class LocalEndpoint:
         loops = [self._sweep(), self._watch_deadlines(), self.journal.run(), self.console.run()]
         if self.fleet is not None:
             loops.append(self.fleet.run())
-        self._tasks = [asyncio.create_task(forever(loop, self.console.report)) for loop in loops]
+        self._keep_running(loops)
 
-    async def close(self, *, graceful: bool = False) -> None:
-        """Ends workers (`graceful`: SIGTERM first), closes the port, and returns when every process is gone."""
-        if self.fleet is not None:
-            await (self.fleet.close() if graceful else self.fleet.abort())
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+    async def _close_ports(self) -> None:
         if self._runner is not None:
             await self._runner.cleanup()
         await self.webhooks.close()
-        await self.journal.close()
-        self.console.flush()
-
-    async def __aenter__(self) -> Self:
-        await self.start()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
 
     # ------------------------------------------------------------------ for tests and benches
-    async def ready(self, workers: int = 1, timeout_s: float = 60.0) -> list[str]:
-        """Waits until so many workers have asked for jobs; their ids. Raises TimeoutError."""
-        async with asyncio.timeout(timeout_s):
-            while len(up := self._up()) < workers:  # noqa: ASYNC110 -- only tests wait here: no event is worth it
-                await asyncio.sleep(0.02)
-        return up
-
     def _up(self) -> list[str]:
         return [worker.id for worker in self.broker.live() if worker.started and worker.takes_jobs]
 
@@ -169,17 +137,9 @@ class LocalEndpoint:
         """Calls `listener(job, state it left or None, reason)` on every transition."""
         self.store.listeners.append(listener)
 
-    def set_faults(self, **changes: object) -> Faults:
-        """Turns knobs of `Faults`; the others stay."""
-        return self.control.set_faults(changes)
-
     def lose_worker(self, worker_id: str, reason: str = "exited") -> None:
         """Says that an external worker is gone, as the fleet does for its own: its jobs are queued again at once."""
         self.broker.lose(self.broker.workers[worker_id], reason)
-
-    def kill_worker(self, worker_id: str) -> bool:
-        """SIGKILL to a worker of the fleet."""
-        return self.fleet is not None and self.fleet.kill(worker_id)
 
     # ------------------------------------------------------------------ inside
     def _make_fleet(self) -> Fleet[Worker]:

@@ -6,6 +6,7 @@ Order: start the engine -> serve jobs until a signal or an engine failure -> dra
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from types import FrameType
 
 from llmpod.worker import shutdown
@@ -20,7 +21,7 @@ ENGINE_END_S = 20.0
 """Deadline of the exit after the last job, with an engine to shut down."""
 
 
-class Lifecycle:
+class Lifecycle(ABC):
     """Base class of what serves jobs. A subclass has `serve`, and `stop`, which ends it."""
 
     worker: Worker
@@ -32,13 +33,13 @@ class Lifecycle:
         self._signals = 0
         self._loop: asyncio.AbstractEventLoop | None = None
 
+    @abstractmethod
     async def serve(self) -> None:
         """Serve jobs until `stop`, then drain."""
-        raise NotImplementedError
 
+    @abstractmethod
     def stop(self) -> None:
         """Take no further jobs, and have `serve` return. Called in the event loop."""
-        raise NotImplementedError
 
     async def run(self) -> None:
         """Start the engine, serve jobs until shutdown, shut the engine down.

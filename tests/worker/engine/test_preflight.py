@@ -21,7 +21,7 @@ from tests.worker.conftest import Events
 from tests.worker.loopback_hub import COMMIT, Hub
 from tests.worker.test_machine import CARD, OTHER, fake
 
-TOKEN = "hf_DoNotPrintThisTokenAnywhere"
+TOKEN = "a-token-of-the-tests-in-no-line"
 NAMED = Settings(model_name="owner/model")
 
 

@@ -15,7 +15,7 @@ from llmpod.worker.http.server import HttpServer
 from llmpod.worker.settings import Settings
 from llmpod.worker.worker import Worker
 from tests.worker.conftest import Events, Json
-from tests.worker.scripted import exit_status, until
+from tests.worker.scripted import end, exit_status, until
 
 
 class Answer(NamedTuple):
@@ -131,7 +131,4 @@ async def serving(engine: Any, events: Events | None = None, **settings: Any) ->
             assert await served.stop() == 0
     finally:
         await served.session.close()
-        task.cancel()
-        await asyncio.wait((task,))
-        if not task.cancelled():
-            task.exception()
+        await end(task)

@@ -28,7 +28,7 @@ from tests.worker.test_machine import CARD, OTHER, fake
 pytestmark = pytest.mark.slow
 
 Json = dict[str, Any]
-TOKEN = "hf_DoNotPrintThisTokenAnywhere"
+TOKEN = "a-token-of-the-tests-in-no-line"
 
 
 class Running(NamedTuple):

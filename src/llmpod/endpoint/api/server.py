@@ -7,10 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from aiohttp import web
+from jinja2 import Environment, FileSystemLoader
 
 from llmpod.endpoint.api.router import KEEPALIVE_S, MAX_LINE_BYTES, Gate
 from llmpod.endpoint.errors import StartError
 
+PAGES = Path(__file__).parents[1] / "page"
 PAGE_POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; img-src data:;"
     " frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
@@ -42,11 +44,18 @@ async def listen(
     return runner, runner.addresses[0][1]
 
 
-def add_page(app: web.Application, page: Path, metrics: Callable[[], bytes], gate: Gate) -> None:
-    """GET / and GET /metrics. The page itself needs no key: it asks for it."""
+def page_text(page: str) -> str:
+    """A page with its style and script inside. Not escaped: nothing but the package's own files goes in."""
+    return Environment(loader=FileSystemLoader(PAGES), autoescape=False).get_template(page).render()  # noqa: S701
+
+
+def add_page(app: web.Application, page: str, metrics: Callable[[], bytes], gate: Gate) -> None:
+    """GET / and GET /metrics. `page`: a file of PAGES. The page itself needs no key: it asks for it."""
+    text = page_text(page)
+    headers = {"Cache-Control": "no-cache", "Content-Security-Policy": PAGE_POLICY}
 
     async def show(request: web.Request) -> web.StreamResponse:
-        return web.FileResponse(page, headers={"Cache-Control": "no-cache", "Content-Security-Policy": PAGE_POLICY})
+        return web.Response(text=text, content_type="text/html", headers=headers)
 
     async def measure(request: web.Request) -> web.StreamResponse:
         gate.check_source(request)

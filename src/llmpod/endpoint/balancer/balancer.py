@@ -7,13 +7,9 @@ async with LoadBalancer(Options(kind="load-balancer", port=0, command=["python",
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from random import Random
-from types import TracebackType
-from typing import Self
 
 from aiohttp import web
 
@@ -29,31 +25,26 @@ from llmpod.endpoint.balancer.proxy import Proxy
 from llmpod.endpoint.balancer.traffic import Ending, Traffic, journal_line
 from llmpod.endpoint.balancer.worker import HttpWorker
 from llmpod.endpoint.errors import ApiError
-from llmpod.endpoint.faults import Faults
 from llmpod.endpoint.fleet.fleet import Fleet
 from llmpod.endpoint.fleet.process import check_command
-from llmpod.endpoint.observe.console import Console, forever, http_log
-from llmpod.endpoint.observe.job_log import Journal
+from llmpod.endpoint.observe.console import http_log
 from llmpod.endpoint.options import Options
+from llmpod.endpoint.running import RunningEndpoint
 from llmpod.endpoint.state.fleet_worker import counts
 
-PAGE = Path(__file__).with_name("page.html")
 
-
-class LoadBalancer:
-    """One endpoint in the running event loop. Use as an async context manager; its workers end with it.
+class LoadBalancer(RunningEndpoint):
+    """An endpoint that sends HTTP requests straight to its workers.
 
     Its port is the workers' alone, as https://ENDPOINT_ID.api.runpod.ai is; page, metrics, control and
     /v2/NAME/health, which RunPod has at other addresses, are on a port of their own.
     """
 
     def __init__(self, options: Options) -> None:
-        self.options = options
-        self.console = Console(enabled=options.console)
+        super().__init__(options)
         self._random = Random(options.faults.seed)  # noqa: S311 -- decides faults, not secrets
         self.pool = HttpPool(options, time.monotonic)
         self.traffic = Traffic(time.monotonic)
-        self.journal = Journal(options)
         self.traffic.listeners.append(lambda exchange: self.journal.add(journal_line(exchange)))
         self.fleet: Fleet[HttpWorker] = Fleet(
             self.pool,
@@ -74,7 +65,6 @@ class LoadBalancer:
         self._gate = Gate(options, set())
         self._proxy = Proxy(self.pool, self.traffic, options, self._gate, self._random)
         self._runners: list[web.AppRunner] = []
-        self._tasks: list[asyncio.Task[None]] = []
         self.port = options.port
         self.page_port = options.page_port or 0
 
@@ -98,7 +88,7 @@ class LoadBalancer:
         app = web.Application(middlewares=[json_errors(self.console.report)])
         app.router.add_route("*", "/{tail:.*}", self._proxy.handle)
         beside = web.Application(middlewares=[json_errors(self.console.report)])
-        add_page(beside, PAGE, self.metrics.text, self._gate)
+        add_page(beside, "load_balancer.html", self.metrics.text, self._gate)
         beside.router.add_route("*", "/{tail:.*}", self._other)
         try:
             runner, self.port = await listen(
@@ -114,54 +104,20 @@ class LoadBalancer:
             await self._close_ports()
             raise
         loops = [self.fleet.run(), self._checks.run(), self.journal.run(), self.console.run()]
-        self._tasks = [asyncio.create_task(forever(loop, self.console.report)) for loop in loops]
-
-    async def close(self, *, graceful: bool = False) -> None:
-        """Ends workers (`graceful`: SIGTERM first), closes the ports, and returns when every process is gone."""
-        await (self.fleet.close() if graceful else self.fleet.abort())
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._close_ports()
-        await self.journal.close()
-        self.console.flush()
+        self._keep_running(loops)
 
     async def _close_ports(self) -> None:
         for runner in self._runners:
             await runner.cleanup()
         await self._proxy.close()
 
-    async def __aenter__(self) -> Self:
-        await self.start()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
-
     # ------------------------------------------------------------------ for tests and benches
-    async def ready(self, workers: int = 1, timeout_s: float = 60.0) -> list[str]:
-        """Waits until so many workers are healthy; their ids. Raises TimeoutError."""
-        async with asyncio.timeout(timeout_s):
-            while len(up := self._up()) < workers:  # noqa: ASYNC110 -- only tests wait here: no event is worth it
-                await asyncio.sleep(0.02)
-        return up
-
     def _up(self) -> list[str]:
         return [worker.id for worker in self.pool.workers.values() if worker.routable]
 
     def worker(self, worker_id: str) -> HttpWorker:
         """Raises KeyError."""
         return self.pool.workers[worker_id]
-
-    def set_faults(self, **changes: object) -> Faults:
-        """Turns knobs of `Faults`; the others stay."""
-        return self.control.set_faults(changes)
-
-    def kill_worker(self, worker_id: str) -> bool:
-        """SIGKILL to a worker."""
-        return self.fleet.kill(worker_id)
 
     # ------------------------------------------------------------------ inside
     def _environment(self, worker_id: str) -> Mapping[str, str]:

@@ -1,21 +1,28 @@
-"""The text of an output: of a worker's own replies and chunks, of OpenAI's objects, and of plain strings."""
+"""Text of a job's output: of a worker's own replies and chunks, of OpenAI's objects, and of plain strings."""
 
 from typing import Any
 
 
 def text_of(output: Any) -> str:
-    """All text of an output, in order; a list is read as the chunks of one answer. "" where there is none."""
-    if isinstance(output, str):
-        return output
+    """All text of an answer, in order; a list is read as the chunks of one answer. "" where there is none."""
     if isinstance(output, list):
         return "".join(map(text_of, output))
+    return known_text(output) or ""
+
+
+def known_text(output: Any) -> str | None:
+    """The text of a reply or a chunk, of several choices the first one's; None: it has none of the known shapes."""
+    if isinstance(output, str):
+        return output
     if not isinstance(output, dict):
-        return ""
+        return None
+    if isinstance(output.get("text"), str):
+        return str(output["text"])
     choices = output.get("choices")
-    if isinstance(choices, list):
-        return "".join(_of_choice(choice) for choice in choices if isinstance(choice, dict))
-    text = output.get("text")
-    return text if isinstance(text, str) else ""
+    if not isinstance(choices, list):
+        return None
+    first = (one for one in choices if isinstance(one, dict) and one.get("index") in (0, None))
+    return _of_choice(next(first, {}))
 
 
 def _of_choice(choice: dict[str, Any]) -> str:
@@ -25,4 +32,4 @@ def _of_choice(choice: dict[str, Any]) -> str:
                 if isinstance(place.get(name), str):
                     return str(place[name])
     tokens = choice.get("tokens")
-    return "".join(map(str, tokens)) if isinstance(tokens, list) else ""
+    return "".join(token for token in tokens if isinstance(token, str)) if isinstance(tokens, list) else ""

@@ -11,6 +11,7 @@ from time import perf_counter
 from typing import Any
 
 from llmpod.loadtest.intake import job_id, job_path, line
+from llmpod.loadtest.model.answer_text import text_of
 from llmpod.loadtest.model.failures import TERMINAL, error_code, error_text
 from llmpod.loadtest.model.health import health_sample
 from llmpod.loadtest.options import SMOKE_CHECKS
@@ -18,7 +19,6 @@ from llmpod.loadtest.run.client import CallError, Reply, RunPod, read_whole
 from llmpod.loadtest.run.context import describe
 from llmpod.loadtest.run.output import Answer, Reading, read_output
 from llmpod.loadtest.run.sse import SseParser
-from llmpod.loadtest.smoke.texts import text_of
 
 TOO_LONG = frozenset({"prompt_too_long", "context_length_exceeded"})
 PARALLEL = 5

@@ -6,6 +6,7 @@ Words are letters and digits with apostrophes and hyphens inside. Terms are foun
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -15,14 +16,14 @@ _BULLET = re.compile(r"^\s*(?:[-*•–+]|\d{1,3}[.)])\s+\S", re.MULTILINE)
 _NUMBER = r"(-?\d+(?:[.,]\d+)?)"
 
 
-class Check(BaseModel):
+class Check(BaseModel, ABC):
     """One check of an answer."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    @abstractmethod
     def issues(self, text: str) -> list[str]:
         """What is wrong with an answer; nothing: an empty list."""
-        raise NotImplementedError
 
 
 class Words(Check):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from decimal import Decimal
@@ -181,21 +182,21 @@ Term = Annotated[Expression, PlainValidator(Expression.parse)]
 # -- the rules ---------------------------------------------------------------------------------------------------------
 
 
-class Rule(BaseModel):
+class Rule(BaseModel, ABC):
     """A row of a task's `rules`; `rule` is its kind."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
 
     rule: str
 
+    @abstractmethod
     def issues(self, document: Any) -> Iterator[Issue]:
         """The rule's issues with a document."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def paths(self) -> tuple[Path, ...]:
         """Every path that the rule reads."""
-        raise NotImplementedError
 
 
 class Equal(Rule):
@@ -235,9 +236,9 @@ class _OnPath(Rule):
             if place.value is not MISSING and place.value is not None:
                 yield from self.judge(place)
 
+    @abstractmethod
     def judge(self, place: Place) -> Iterator[Issue]:
         """The issues of one value."""
-        raise NotImplementedError
 
     def found(self, place: Place, message: str, expected: Any, severity: Severity = "error") -> Issue:
         """An issue with the value at a place."""
@@ -352,9 +353,9 @@ class _OfText(_OnPath):
         else:
             yield self.found(place, f"{place.text} is not text", "text")
 
+    @abstractmethod
     def read(self, place: Place, text: str) -> Iterator[Issue]:
         """The issues of a text."""
-        raise NotImplementedError
 
 
 class Matches(_OfText):
