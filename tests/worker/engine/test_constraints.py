@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import json
 import os
 import signal
@@ -47,6 +48,9 @@ class ScriptedJudge:
                 return constraint_process.TOO_LARGE
             return {"fields": {"kept": len(kept)}}
         if what == "crash":
+            faulthandler.disable()  # pytest's would print this process's stack
+            os.kill(os.getpid(), signal.SIGABRT)
+        if what == "be killed":
             os.kill(os.getpid(), signal.SIGKILL)
         if what == "noise":
             os.write(1, b"noise")
@@ -92,6 +96,7 @@ def process() -> Iterator[Asking]:
         ({"what": "spin"}, constraint_process.TOO_LONG),
         ({"what": "allocate"}, constraint_process.TOO_LARGE),
         ({"what": "crash"}, constraint_process.TOO_LARGE),
+        ({"what": "be killed"}, constraint_process.BUSY),
     ],
 )
 def test_every_compilation_ends_with_a_verdict(process: Asking, what: Json, answer: Json) -> None:
