@@ -110,7 +110,7 @@ def start(name: str, log: Path) -> Server:
         command = [sys.executable, "-c", "from vllm.entrypoints.cli.main import main; main()", "serve", str(MODEL)]
         command += [f"--{argument}={value}" for argument, value in ENGINE.items()]
         command += ["--served-model-name=demo", "--enforce-eager", "--enable-auto-tool-choice", f"--port={port}"]
-        command += ["--host=127.0.0.1", "--disable-uvicorn-access-log", "--disable-log-stats"]
+        command += ["--host=127.0.0.1", "--disable-uvicorn-access-log"]
         variables |= {"PYTHONPATH": vllm_named(), "VLLM_LOGGING_LEVEL": "ERROR"}
     process = subprocess.Popen(
         command, env=variables, stdout=log.open("wb"), stderr=subprocess.STDOUT, start_new_session=True
@@ -196,7 +196,7 @@ def settings() -> str:
             f"both: demonstration model, {engine} --enforce-eager",
             f"both: answers of {TOKENS} tokens (ignore_eos), temperature 0.8",
             "both: " + " ".join(f"{name}={value}" for name, value in VARIABLES.items()),
-            "vllm serve: --disable-uvicorn-access-log --disable-log-stats",
+            "vllm serve: --disable-uvicorn-access-log",
             "llmpod: guardrails and log lines as by default",
         ]
     )
