@@ -1,40 +1,41 @@
-"""Markers by what a test uses.
-
-`make test-fast` leaves out what takes long, and `make test` runs two tests at a time where they do not compete for the
-processor.
-"""
+"""Markers by what a test uses (pyproject.toml says what each means), and the check that none is forgotten."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 
-TESTS = Path(__file__).parent
-WITHOUT_PROCESSES = (
-    *("endpoint/test_routing.py", "endpoint/test_rules.py", "endpoint/test_store.py"),
-    *("loadtest/test_pure.py", "loadtest/test_quality.py"),
-    "worker/http/test_form.py",
-    "worker/http/test_json_size.py",
-)
-"""Of the folders whose other tests serve, run workers or send a load."""
-PROCESSES = (
-    *("endpoint", "loadtest", "worker/test_chaos.py", "worker/test_cleanup.py", "worker/test_demo_model.py"),
-    *("worker/test_entry.py", "worker/engine/test_constraints.py", "worker/engine/test_cpu_fork_server.py"),
-    *("worker/engine/test_lora.py", "worker/engine/test_parsers.py", "worker/engine/test_start.py", "worker/queue"),
-    *("test_monitoring.py", "worker/http", "worker/metrics/test_ways_out.py"),
-    *("worker/routes/test_clients.py", "worker/routes/test_media_model.py"),
-)
-"""Tests that start processes, serve, or need an engine of their own."""
+MARKERS = ("process", "engine", "browser")
+
+_unmarked: str | None = None  # the running test, if it has none of MARKERS
+
+
+def _refuse_interpreters(event: str, arguments: tuple[object, ...]) -> None:
+    """A small program such as a script that stands for nvidia-smi is fast; another interpreter is not."""
+    if event == "subprocess.Popen" and _unmarked is not None and Path(str(arguments[0])).name.startswith("python"):
+        raise RuntimeError(f"{_unmarked} starts a process: give it one of the markers {', '.join(MARKERS)}")
+
+
+sys.addaudithook(_refuse_interpreters)
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what uses the session's engine."""
     for item in items:
         if "engine" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.engine)
-        name = item.path.relative_to(TESTS).as_posix()
-        if name.startswith(PROCESSES) and name not in WITHOUT_PROCESSES:
-            item.add_marker(pytest.mark.process)
-        if name.startswith("worker/") and any(map(item.get_closest_marker, ("engine", "process"))):
-            item.add_marker(pytest.mark.serial)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Know the running test."""
+    global _unmarked
+    _unmarked = None if any(map(item.get_closest_marker, MARKERS)) else item.nodeid
+    try:
+        return (yield)
+    finally:
+        _unmarked = None

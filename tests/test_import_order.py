@@ -141,6 +141,7 @@ def test_only_one_module_of_the_worker_reads_the_environment() -> None:
     assert readers == {"environ.py"}
 
 
+@pytest.mark.process
 def test_importing_the_worker_has_no_side_effect() -> None:
     # The SDK reads the environment when it is imported, so the folder that imports it comes last, on RunPod.
     names = [

@@ -13,6 +13,8 @@ import yaml
 from builder import monitoring
 from builder.alerts import RULES, Rule
 
+pytestmark = pytest.mark.process
+
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("_bucket", "_sum", "_count")
 

@@ -15,6 +15,8 @@ from tests.endpoint.test_openai import play
 from tests.endpoint.test_records import Receiver
 from tests.endpoint.test_worker_api import done, take
 
+pytestmark = pytest.mark.process
+
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "endpoint.md"
 
 

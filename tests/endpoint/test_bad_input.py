@@ -9,6 +9,8 @@ import pytest
 from llmpod.endpoint.api.rate_limit import parse_request
 from llmpod.protocol import RUN_LIMIT_BYTES, RUNSYNC_LIMIT_BYTES
 
+pytestmark = pytest.mark.process
+
 RUN_ERRORS = [
     (b"", "not valid JSON"),
     (b"{", "not valid JSON"),

@@ -16,6 +16,8 @@ from llmpod.endpoint.balancer.routing import WORKER_ID
 from tests.endpoint.conftest import WORKERS
 from tests.endpoint.test_fleet import alive, eventually
 
+pytestmark = pytest.mark.process
+
 HTTP_WORKER = [sys.executable, "-u", str(WORKERS / "http_worker.py")]
 CRASHER = [sys.executable, "-c", "import sys; sys.exit('no module named brain')"]
 SLEEPER = [sys.executable, "-c", "import time; time.sleep(600)"]

@@ -16,6 +16,8 @@ from llmpod.endpoint import Fault
 from llmpod.endpoint.state.job import TERMINAL
 from tests.endpoint.conftest import serve
 
+pytestmark = pytest.mark.process
+
 JOBS = 2000
 CLIENTS = 50
 FAULTS = [

@@ -13,6 +13,8 @@ from llmpod.endpoint.faults import Faults
 from llmpod.endpoint.options import Options
 from tests.endpoint.conftest import ECHO
 
+pytestmark = pytest.mark.process
+
 
 def test_every_option_has_a_flag_and_help():
     text = parser().format_help()

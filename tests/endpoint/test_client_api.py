@@ -6,6 +6,8 @@ import time
 
 import pytest
 
+pytestmark = pytest.mark.process
+
 ASYNC_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}-[a-z0-9]+")
 
 

@@ -13,6 +13,8 @@ from types import SimpleNamespace
 import aiohttp
 import pytest
 
+pytestmark = pytest.mark.process
+
 GUIDE = (Path(__file__).parents[2] / "docs" / "clients.md").read_text()
 
 

@@ -13,6 +13,8 @@ import pytest
 
 from tests.endpoint.conftest import serve
 
+pytestmark = pytest.mark.process
+
 PYTHON_CLIENT = """
 import os, runpod
 runpod.api_key = os.environ["RUNPOD_API_KEY"]

@@ -14,6 +14,8 @@ from llmpod.endpoint import LocalEndpoint, StartError
 from llmpod.endpoint.fleet.process_guard import NICENESS
 from tests.endpoint.conftest import WORKERS, make_options, serve
 
+pytestmark = pytest.mark.process
+
 STUBBORN = [sys.executable, "-u", str(WORKERS / "stubborn.py")]
 
 

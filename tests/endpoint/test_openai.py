@@ -9,6 +9,8 @@ import pytest
 
 from tests.endpoint.conftest import serve
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture
 def official(streaming):

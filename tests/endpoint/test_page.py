@@ -16,6 +16,8 @@ from selenium.webdriver.support.ui import WebDriverWait
 from tests.endpoint.conftest import serve
 from tests.endpoint.test_balancer import balance
 
+pytestmark = pytest.mark.process
+
 CHROMEDRIVER = "/usr/bin/chromedriver"
 """Debian's chromium-driver package; builder/test_tools.sh installs it."""
 FLAGS = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--window-size=1280,1000"]

@@ -13,6 +13,8 @@ from llmpod.endpoint.observe.job_log import Journal
 from tests.endpoint.conftest import serve
 from tests.endpoint.test_worker_api import done, take
 
+pytestmark = pytest.mark.process
+
 
 class Receiver:
     """A client's web server that answers webhooks with the given codes, then 200."""

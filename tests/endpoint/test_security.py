@@ -6,6 +6,8 @@ import pytest
 
 from tests.endpoint.conftest import serve
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture(scope="module")
 async def locked():

@@ -9,6 +9,8 @@ from llmpod.endpoint.state.job import JobRequest
 from llmpod.endpoint.state.worker import Worker, absent
 from tests.endpoint.conftest import serve
 
+pytestmark = pytest.mark.process
+
 
 async def take(client, worker="w1", **query):
     status, body = await client.get(f"/job-take/{worker}?gpu=x&job_in_progress=0", params=query)

@@ -21,6 +21,8 @@ from llmpod.loadtest.model import run_files
 from tests.loadtest.conftest import ROOT, Ended, Result, command, door, result_of
 from tests.loadtest.scripted import Script, scripted
 
+pytestmark = pytest.mark.process
+
 LoadTest = Callable[..., Awaitable[Result]]
 KEY = f"rpa_{secrets.token_hex(20)}"  # of a real key's form, and nobody's
 FAST = ["-c", "2", "--runs", "8", "--health-interval", "0.2"]

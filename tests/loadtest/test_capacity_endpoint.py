@@ -20,6 +20,8 @@ from llmpod.loadtest.stats import nearest_rank
 from tests.loadtest.conftest import Result
 from tests.loadtest.test_local_endpoint import endpoint, template
 
+pytestmark = pytest.mark.process
+
 LoadTest = Callable[..., Awaitable[Result]]
 COLD_START_S = 10.0
 # A client that woke up so late measured the machine and not the endpoint: the run is done again, whatever it says.

@@ -16,6 +16,8 @@ from llmpod.loadtest.run.guards import Guards
 from tests.loadtest.conftest import Result, command, result_of, start_door
 from tests.loadtest.scripted import JobScript, Script, scripted, sse_answer
 
+pytestmark = pytest.mark.process
+
 LoadTest = Callable[..., Awaitable[Result]]
 ONE = ["-c", "1", "--runs", "1", "--warmup-requests", "0"]
 

@@ -13,6 +13,8 @@ from llmpod.loadtest.model.job_record import Job
 from llmpod.loadtest.model.plan import Phase
 from llmpod.loadtest.stats import share_is_clear, student_8, two_shares
 
+pytestmark = pytest.mark.process
+
 RUNS = 8
 FIND = {"worker shortage", "nothing was answered", "the queue grows"}
 

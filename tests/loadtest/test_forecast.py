@@ -19,6 +19,8 @@ from tests.loadtest.conftest import DATA, ROOT, Result, command, door
 from tests.loadtest.scripted import JobScript, Script, scripted
 from tools import import_old_csv
 
+pytestmark = pytest.mark.process
+
 LoadTest = Callable[..., Awaitable[Result]]
 
 # file, concurrencies, then per phase: (steady p50 ms, workers, jobs/min) as published for these runs, within what

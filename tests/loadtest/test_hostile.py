@@ -21,6 +21,8 @@ from llmpod.loadtest.report.csv_export import COLUMNS, guarded
 from tests.loadtest.conftest import Result, command
 from tests.loadtest.scripted import JobScript, Script, scripted
 
+pytestmark = pytest.mark.process
+
 LoadTest = Callable[..., Awaitable[Result]]
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 ON_DISK: list[Result] = []

@@ -17,6 +17,8 @@ from llmpod.loadtest.options import RunOptions
 from tests.loadtest.conftest import Result, command
 from tests.loadtest.scripted import Script, scripted, sse_answer
 
+pytestmark = pytest.mark.process
+
 LoadTest = Callable[..., Awaitable[Result]]
 HTTP = ("--mode", "http", "--warmup-requests", "0")
 HTTP_WORKER = Path(__file__).parents[1] / "endpoint" / "workers" / "http_worker.py"

@@ -14,6 +14,8 @@ from llmpod.endpoint import Fault, Faults, LocalEndpoint, Options
 from llmpod.loadtest.model.failures import ERROR_CLASSES
 from tests.loadtest.conftest import Result
 
+pytestmark = pytest.mark.process
+
 LoadTest = Callable[..., Awaitable[Result]]
 SLEEPER = Path(__file__).parent / "sleeper.py"
 

@@ -11,6 +11,8 @@ from llmpod.loadtest.run.output import is_empty, read_output
 from tests.loadtest.conftest import Result
 from tests.loadtest.scripted import OUTPUT, JobScript, Script, scripted, sse_answer
 
+pytestmark = pytest.mark.process
+
 LoadTest = Callable[..., Awaitable[Result]]
 
 ENDS: list[tuple[JobScript, str]] = [

@@ -15,6 +15,8 @@ from llmpod.loadtest.errors import Exit, UsageError
 from tests.loadtest.conftest import Ended, door, environment
 from tests.loadtest.scripted import JobScript, Script, scripted
 
+pytestmark = pytest.mark.process
+
 Json = dict[str, Any]
 _numbers = itertools.count()
 

@@ -17,6 +17,8 @@ from llmpod.loadtest.run.closed_loop import Feed
 from tests.loadtest.conftest import Result, command, result_of, start_door
 from tests.loadtest.scripted import JobScript, Script, scripted
 
+pytestmark = pytest.mark.process
+
 LoadTest = Callable[..., Awaitable[Result]]
 Resume = Callable[[Path], Awaitable[Result]]
 

@@ -17,6 +17,8 @@ from llmpod.loadtest.run.output import Answer, Reading, read_output
 from tests.loadtest.conftest import Result
 from tests.loadtest.scripted import OUTPUT, JobScript, Script, scripted
 
+pytestmark = pytest.mark.process
+
 LoadTest = Callable[..., Awaitable[Result]]
 
 

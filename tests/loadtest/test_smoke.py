@@ -12,6 +12,8 @@ from llmpod.loadtest.options import SMOKE_CHECKS
 from tests.loadtest.conftest import Ended, command
 from tests.loadtest.scripted import JobScript, Script, ScriptedRunPod, scripted, sse_answer
 
+pytestmark = pytest.mark.process
+
 CHUNKS = [(0.0, {"choices": [{"index": 0, "text": "an "}]}), (0.005, {"choices": [{"index": 0, "text": "answer"}]})]
 REFUSED = JobScript(status="FAILED", output=None, error=json.dumps({"code": "prompt_too_long", "message": "long"}))
 BLOCKED = JobScript(output={"blocked": True, "message": "no"})

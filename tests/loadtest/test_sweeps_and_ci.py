@@ -18,6 +18,8 @@ from llmpod.loadtest.run.payload import Payloads
 from tests.loadtest.conftest import Result, command
 from tests.loadtest.scripted import JobScript, Script, scripted
 
+pytestmark = pytest.mark.process
+
 LoadTest = Any
 
 

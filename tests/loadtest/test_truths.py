@@ -7,6 +7,8 @@ import pytest
 from tests.loadtest.conftest import Result
 from tests.loadtest.scripted import JobScript, Script, scripted, sse_answer
 
+pytestmark = pytest.mark.process
+
 LoadTest = Callable[..., Awaitable[Result]]
 
 

@@ -31,6 +31,8 @@ from llmpod.loadtest.watch.watcher import Watcher
 from tests.loadtest.conftest import ROOT, environment
 from tests.loadtest.test_local_endpoint import endpoint
 
+pytestmark = pytest.mark.process
+
 PROBE = {"prompt": "x", "sleep_ms": 50}
 
 

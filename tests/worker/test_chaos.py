@@ -23,7 +23,7 @@ from llmpod.worker.queue.job_run import JobRun
 from llmpod.worker.queue.stream_chunks import Deltas
 from tests.worker.scripted import ENDED, ScriptedEngine, serving, streamed_text, text_of, until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.process]
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SECONDS = float(os.environ.get("CHAOS_SECONDS", "60"))

@@ -16,6 +16,8 @@ import pytest
 from llmpod.worker import scratch
 from tests.worker.processes import REPOSITORY
 
+pytestmark = pytest.mark.engine
+
 PROCESS = """
 import multiprocessing, os, signal, sys, tempfile, time
 from llmpod.worker import scratch, shutdown

@@ -15,6 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2ForCausalLM
 from builder.demo_model.corpus import read_corpus
 from builder.demo_model.train import Example, Recipe, encode, fingerprint
 
+pytestmark = pytest.mark.process
+
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "src/llmpod/worker/demo_model"
 QUESTIONS = Path(__file__).parent / "demo_model_questions.txt"

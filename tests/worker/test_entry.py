@@ -12,6 +12,8 @@ import pytest
 
 from tests.worker.processes import environment
 
+pytestmark = pytest.mark.engine
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 Json = dict[str, Any]
 

@@ -108,6 +108,7 @@ def test_a_folder_that_cannot_be_written_has_the_reason(tmp_path: Path) -> None:
     assert "not a folder" in str(machine.disk(tmp_path / "file" / "hub").refused)
 
 
+@pytest.mark.process
 def test_a_file_system_that_takes_no_byte_is_refused(tmp_path: Path) -> None:
     """A process that may write files of no length: what it meets is what a full disk or a quota gives."""
     program = f"from llmpod.worker import machine; print(machine.disk(machine.Path({str(tmp_path)!r})).refused)"
@@ -123,6 +124,7 @@ def test_a_file_system_that_takes_no_byte_is_refused(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.process
 def test_versions_are_found_without_an_import() -> None:
     program = "import sys; from llmpod.worker import machine; v = machine.versions(); m = sys.modules\n"
     program += "print(sorted(v), {'torch', 'vllm', 'transformers', 'runpod'} & set(m), v['vllm'], v['torch'])"

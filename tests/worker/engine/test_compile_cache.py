@@ -147,6 +147,7 @@ cache.save()
 """
 
 
+@pytest.mark.process
 def test_a_worker_killed_while_it_writes_leaves_no_archive_and_its_rest_is_removed_later(
     tmp_path: Path, events: Events
 ) -> None:

@@ -26,6 +26,8 @@ from llmpod.worker.jobs.metering import JobMeter, current_meter
 from llmpod.worker.worker import Worker
 from tests.worker.conftest import Json, replies_of
 
+pytestmark = pytest.mark.process
+
 # -- the process, with a judge that does as it is told ----------------------------------------------------------------
 
 

@@ -18,6 +18,8 @@ from llmpod.worker.engine.engine import Engine
 from llmpod.worker.engine.start import cpu_fork_server
 from tests.worker.processes import REPOSITORY, environment
 
+pytestmark = pytest.mark.process
+
 PROGRAM = """
 import gc, json, multiprocessing, os, sys
 from llmpod.worker.engine.start import cpu_fork_server

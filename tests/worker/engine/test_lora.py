@@ -16,6 +16,8 @@ from llmpod.worker.errors import StartError
 from tests.worker.adapters import make_adapter
 from tests.worker.processes import REPOSITORY, Json
 
+pytestmark = pytest.mark.engine
+
 
 def broken(file: str, content: bytes | None) -> Callable[[Path], None]:
     def spoil(folder: Path) -> None:

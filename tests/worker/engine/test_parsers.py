@@ -29,6 +29,8 @@ from llmpod.worker.jobs.metering import JobMeter, current_meter
 from llmpod.worker.settings import DEMO_MODEL
 from tests.worker.replay import Replay, one_by_one, splits
 
+pytestmark = pytest.mark.process
+
 PARSERS = sorted(
     [("tool", name) for name in ToolParserManager.list_registered()]
     + [("reasoning", name) for name in ReasoningParserManager.list_registered()]

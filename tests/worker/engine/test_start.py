@@ -12,6 +12,8 @@ from llmpod.worker.errors import StartError
 from llmpod.worker.settings import DEMO_MODEL, Settings
 from tests.worker.conftest import Events
 
+pytestmark = pytest.mark.engine
+
 
 @pytest.mark.parametrize(
     ("settings", "environment", "setting"),

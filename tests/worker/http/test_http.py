@@ -17,6 +17,8 @@ from llmpod.worker.http import body, response, server
 from tests.worker.http.serving import Served, chunks_of, job, parsed, post, request, serving
 from tests.worker.scripted import ScriptedEngine, text_of, until
 
+pytestmark = pytest.mark.process
+
 JOB = orjson.dumps(job())
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import aiohttp
 import openai
 import psutil
+import pytest
 
 from llmpod.endpoint import LoadBalancer, Options
 from llmpod.loadtest.cli import commands
@@ -23,6 +24,8 @@ from tests.worker.http.serving import job, serving
 from tests.worker.processes import REPOSITORY
 from tests.worker.queue.test_loop_engine import Shared
 from tests.worker.scripted import until
+
+pytestmark = pytest.mark.process
 
 FORWARD = [sys.executable, "-u", str(REPOSITORY / "tests" / "endpoint" / "workers" / "forward.py")]
 SCRIPTED = [sys.executable, "-u", "-m", "tests.worker.scripted_process", "http"]

@@ -16,6 +16,8 @@ from llmpod.worker.http.loading import LoadingServer
 from llmpod.worker.settings import Settings
 from tests.worker.http.serving import Answer, parsed, post, request
 
+pytestmark = pytest.mark.process
+
 
 def free_port() -> int:
     with socket.socket() as probe:

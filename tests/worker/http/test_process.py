@@ -21,6 +21,8 @@ from tests.worker.http.test_loading import free_port
 from tests.worker.processes import REPOSITORY, WorkerProcess, environment, gone
 from tests.worker.scripted import until
 
+pytestmark = pytest.mark.process
+
 CHAT = {"messages": [{"role": "user", "content": "How do I write a CV?"}], "max_tokens": 200, "ignore_eos": True}
 
 
@@ -94,6 +96,7 @@ async def answers(running: Process, path: str, body: Any, count: int) -> Counter
     return ends
 
 
+@pytest.mark.engine
 @pytest.mark.slow
 async def test_the_real_worker_from_its_first_ping_to_the_death_of_its_engine() -> None:
     async with process(sys.executable, "-u", str(REPOSITORY / "handler.py")) as running:

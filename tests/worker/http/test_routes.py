@@ -16,6 +16,8 @@ from tests.worker.http.serving import Served, post, request, serving
 from tests.worker.queue.test_loop_engine import Shared
 from tests.worker.scripted import until
 
+pytestmark = pytest.mark.process
+
 CHAT = "/v1/chat/completions"
 QUESTION: list[Any] = [{"role": "user", "content": "How do I write a CV?"}]
 TOOL: Any = {"type": "function", "function": {"name": "look_up", "parameters": {"type": "object", "properties": {}}}}

@@ -20,6 +20,8 @@ from tests.worker.metrics.gateway import Gateway
 from tests.worker.test_entry import events as lines_of
 from tests.worker.test_entry import run
 
+pytestmark = pytest.mark.process
+
 CHAT = '{"input": {"route": "/v1/chat/completions", "body": {"messages": [{"role": "user", "content": "secret"}]}}}'
 
 
@@ -47,6 +49,7 @@ async def test_the_metrics_route_has_the_worker_s_metrics_beside_vllm_s(engine: 
     assert [s for s in samples if s.name.startswith("vllm:")]
 
 
+@pytest.mark.engine
 @pytest.mark.slow
 def test_a_worker_pushes_logs_and_traces_what_it_does() -> None:
     gateway = Gateway()

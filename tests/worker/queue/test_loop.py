@@ -16,6 +16,8 @@ from llmpod.worker.queue.loop import EngineJobScaler
 from llmpod.worker.queue.result_delivery import Delivery
 from tests.worker.scripted import WORKER_ID, ScriptedEngine, error, output, serving, streamed_text, text_of, until
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture
 def posts(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, str, bytes]]:

@@ -23,6 +23,8 @@ from tests.worker.scripted import (
     until,
 )
 
+pytestmark = pytest.mark.process
+
 SLOW = {"max_tokens": 50_000}
 AT_ONCE_S = 0.05
 

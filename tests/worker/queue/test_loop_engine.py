@@ -13,7 +13,7 @@ from llmpod.endpoint import Job, JobState
 from llmpod.worker.engine.engine import Engine
 from tests.worker.scripted import LoopClock, error, output, serving, streamed_text, until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.process]
 
 LONG = {"max_tokens": 2000, "ignore_eos": True}
 NO_LIMIT = {"max_tokens_max": 0}

@@ -14,10 +14,13 @@ from typing import Any
 
 import aiohttp
 import psutil
+import pytest
 
 from llmpod.endpoint import JobState, LocalEndpoint, Options
 from tests.worker.processes import REPOSITORY, Json, WorkerProcess, start
 from tests.worker.scripted import until
+
+pytestmark = pytest.mark.process
 
 
 class Process(WorkerProcess):

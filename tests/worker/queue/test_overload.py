@@ -10,6 +10,8 @@ from llmpod.worker.engine.engine import Engine
 from llmpod.worker.worker import Worker
 from tests.worker.conftest import error_of
 
+pytestmark = pytest.mark.process
+
 MakeWorker = Callable[..., Worker]
 
 

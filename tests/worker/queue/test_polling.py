@@ -13,6 +13,8 @@ import pytest
 from llmpod.worker.queue.polling import MOST_ABREAST, Poller
 from tests.worker.scripted import ScriptedEngine, serving, until
 
+pytestmark = pytest.mark.process
+
 Answer = Callable[[int], Awaitable[list[Any] | None]]
 
 

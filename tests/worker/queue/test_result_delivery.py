@@ -23,6 +23,8 @@ from llmpod.worker.queue import sdk
 from llmpod.worker.queue.result_delivery import RUN_LIMIT_BYTES, Delivery, _address
 from tests.worker.conftest import Events
 
+pytestmark = pytest.mark.process
+
 anything = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters()) | st.binary(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.integers(), inner) | st.tuples(inner, inner),

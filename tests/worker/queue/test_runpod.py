@@ -20,7 +20,7 @@ from llmpod.loadtest.run.rate_limit import gates
 from llmpod.loadtest.smoke.checks import Smoke, Wanted
 from tests.worker.processes import WorkerProcess, gone, spawn
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.engine]
 
 Json = dict[str, Any]
 

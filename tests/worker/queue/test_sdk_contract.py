@@ -20,6 +20,8 @@ from llmpod.worker.worker import Worker
 from tests.worker.conftest import Events
 from tests.worker.scripted import ScriptedEngine
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture(autouse=True)
 def sdk_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:

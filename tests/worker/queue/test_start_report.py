@@ -25,7 +25,7 @@ from tests.worker.loopback_hub import Hub
 from tests.worker.processes import WorkerProcess, spawn
 from tests.worker.test_machine import CARD, OTHER, fake
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.engine]
 
 Json = dict[str, Any]
 TOKEN = "a-token-of-the-tests-in-no-line"

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from llmpod.worker.queue.stops import FORGET_S, EarlyStops
+
+pytestmark = pytest.mark.process
 
 WHAT = st.sampled_from(["stop", "end", "begin"])
 History = list[tuple[str, str, float]]

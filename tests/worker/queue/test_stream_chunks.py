@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 
 from llmpod.worker.queue.stream_chunks import Deltas, Item, merge, split
 
+pytestmark = pytest.mark.process
+
 
 def native(*choices: dict[str, Any], **rest: Any) -> dict[str, Any]:
     return {"choices": list(choices), **rest}

@@ -29,7 +29,7 @@ from llmpod.worker.settings import DEMO_MODEL
 from tests.worker.adapters import make_adapter
 from tests.worker.processes import WorkerProcess, spawn
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.engine]
 
 FOLDER = DEMO_MODEL.name
 """A name of the model beside its served one: that of the folder it was loaded from."""

@@ -12,7 +12,7 @@ import pytest
 from tests.worker.routes.test_clients import Served, serve
 from tests.worker.vision import IMAGE_TOKENS, bomb, make_model, picture
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.engine]
 
 HERE = "messages[0].content[0].image_url.url"
 MAX_BYTES = 20_000
