@@ -76,7 +76,9 @@ class Settings(BaseSettings):
         "Model to serve: a Hugging Face id or a folder. llmpod-demo is the demonstration model of this repository, "
         "which `python handler.py` also runs when none is named; a worker of an endpoint does not start without one.",
     )
-    model_revision: str | None = setting(None, "Model", "Branch, tag or commit of the model.")
+    model_revision: str | None = setting(
+        None, "Model", "Branch, tag or commit of the model. One that is in the cache is not looked for anew at the hub."
+    )
     model_store: str = setting(
         "/models",
         "Model",

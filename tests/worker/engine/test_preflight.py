@@ -185,6 +185,7 @@ def put_into_cache(cache: Path, *, shards: int = 1, missing: int = 0, revision: 
     (cache / "models--owner--model" / "refs" / revision).write_text(COMMIT)
     (cache / "models--owner--model" / "blobs").mkdir()
     (snapshot / "config.json").write_text("{}")
+    (snapshot / "tokenizer.json").write_text("{}")
     names = [f"model-{index:05}-of-{shards:05}.safetensors" for index in range(shards)]
     if shards > 1:
         entries = ",".join(f'"{index}": "{name}"' for index, name in enumerate(names))

@@ -169,4 +169,3 @@ def test_a_download_is_seen_to_grow(
     assert {event["download_bytes"] for event in said} == {size}
     assert "download" in {event["phase"] for event in said}
     assert said[-1]["phase"] == "load"
-    assert hub.is_cached(cache, repository)

@@ -31,6 +31,7 @@ from llmpod.worker.engine.start import (
     preflight,
     process,
     report,
+    snapshots,
     warm_up,
 )
 from llmpod.worker.engine.start.compile_cache import CompileCache
@@ -143,15 +144,16 @@ class Engine:
         with progress.phase("preflight"):
             found = await preflight.run(self._settings, self._environment, self._emit)
             progress.download = found.download
+            local = snapshots.local(self._settings, found.snapshots)
             if self._compile_cache is not None:
                 factors = compile_cache.factors_of(self._settings, found.gpus)
                 await asyncio.to_thread(self._compile_cache.load, factors)
         with progress.phase("import"):
             from vllm.engine.async_llm_engine import AsyncLLMEngine
         with progress.phase("fit"):
-            expected = await fit.report(self._settings, found, self._emit)
+            expected = await fit.report(local, found, self._emit)
         with progress.phase("load"):
-            arguments = await self._load(AsyncLLMEngine)
+            arguments = await self._load(AsyncLLMEngine, local)
         with progress.phase("warm_up"):
             await self._load_model_info(arguments.application.chat_template)
             tasks = await self._llm.get_supported_tasks()
@@ -173,7 +175,7 @@ class Engine:
         self.started = Started(
             *(time.monotonic(), can, results, progress.start_ms(), gpus),
             commit=machine.commit(self._environment),
-            revision=self._settings.model_revision,
+            revision=found.revision or self._settings.model_revision,
         )
         self._emit("warm_up", capabilities=results)
         config = self._llm.vllm_config
@@ -191,15 +193,16 @@ class Engine:
         if self._compile_cache is not None:
             self._saving = asyncio.create_task(asyncio.to_thread(self._compile_cache.save))
 
-    async def _load(self, engine_class: Any) -> Any:
-        """Read the arguments and load the model; returns the arguments."""
+    async def _load(self, engine_class: Any, local: Settings) -> Any:
+        """Read the arguments and load the model; returns the arguments. `local`: settings with folders for hub ids."""
         # Errors that do not depend on the model are reported before it is loaded.
         usual = limits.clamp_max_tokens(None, self._settings).effective
         self._sampling = Sampling(self._settings.default_sampling_params, usual)
         self._sampling.check_profile(self.profile_sampling)
         self.sampling_names = self._sampling.names
         self.sampling_defaults = self._sampling.values_without_effect
-        arguments = engine_arguments.read(self._settings, self._environment, self._emit)
+        arguments = engine_arguments.read(local, self._environment, self._emit)
+        arguments.application.model = self._settings.model  # as /v1/models shows it
         self._emit(
             "loading",
             model=self._subject,

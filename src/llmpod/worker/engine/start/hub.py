@@ -10,11 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import orjson
-
 from llmpod.worker.settings import Settings
 
-_WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
 _MEASURED_FORMATS = ("", "auto", "hf", "safetensors")  # LOAD_FORMAT, of which it is known which files are read
 _DEFINITE = {
     "GatedRepoError",
@@ -122,22 +119,6 @@ def is_definite(error: Exception) -> bool:
     return getattr(getattr(error, "response", None), "status_code", None) in (401, 403)
 
 
-def is_cached(folder: Path, repository: Repository) -> bool:
-    """Whether a start finds the repository complete in the cache, with all its weights."""
-    here = _folder(folder, repository)
-    revision = repository.revision or "main"
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        reference = here / "refs" / revision
-        commit = reference.read_text().strip() if reference.is_file() else revision
-        snapshot = here / "snapshots" / commit
-        index = snapshot / "model.safetensors.index.json"
-        if index.is_file():
-            shards = set(orjson.loads(index.read_bytes())["weight_map"].values())
-            return all((snapshot / shard).is_file() for shard in shards)
-        return any(path.is_file() for pattern in _WEIGHTS for path in snapshot.glob(pattern))
-    return False
-
-
 def weights(files: Iterable[File]) -> list[File]:
     """The files that vLLM downloads as weights: safetensors, those of the index if there is one, else PyTorch's."""
     files = [file for file in files if "/" not in file.name]
@@ -152,7 +133,7 @@ def download(
     folder: Path, repository: Repository, files: Iterable[File] | None, environment: Mapping[str, str]
 ) -> Download:
     """What of a repository's weights is to be downloaded. `files`: what the hub listed, if it answered."""
-    blobs = _folder(folder, repository) / "blobs"
+    blobs = folder / folder_name(repository) / "blobs"
     there = {name for name, _ in _files(blobs)}
     known = files is not None and environment.get("LOAD_FORMAT", "").strip().lower() in _MEASURED_FORMATS
     total = sum(file.size for file in weights(files or ()) if file.blob not in there) if known else None
@@ -163,8 +144,9 @@ def _is_hub_id(name: str) -> bool:
     return not name.startswith(("/", "./", "../", "~")) and "://" not in name and not os.path.isdir(name)  # noqa: PTH112
 
 
-def _folder(cache_folder: Path, repository: Repository) -> Path:
-    return cache_folder / f"models--{repository.name.replace('/', '--')}"
+def folder_name(repository: Repository) -> str:
+    """What the hub's client calls a repository's folder in its cache."""
+    return f"models--{repository.name.replace('/', '--')}"
 
 
 def _blob(file: Any) -> str | None:

@@ -13,10 +13,11 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple, ParamSpec, TypeVar
 
 from llmpod.worker import machine
-from llmpod.worker.engine.start import cpu_fork_server, diagnosis, hub, report
+from llmpod.worker.engine.start import cpu_fork_server, diagnosis, hub, report, snapshots
 from llmpod.worker.errors import StartError
 from llmpod.worker.event_log import Emit, describe
 from llmpod.worker.settings import Settings
@@ -45,6 +46,13 @@ class Findings(NamedTuple):
     gpus: machine.Gpus
     download: hub.Download | None
     listed: bool  # the model is there, or the hub gives it
+    snapshots: Mapping[hub.Repository, Path] = MappingProxyType({})  # what is read from a folder of the hub's cache
+
+    @property
+    def revision(self) -> str | None:
+        """The model's commit, if it is read from a snapshot."""
+        models = (path.name for repository, path in self.snapshots.items() if repository.setting == "MODEL_NAME")
+        return next(models, None)
 
 
 async def within(seconds: float, function: Callable[Given, Value], *args: Given.args, **named: Given.kwargs) -> Value:
@@ -82,7 +90,9 @@ async def run(settings: Settings, environment: Mapping[str, str], emit: Emit) ->
     """
     began = time.monotonic()
     folder = hub.cache(environment)
-    asking = asyncio.create_task(_ask(settings, environment, folder))
+    wanted = hub.repositories(settings, environment)
+    there = await _snapshots(environment, wanted)
+    asking = asyncio.create_task(_ask(settings, environment, folder, wanted, there))
     try:
         gpus, disk = await asyncio.gather(gpus_now(), _disk(folder))
         emit("environment", **report.environment(settings, environment, gpus, disk))
@@ -97,6 +107,7 @@ async def run(settings: Settings, environment: Mapping[str, str], emit: Emit) ->
         level="warning" if answer.state == "unknown" else None,
         hub=answer.state,
         reason=answer.reason,
+        snapshots={repository.name: str(path) for repository, path in there.items()} or None,
         download_bytes=None if to_come is None else to_come.total,
         free_mib=disk.free_mib,
         ms=round((time.monotonic() - began) * 1000, 1),
@@ -105,7 +116,7 @@ async def run(settings: Settings, environment: Mapping[str, str], emit: Emit) ->
         raise answer.refusal
     if to_come is not None and (refusal := missing_disk(to_come, disk, volume=machine.network_volume())):
         raise refusal
-    return Findings(gpus, to_come, answer.state in ("none", "cached", "answered"))
+    return Findings(gpus, to_come, answer.state in ("none", "cached", "answered"), there)
 
 
 def missing_gpu(gpus: machine.Gpus, *, cuda_build: bool) -> StartError | None:
@@ -139,12 +150,24 @@ def missing_disk(download: hub.Download, disk: machine.Disk, *, volume: bool) ->
     )
 
 
-async def _ask(settings: Settings, environment: Mapping[str, str], folder: Path) -> Hub:
-    """Ask the hub for what is not in the cache."""
-    wanted = hub.repositories(settings, environment)
+async def _snapshots(environment: Mapping[str, str], wanted: list[hub.Repository]) -> dict[hub.Repository, Path]:
+    try:
+        return await within(DISK_S, lambda: snapshots.find(snapshots.caches(environment), wanted))
+    except TimeoutError:
+        return {}
+
+
+async def _ask(
+    settings: Settings,
+    environment: Mapping[str, str],
+    folder: Path,
+    wanted: list[hub.Repository],
+    there: Mapping[hub.Repository, Path],
+) -> Hub:
+    """Ask the hub for what is not there."""
     if not wanted:
         return Hub("none")
-    missing = [repository for repository in wanted if not hub.is_cached(folder, repository)]
+    missing = [repository for repository in wanted if repository not in there]
     if not missing:
         return Hub("cached")
     model = missing[0] if missing[0].setting == "MODEL_NAME" else None
