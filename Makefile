@@ -54,7 +54,7 @@ fuzz: setup ## minutes of hostile jobs through the worker and a real engine (FUZ
 	FUZZ_SECONDS=$(or $(FUZZ_SECONDS),300) $(PY) -m pytest -s tests/worker/test_fuzz.py
 
 bench: setup ## all of the following: every figure of bench/README.md
-	@$(MAKE) --keep-going --no-print-directory bench-worker bench-routes bench-http bench-loop bench-endpoint bench-policy bench-loadtest bench-evidence
+	@$(MAKE) --keep-going --no-print-directory bench-worker bench-routes bench-http bench-loop bench-endpoint bench-policy bench-constraints bench-loadtest bench-evidence
 
 bench-worker: setup ## the worker against the bare engine and the SDK's own loop, through RunPod's protocol
 	@$(PY) bench/worker.py $(ARGS)
@@ -73,6 +73,9 @@ bench-loop: setup ## the job loop alone, around an engine of a known pace
 
 bench-endpoint: setup ## latency, throughput and memory of the local endpoint
 	@$(PY) bench/endpoint.py
+
+bench-constraints: setup ## what structured outputs cost to compile, by the size of the vocabulary
+	@$(PY) bench/constraints.py
 
 bench-policy: setup ## how many questions a profile's policy lets through or blocks wrongly, with and without the judge
 	@$(PY) bench/policy.py $(ARGS)

@@ -38,7 +38,7 @@ REHEARSED_TOKENS = 128
 
 Json = dict[str, Any]
 
-TOO_LONG = {"refused": "it takes too long to compile"}
+TOO_LONG = {"refused": "it takes too long to compile; counted repetitions such as maxLength cost most"}
 TOO_LARGE = {"refused": "it takes too much memory to compile"}
 BUSY = {"busy": True}
 
