@@ -43,6 +43,8 @@ VARIABLES = {"VLLM_CPU_KVCACHE_SPACE": "1", "TORCH_COMPILE_DISABLE": "1", "VLLM_
 TOOL = {"type": "function", "function": {"name": "look_up", "parameters": {"type": "object", "properties": {}}}}
 REQUESTS = {1: 8, 16: 64, 64: 128, 128: 256}
 START_S = 180.0
+LOG_TAIL = 3000
+"""Characters of a server's log that are shown when something fails."""
 
 
 @dataclass
@@ -61,12 +63,19 @@ class Server:
     name: str
     process: subprocess.Popen[bytes]
     port: int
+    log: Path
     best: dict[tuple[int, bool, bool], Figures] = field(default_factory=dict)
 
     def cpu_s(self) -> float:
         """User and system time of the server's process so far."""
         fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def said(self) -> str:
+        """The end of its log, and whether it still runs."""
+        status = self.process.poll()
+        text = self.log.read_text(errors="replace")[-LOG_TAIL:]
+        return f"--- {self.name}: {'running' if status is None else f'exited with {status}'}\n{text}"
 
     def send(self, number: signal.Signals) -> None:
         """Send a signal to the server and everything it has started."""
@@ -115,10 +124,10 @@ def start(name: str, log: Path) -> Server:
     process = subprocess.Popen(
         command, env=variables, stdout=log.open("wb"), stderr=subprocess.STDOUT, start_new_session=True
     )
-    return Server(name, process, port)
+    return Server(name, process, port, log)
 
 
-def await_ready(server: Server, log: Path) -> None:
+def await_ready(server: Server) -> None:
     """Wait until /health answers 200."""
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline and server.process.poll() is None:
@@ -127,7 +136,11 @@ def await_ready(server: Server, log: Path) -> None:
             if response.status == 200:
                 return
         time.sleep(0.2)
-    raise SystemExit(f"{server.name} did not start:\n{log.read_text(errors='replace')[-3000:]}")
+    raise SystemExit(f"{server.name} did not start:\n{server.said()}")
+
+
+class RequestError(Exception):
+    """A request was not answered as it should be."""
 
 
 class Client:
@@ -148,25 +161,42 @@ class Client:
         self._body = body
 
     async def run(self, numbers: Any, ttft_ms: list[float]) -> None:
-        """Send a request for each number, and check each answer."""
+        """Send a request for each number, and check each answer.
+
+        Raises:
+            RequestError: an answer is missing, cut or not what was asked for.
+        """
         reader, writer = await asyncio.open_connection("127.0.0.1", self._port, limit=1 << 24)
+        ended, answers = time.monotonic(), 0
         for number in numbers:
-            content = json.dumps(self._body | {"seed": number}).encode()
-            head = "POST /v1/chat/completions HTTP/1.1\r\nhost: bench\r\ncontent-type: application/json\r\n"
             began = time.monotonic()
-            writer.write(f"{head}content-length: {len(content)}\r\n\r\n".encode() + content)
-            answer = await reader.readuntil(b"\r\n\r\n")
-            assert b" 200 " in answer[:20], answer
-            if self._stream:
-                await reader.readuntil(b"data: ")
-                ttft_ms.append(1000 * (time.monotonic() - began))
-                said = await reader.readuntil(b"\r\n0\r\n\r\n")
-            else:
-                length = answer.lower().partition(b"content-length: ")[2].partition(b"\r")[0]
-                said = await reader.readexactly(int(length))
-            tokens = said.rpartition(b'"completion_tokens":')[2][:8]
-            assert int(tokens.partition(b",")[0].partition(b"}")[0]) == TOKENS, said[-300:]
+            try:
+                await self._ask(reader, writer, number, ttft_ms)
+            except (OSError, EOFError, AssertionError) as error:
+                idle_s, waited_s = began - ended, time.monotonic() - began
+                message = f"{error!r} {waited_s:.3f} s after a request was sent on a connection that had been idle for "
+                raise RequestError(f"{message}{idle_s:.3f} s, after {answers} answers") from error
+            ended, answers = time.monotonic(), answers + 1
         writer.close()
+
+    async def _ask(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, number: int, ttft_ms: list[float]
+    ) -> None:
+        content = json.dumps(self._body | {"seed": number}).encode()
+        head = "POST /v1/chat/completions HTTP/1.1\r\nhost: bench\r\ncontent-type: application/json\r\n"
+        began = time.monotonic()
+        writer.write(f"{head}content-length: {len(content)}\r\n\r\n".encode() + content)
+        answer = await reader.readuntil(b"\r\n\r\n")
+        assert b" 200 " in answer[:20], answer
+        if self._stream:
+            await reader.readuntil(b"data: ")
+            ttft_ms.append(1000 * (time.monotonic() - began))
+            said = await reader.readuntil(b"\r\n0\r\n\r\n")
+        else:
+            length = answer.lower().partition(b"content-length: ")[2].partition(b"\r")[0]
+            said = await reader.readexactly(int(length))
+        tokens = said.rpartition(b'"completion_tokens":')[2][:8]
+        assert int(tokens.partition(b",")[0].partition(b"}")[0]) == TOKENS, said[-300:]
 
 
 async def measure(server: Server, clients: int, requests: int, *, stream: bool, tools: bool) -> Figures:
@@ -175,7 +205,11 @@ async def measure(server: Server, clients: int, requests: int, *, stream: bool, 
     numbers = iter(range(requests))
     cpu, began = server.cpu_s(), time.monotonic()
     made = [Client(server.port, stream=stream, tools=tools) for _ in range(clients)]
-    await asyncio.gather(*(client.run(numbers, ttft_ms) for client in made))
+    try:
+        await asyncio.gather(*(client.run(numbers, ttft_ms) for client in made))
+    except RequestError as error:
+        kind = f"{clients} clients, stream={stream}, tools={tools}"
+        raise RequestError(f"{server.name}, {kind}: {error}") from error
     took_s, cpu_s = time.monotonic() - began, server.cpu_s() - cpu
     tokens = requests * TOKENS
     return Figures(tokens / took_s, ttft_ms, 1e6 * cpu_s / tokens)
@@ -253,11 +287,12 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="bench-http-") as folder:
         try:
             for name in ("llmpod", "vllm serve"):
-                log = Path(folder, name.replace(" ", "-") + ".log")
-                servers.append(start(name, log))
-                await_ready(servers[-1], log)
+                servers.append(start(name, Path(folder, name.replace(" ", "-") + ".log")))
+                await_ready(servers[-1])
             print(used + "\n", flush=True)
             asyncio.run(compare(servers, clients, rounds, share))
+        except RequestError as error:
+            raise SystemExit("\n".join([str(error), *(server.said() for server in servers)])) from None
         finally:
             for server in servers:
                 server.send(signal.SIGCONT)
