@@ -19,6 +19,8 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 READER_S = 30.0
 """How long a client may take to read what has been written, before the next piece is."""
+READ_S = 0.1
+"""After that, time to notice what was read while the process was suspended."""
 RETRY_AFTER_S = 1
 """Of errors that name no other time."""
 EVENTS = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache", "x-accel-buffering": "no"}
@@ -128,8 +130,11 @@ class Response:
         await self._send({"type": "http.response.start", "status": status, "headers": pairs})
 
     async def _send(self, message: MutableMapping[str, Any]) -> None:
-        try:
-            async with asyncio.timeout(READER_S):
-                await self._send_message(message)
-        except TimeoutError:
-            raise SlowReaderError from None
+        for seconds in (READER_S, READ_S):
+            try:
+                async with asyncio.timeout(seconds):
+                    await self._send_message(message)  # waits before it writes, and not after that
+                return
+            except TimeoutError:
+                continue
+        raise SlowReaderError

@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import resource
+import select
 import signal
 import socket
-from collections.abc import Iterator
-from typing import cast
+from collections.abc import Iterable, Iterator
+from typing import Any, cast
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -26,6 +27,8 @@ from llmpod.worker.worker import Worker
 
 HEADERS_S = 20.0
 """How long a request's headers may take, from the connection's or the request's first byte."""
+UNREAD_S = 0.1
+"""How much longer they have where some of them have arrived and not been read: the process may have been suspended."""
 HEAD_BYTES = 1 << 16
 """Most bytes of a request's first line and headers."""
 KEEP_ALIVE_S = 75
@@ -78,6 +81,25 @@ class Protocol(HttpToolsProtocol):
         if self.cycle is not None and not self.cycle.response_complete:
             self.cycle.keep_alive = False
 
+    def timeout_keep_alive_handler(self) -> None:
+        if not self._unread():
+            super().timeout_keep_alive_handler()
+
+    def shutdown(self) -> None:
+        """Close the connection: at once if it is idle, else when the request that has arrived is answered."""
+        if self._unread() or (self._late is not None and self._head_bytes):
+            self.loop.call_later(UNREAD_S, self.shutdown)
+        else:
+            super().shutdown()
+
+    def _unread(self) -> bool:
+        """Whether something has arrived that the event loop has not read yet: it may be a request that was in time."""
+        if self.transport.is_closing():
+            return False
+        poll = select.poll()
+        poll.register(self.transport.get_extra_info("socket"), select.POLLIN)
+        return bool(poll.poll(0))
+
     def _await_reader(self, before_bytes: int | None) -> None:
         """Drop the connection if its client reads nothing of a complete answer for READER_S."""
         unread_bytes = self.transport.get_write_buffer_size()
@@ -91,8 +113,14 @@ class Protocol(HttpToolsProtocol):
             self._reading.cancel()
             self._reading = None
 
-    def _expect_headers(self) -> None:
-        self._late = self.loop.call_later(HEADERS_S, self.transport.abort)
+    def _expect_headers(self, seconds: float | None = None) -> None:
+        self._late = self.loop.call_later(HEADERS_S if seconds is None else seconds, self._headers_late)
+
+    def _headers_late(self) -> None:
+        if self._unread():
+            self._expect_headers(UNREAD_S)
+        else:
+            self.transport.abort()
 
     def _have_headers(self) -> None:
         if self._late is not None:
@@ -103,9 +131,28 @@ class Protocol(HttpToolsProtocol):
 class Server(uvicorn.Server):
     """uvicorn's server without its handling of signals."""
 
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._accepting: list[asyncio.Task[Any]] = []
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+    def stop_listening(self, listeners: Iterable[socket.socket]) -> None:
+        """Close the listening sockets, whose backlogs are accepted first: the kernel would reset what waits in them."""
+        loop = asyncio.get_running_loop()
+        for listener in listeners:
+            with contextlib.suppress(OSError):  # nobody waits any more
+                while True:
+                    client, _ = listener.accept()
+                    client.setblocking(False)
+                    self._accepting.append(loop.create_task(loop.connect_accepted_socket(self._protocol, client)))
+        for server in self.servers:
+            server.close()
+
+    def _protocol(self) -> Protocol:
+        return Protocol(self.config, self.server_state, self.lifespan.state)
 
 
 class HttpServer(Lifecycle):
@@ -145,7 +192,7 @@ class HttpServer(Lifecycle):
         )
         try:
             await asyncio.wait((serving, ending), return_when=asyncio.FIRST_COMPLETED)
-            await self._drain()
+            await self._drain(sockets)
         finally:
             ending.cancel()
             server.should_exit = True
@@ -161,7 +208,7 @@ class HttpServer(Lifecycle):
         super().fail(failure)
         self.application.interrupt(failure)
 
-    async def _drain(self) -> None:
+    async def _drain(self, sockets: list[socket.socket]) -> None:
         seconds = 0.0 if self.failure is not None else self.worker.settings.drain_seconds
         if self.application.requests:
             self.worker.emit("draining", jobs=len(self.application.requests), seconds=seconds)
@@ -169,6 +216,7 @@ class HttpServer(Lifecycle):
         for connection in self._server.server_state.connections:
             cast(Protocol, connection).end_with_response()
         await self.application.drain(seconds, self.failure or stopping)
+        self._server.stop_listening(sockets)
         for _ in range(LINGER_STEPS):  # who is about to use an idle connection gets an answer
             if self._server.server_state.connections:
                 await asyncio.sleep(LINGER_STEP_S)
