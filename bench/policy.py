@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from llmpod.loadtest.stats import wilson
-from llmpod.worker.engine.engine import Engine
+from llmpod.worker.engine.start.engine_start import EngineStart
 from llmpod.worker.profile import file
 from llmpod.worker.settings import Settings
 from llmpod.worker.worker import Worker
@@ -86,8 +86,7 @@ def by_worker(worker: Worker) -> Decide:
 
 
 async def judged(model: str | None) -> None:
-    engine = Engine(Settings(model_name=model), {}, lambda *_, **__: None)
-    await engine.start()
+    engine = await EngineStart(Settings(model_name=model), {}, lambda *_, **__: None).run()
     try:
         with tempfile.TemporaryDirectory() as folder:
             for mode in ("suspect", "always"):

@@ -22,6 +22,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from llmpod.worker.engine.engine import Engine
+from llmpod.worker.engine.start.engine_start import EngineStart
 from llmpod.worker.jobs.stream_rate import Pace
 from llmpod.worker.queue.job_run import JobRun
 from llmpod.worker.queue.result_delivery import Delivery
@@ -108,8 +109,7 @@ async def main() -> int:
     parser.add_argument("--model")
     options = parser.parse_args()
     chosen = settings(options.model, max(options.concurrency))
-    engine = Engine(chosen, {}, lambda *_, **__: None)
-    await engine.start()
+    engine = await EngineStart(chosen, {}, lambda *_, **__: None).run()
     worker = Worker(chosen, engine, lambda *_, **__: None)
     pace = Pace(chosen.min_stream_gap_ms / 1000, chosen.max_stream_chunks_per_s)
     from llmpod.worker.jobs.inputs import Message, NativeRequest

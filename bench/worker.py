@@ -186,12 +186,11 @@ async def measure(command: list[str], cwd: Path, variables: dict[str, str]) -> F
 async def bare() -> Figures:
     """The engine alone, called in its own event loop."""
     from llmpod.worker import environ
-    from llmpod.worker.engine.engine import Engine
+    from llmpod.worker.engine.start.engine_start import EngineStart
     from llmpod.worker.jobs.inputs import NativeRequest
 
     environment = environ.load()
-    engine = Engine(environment.settings, environment.others, lambda event, **fields: None)
-    await engine.start()
+    engine = await EngineStart(environment.settings, environment.others, lambda event, **fields: None).run()
     request = NativeRequest(JOB["prompt"], None, {"ignore_eos": True}, TOKENS, False, None, True)  # type: ignore[arg-type]
     count = iter(range(1_000_000))
 

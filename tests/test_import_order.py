@@ -23,6 +23,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "engine",
         "routes",
         "worker.py",
+        "worker_start.py",
         "local_run.py",
         "lifecycle.py",
         "queue",

@@ -11,6 +11,7 @@ import pytest
 
 from llmpod.worker.engine import first_error
 from llmpod.worker.engine.engine import Engine
+from llmpod.worker.engine.start.engine_start import EngineStart
 from llmpod.worker.settings import Settings
 from llmpod.worker.worker import Worker
 
@@ -46,8 +47,7 @@ class Events:
 @pytest.fixture(scope="session")
 async def engine() -> AsyncIterator[Engine]:
     events = Events()
-    engine = Engine(Settings(), {}, events.emit)
-    await engine.start()
+    engine = await EngineStart(Settings(), {}, events.emit).run()
     assert events.named("ready")
     yield engine
     assert engine.unfinished == 0, "a test left a request in the engine"

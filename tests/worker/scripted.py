@@ -53,8 +53,10 @@ class ScriptedEngine:
         self.last_step = time.monotonic()
         self.requests: set[str] = set()
         self.most_requests = 0
-        self.running = False
-        self.started: Started | None = None
+        self.running = True
+        self.started = Started(
+            time.monotonic(), {"generate": True}, {"generate": {"ok": True, "ms": 1.0}}, {"load": 2.0}, ()
+        )
         self._death: asyncio.Event = asyncio.Event()
 
     @property
@@ -68,15 +70,6 @@ class ScriptedEngine:
     async def respond(self) -> None:
         while self.hung:
             await self._pass(0.001)
-
-    async def start(self) -> None:
-        self.running = True
-        self.started = Started(
-            time.monotonic(), {"generate": True}, {"generate": {"ok": True, "ms": 1.0}}, {"load": 2.0}, ()
-        )
-
-    async def settle(self) -> None:
-        pass
 
     def shutdown(self) -> None:
         self.running = False
@@ -134,6 +127,16 @@ class ScriptedEngine:
             raise JobError(Code.ENGINE_DEAD, "The engine died while it worked on this job.")
 
 
+class ScriptedStart:
+    """The interface of WorkerStart, for a worker that is there already."""
+
+    def __init__(self, worker: Worker) -> None:
+        self.worker, self.settings, self.emit = worker, worker.settings, worker.emit
+
+    async def run(self) -> Worker:
+        return self.worker
+
+
 def text_of(tokens: int) -> str:
     return "".join(f"w{i} " for i in range(tokens))
 
@@ -146,7 +149,7 @@ class Serving:
         self.scaler = scaler
         self.task = task
         self.events = events
-        self.worker: Worker = scaler.worker
+        self.worker: Worker = scaler.worker_start.worker
         self.engine: Any = self.worker.engine
         self.session = aiohttp.ClientSession()
 
@@ -281,12 +284,8 @@ async def serving(
             patch.setattr(rp_http, f"JOB_{name}_URL", url)
         JobsProgress().clear()
         worker = Worker(Settings(**settings), engine, events.emit)
-        scaler: Any = type("Scaler", (base,), {"worker": worker})(
-            {
-                "handler": worker.handle,
-                "concurrency_modifier": lambda current: worker.concurrency,
-                "return_aggregate_stream": worker.settings.return_aggregate_stream,
-            }
+        scaler: Any = type("Scaler", (base,), {"worker_start": ScriptedStart(worker)})(
+            {"handler": Worker.handle, "return_aggregate_stream": worker.settings.return_aggregate_stream}
             | (config or {})
         )
         task = asyncio.create_task(exit_status(scaler))

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from llmpod.worker.engine.engine import Engine
+from llmpod.worker.engine.start import warm_up
 from llmpod.worker.errors import StartError
 from llmpod.worker.jobs.engine_output import Delta, Step, Timings, Usage
 from llmpod.worker.jobs.inputs import NativeRequest
@@ -73,7 +74,6 @@ class Saying(ScriptedEngine):
         self.text, self.reason = text, reason
         self.asked: list[Json] = []
         self.rendered: list[NativeRequest] = []
-        self.profile_forms: Any = ()
 
     async def render(self, request: NativeRequest) -> list[Any]:
         self.rendered.append(request)
@@ -208,10 +208,10 @@ async def test_a_worker_without_tasks_says_so(events: Events) -> None:
     assert (error["code"], "PROFILE" in error["message"]) == ("not_found", True)
 
 
-def test_the_engine_is_told_what_to_compile(path: str, events: Events) -> None:
-    _, engine = saying(GOOD, path, events)
+def test_the_engine_is_told_what_to_compile(path: str) -> None:
+    _, forms = file.checked_by_engine(file.load(path))
     form = {"structured_outputs": {"json": SCHEMA}}
-    assert list(engine.profile_forms) == [
+    assert list(forms) == [
         ("classify", form),
         ("strict", form),
         ("free", {"structured_outputs": {"json_object": True}}),
@@ -266,9 +266,9 @@ async def test_every_shipped_task_compiles(engine: Engine) -> None:
     tasks = file.load("accounting").tasks
     assert set(tasks) >= {"math_validation", "classify_document", "field_mapping", "journal_entry"}
     for task in tasks.values():
-        await engine.compile(task.name, task.form)
+        await warm_up.compile_form(engine, task.name, task.form)
     with pytest.raises(StartError, match=r"Task bad of the profile: the engine cannot follow"):
-        await engine.compile("bad", {"structured_outputs": {"regex": "("}})
+        await warm_up.compile_form(engine, "bad", {"structured_outputs": {"regex": "("}})
 
 
 async def test_openais_routes_know_no_tasks(make_worker: MakeWorker, path: str) -> None:

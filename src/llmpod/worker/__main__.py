@@ -15,13 +15,12 @@ from collections.abc import Sequence
 import prometheus_client
 
 from llmpod.worker import environ, local_run, scratch, shutdown
-from llmpod.worker.engine.engine import Engine
 from llmpod.worker.errors import StartError
 from llmpod.worker.event_log import EventLog, use_utf8_line_buffered_stdout
 from llmpod.worker.http.loading import LoadingServer
 from llmpod.worker.metrics import reporter
 from llmpod.worker.metrics.metrics import Metrics
-from llmpod.worker.worker import Worker
+from llmpod.worker.worker_start import WorkerStart
 
 
 def parser() -> argparse.ArgumentParser:
@@ -59,20 +58,18 @@ def run(test_input: str | None, *, profile_start: bool = False) -> int:
         scratch.claim()
         metrics = Metrics(prometheus_client.REGISTRY)
         metrics.follow("llmpod_log_lines_lost_total", lambda: log.lost_in_all)
-        engine = Engine(environment.settings, environment.others, metrics.tap(log.emit))
-        engine.prepare()
-        worker = Worker(environment.settings, engine, log.emit, metrics)
+        start = WorkerStart(environment.settings, environment.others, log.emit, metrics)
         with reporter.reporting(environment.settings, metrics, log.emit, environment.others):
             if loading is not None:
                 from llmpod.worker.http import server  # imported here, as below: it is not needed elsewhere
 
-                return server.serve(worker, loading)
+                return server.serve(start, loading)
             if serves:
                 from llmpod.worker.queue import loop  # imported here: the SDK takes a second to import
 
-                return loop.serve(worker)
+                return loop.serve(start)
             job = local_run.read_job(test_input)
-            return asyncio.run(local_run.run_alone(worker, job, profile_start=profile_start))
+            return asyncio.run(local_run.run_alone(start, job, profile_start=profile_start))
     except KeyboardInterrupt:
         return 130
     except StartError as error:

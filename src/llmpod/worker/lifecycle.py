@@ -14,6 +14,7 @@ from llmpod.worker.engine.watchdog import Watchdog
 from llmpod.worker.errors import Code, JobError
 from llmpod.worker.jobs.capacity import report_crowding
 from llmpod.worker.worker import Worker
+from llmpod.worker.worker_start import WorkerStart
 
 LOADING_EXIT_S = 4.0
 """Deadline of the graceful exit after a signal while the model loads."""
@@ -24,9 +25,10 @@ ENGINE_END_S = 20.0
 class Lifecycle(ABC):
     """Base class of what serves jobs. A subclass has `serve`, and `stop`, which ends it."""
 
-    worker: Worker
+    worker: Worker  # from `serve` on
 
-    def __init__(self) -> None:
+    def __init__(self, start: WorkerStart) -> None:
+        self.worker_start = start
         self.failure: JobError | None = None
         self.owns_process = False  # whether the process may be ended, its children included
         self._loading = True
@@ -48,13 +50,13 @@ class Lifecycle(ABC):
             SystemExit: 1, when the engine failed.
         """
         self._loop = asyncio.get_running_loop()
+        worker: Worker | None = None
         try:
-            await self.worker.engine.start()
+            worker = self.worker = await self.worker_start.run()
             self._loading = False
-            worker = self.worker
             report_crowding(worker.slots.capacity, worker.settings.max_concurrency, worker.emit)
-            self.worker.on_engine_death = self._engine_died
-            watchdog = Watchdog(self.worker.engine, self.worker.settings.engine_stall_seconds, self.fail)
+            worker.on_engine_death = self._engine_died
+            watchdog = Watchdog(worker.engine, worker.settings.engine_stall_seconds, self.fail)
             watching = asyncio.create_task(watchdog.run())
             try:
                 await self.serve()
@@ -65,9 +67,10 @@ class Lifecycle(ABC):
                 shutdown.leave_within(ENGINE_END_S, 1 if self.failure or self._loading else 0)
                 if self.failure is not None:
                     shutdown.end_children()  # a hung engine does not react to a shutdown request
-            self.worker.engine.shutdown()
+            if worker is not None:
+                worker.engine.shutdown()
         if self.failure is not None:
-            self.worker.emit(
+            self.worker_start.emit(
                 "fatal",
                 level="error",
                 cause=self.failure.message,

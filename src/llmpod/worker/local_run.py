@@ -19,6 +19,7 @@ import psutil
 
 from llmpod.worker.errors import StartError
 from llmpod.worker.worker import Worker
+from llmpod.worker.worker_start import WorkerStart
 
 PHASES = ("preflight", "import", "fit", "load", "warm_up", "routes")
 """Phases of a start, one after the other; any other is a part of `load`."""
@@ -54,18 +55,18 @@ def read_job(test_input: str | None, file: Path = Path("test_input.json")) -> di
     return {"id": "local_test"} | job
 
 
-async def run_alone(worker: Worker, job: dict[str, Any], *, profile_start: bool = False) -> int:
+async def run_alone(start: WorkerStart, job: dict[str, Any], *, profile_start: bool = False) -> int:
     """Start the engine, run one job, shut the engine down. Returns the exit status.
 
     `profile_start`: print where the time of the start went, before the job.
     """
+    worker = await start.run()
     try:
-        await worker.engine.start()
-        if profile_start and worker.engine.started is not None:
+        if profile_start:
             age_s = time.time() - psutil.Process().create_time()
             _say(sys.stdout, start_table(worker.engine.started.start_ms, age_s))
         ok = await run(worker, job)
-        await worker.engine.settle()
+        await start.settle()
         return 0 if ok else 1
     finally:
         worker.engine.shutdown()

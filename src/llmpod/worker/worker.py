@@ -10,7 +10,6 @@ import asyncio
 import traceback
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from functools import cached_property
 from typing import Any
 
 from llmpod.worker.engine.engine import Engine
@@ -22,6 +21,7 @@ from llmpod.worker.jobs import bounds, capacity, inputs, limits, metering, nativ
 from llmpod.worker.jobs.job_log import JobRecord
 from llmpod.worker.metrics.metrics import Metrics
 from llmpod.worker.profile import file
+from llmpod.worker.profile.file import Profile
 from llmpod.worker.routes import routes, status
 from llmpod.worker.routes.answer import Reply
 from llmpod.worker.settings import Settings
@@ -30,38 +30,36 @@ from llmpod.worker.settings import Settings
 class Worker:
     """Answers jobs with one engine."""
 
-    def __init__(self, settings: Settings, engine: Engine, emit: Emit, metrics: Metrics | None = None) -> None:
-        """`metrics`: where the worker's events are counted; its own, read by nobody, if none are given."""
+    def __init__(
+        self,
+        settings: Settings,
+        engine: Engine,
+        emit: Emit,
+        metrics: Metrics | None = None,
+        profile: Profile | None = None,
+    ) -> None:
+        """`metrics`: where the worker's events are counted; its own, read by nobody, if none are given.
+
+        `profile`: PROFILE, if it has been loaded.
+        """
         self.settings, self.engine = settings, engine
         self.metrics = metrics or Metrics()
-        self.metrics.follow_all("llmpod_slots", lambda state: getattr(self.__dict__.get("slots"), state, 0))
         self.emit = emit = self.metrics.tap(emit)
-        self.profile = file.load(settings.profile) if settings.profile else None
+        self.profile = profile or file.of(settings.profile)
         self.judge = PolicyJudge.of(engine, self.profile, emit)
         self.routes = routes.Routes(settings, engine, self.profile, self.judge, emit, self.status)
-        engine.profile_sampling, engine.profile_forms = file.checked_by_engine(self.profile)
+        # Requests to keep in the engine: those it decodes together, and some more so that it never waits for one.
+        most_tokens = self.profile.most_tokens() if self.profile else 0
+        self.engine_capacity = capacity.engine_capacity(engine, settings, most_tokens)
+        self.slots = slots.Slots(self.engine_capacity, settings.max_queue_wait, settings.max_queue_size)
+        self.metrics.follow_all("llmpod_slots", lambda state: getattr(self.slots, state))
+        self.concurrency = settings.max_concurrency or self.engine_capacity  # jobs to hold at once
         self.on_engine_death: Callable[[], None] = lambda: None
         self.draining = False  # no more jobs are taken
 
-    @property
-    def engine_capacity(self) -> int:
-        """Requests to keep in the engine: those it decodes together, and some more so that it never waits for one."""
-        return capacity.engine_capacity(self.engine, self.settings, self.profile.most_tokens() if self.profile else 0)
-
-    @property
-    def concurrency(self) -> int:
-        """Jobs to hold at once; constant once the engine has started."""
-        return self.settings.max_concurrency or self.engine_capacity
-
-    @cached_property
-    def slots(self) -> slots.Slots:
-        """The engine's slots. Available once the engine has started."""
-        return slots.Slots(self.engine_capacity, self.settings.max_queue_wait, self.settings.max_queue_size)
-
     def status(self) -> dict[str, Any]:
         """What /status answers."""
-        held, most = (None, None) if self.engine.started is None else (self.slots, self.concurrency)
-        return status.reply(self.engine, held, draining=self.draining, concurrency=most)
+        return status.reply(self.engine, self.slots, draining=self.draining, concurrency=self.concurrency)
 
     def record(self, job: dict[str, Any]) -> JobRecord:
         """A new record for `handle`, for callers that read it or interrupt the job."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from llmpod.worker.engine.engine import Engine
+from llmpod.worker.engine.start.engine_start import EngineStart
 from llmpod.worker.errors import StartError
 from llmpod.worker.settings import DEMO_MODEL, Settings
 from tests.worker.conftest import Events
@@ -35,9 +35,8 @@ pytestmark = pytest.mark.engine
 async def test_a_start_that_fails_names_the_setting_to_change(
     events: Events, settings: dict[str, Any], environment: dict[str, str], setting: str
 ) -> None:
-    engine = Engine(Settings(**settings), environment, events.emit)
     with pytest.raises(StartError) as caught:
-        await engine.start()
+        await EngineStart(Settings(**settings), environment, events.emit).run()
     assert caught.value.setting == setting, str(caught.value)
     assert caught.value.cure
     assert "\n" not in str(caught.value)
@@ -46,7 +45,7 @@ async def test_a_start_that_fails_names_the_setting_to_change(
 
 async def test_a_folder_without_a_model_is_told_apart_from_a_broken_one(tmp_path: Path, events: Events) -> None:
     with pytest.raises(StartError, match=r"was not found"):
-        await Engine(Settings(model_name=str(tmp_path)), {}, events.emit).start()
+        await EngineStart(Settings(model_name=str(tmp_path)), {}, events.emit).run()
 
 
 async def test_a_model_that_fails_in_the_engines_process_is_explained_by_what_that_process_said(
@@ -58,4 +57,4 @@ async def test_a_model_that_fails_in_the_engines_process_is_explained_by_what_th
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100_000])
     with pytest.raises(StartError, match="damaged or incomplete"):
-        await Engine(Settings(model_name=str(tmp_path)), {}, events.emit).start()
+        await EngineStart(Settings(model_name=str(tmp_path)), {}, events.emit).run()

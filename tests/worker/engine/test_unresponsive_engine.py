@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from llmpod.worker.engine.engine import Engine
+from llmpod.worker.engine.start.engine_start import EngineStart
 from llmpod.worker.engine.watchdog import Watchdog
 from llmpod.worker.errors import Code, JobError
 from llmpod.worker.settings import Settings
@@ -58,8 +59,7 @@ KINDS: list[dict[str, Any]] = [
 @pytest.fixture(scope="module")
 async def engine() -> AsyncIterator[Engine]:
     """One that has answered nobody yet, and need not survive."""
-    engine = Engine(Settings(), {}, Events().emit)
-    await engine.start()
+    engine = await EngineStart(Settings(), {}, Events().emit).run()
     yield engine
     engine.shutdown()
 

@@ -15,7 +15,7 @@ from llmpod.worker.http.server import HttpServer
 from llmpod.worker.settings import Settings
 from llmpod.worker.worker import Worker
 from tests.worker.conftest import Events, Json
-from tests.worker.scripted import end, exit_status, until
+from tests.worker.scripted import ScriptedStart, end, exit_status, until
 
 
 class Answer(NamedTuple):
@@ -120,7 +120,8 @@ async def serving(engine: Any, events: Events | None = None, **settings: Any) ->
     chosen = Settings(**{"max_tokens_min": 1, "max_tokens_max": 0, "port": 0} | settings)
     loading = LoadingServer(chosen, "127.0.0.1")
     loading.start()
-    server = HttpServer(Worker(chosen, engine, events.emit), loading)
+    start: Any = ScriptedStart(Worker(chosen, engine, events.emit))
+    server = HttpServer(start, loading)
     task = asyncio.create_task(exit_status(server))
     await until(lambda: events.named("listening") or task.done())
     served = Served(server, task, events, int(events.named("listening")[0]["addresses"][0].rpartition(":")[2]))

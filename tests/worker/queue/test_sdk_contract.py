@@ -18,7 +18,7 @@ from llmpod.worker.queue import loop, sdk
 from llmpod.worker.settings import Settings
 from llmpod.worker.worker import Worker
 from tests.worker.conftest import Events
-from tests.worker.scripted import ScriptedEngine
+from tests.worker.scripted import ScriptedEngine, ScriptedStart
 
 pytestmark = pytest.mark.process
 
@@ -181,8 +181,9 @@ def served(monkeypatch: pytest.MonkeyPatch, events: Events, setting: str = "even
     monkeypatch.setattr(runpod.serverless, "start", started.append)
     monkeypatch.setattr(loop.signal, "signal", lambda *arguments: None)
     worker = Worker(Settings(job_loop=setting), ScriptedEngine(), events.emit)  # type: ignore[arg-type]
-    assert loop.serve(worker) == 0
-    assert rp_scale.JobScaler.worker is worker
+    start: Any = ScriptedStart(worker)
+    assert loop.serve(start) == 0
+    assert rp_scale.JobScaler.worker_start is start
     assert inspect.isasyncgenfunction(started[0]["handler"])
     return str(rp_scale.JobScaler.__mro__[1].__name__)
 

@@ -33,7 +33,6 @@ class Silent(ScriptedEngine):
 
 async def worker(events: Events, engine: ScriptedEngine | None = None, **settings: Any) -> Worker:
     engine = engine or ScriptedEngine(max_num_seqs=128)
-    await engine.start()
     return Worker(Settings(**settings), engine, events.emit)  # type: ignore[arg-type]
 
 
@@ -102,25 +101,17 @@ async def test_it_calls_nothing_of_the_engine(events: Events) -> None:
 
 
 @pytest.mark.parametrize(
-    ("loading", "dead", "draining", "expected"),
-    [
-        (True, False, False, "loading"),
-        (False, False, False, "ready"),
-        (False, False, True, "draining"),
-        (False, True, True, "failed"),
-        (True, True, False, "failed"),
-    ],
+    ("dead", "draining", "expected"),
+    [(False, False, "ready"), (False, True, "draining"), (True, True, "failed"), (True, False, "failed")],
 )
-def test_the_state_is_the_worst_that_is_true(loading: bool, dead: bool, draining: bool, expected: str) -> None:
-    assert status.state(loading=loading, dead=dead, draining=draining) == expected
+def test_the_state_is_the_worst_that_is_true(dead: bool, draining: bool, expected: str) -> None:
+    assert status.state(dead=dead, draining=draining) == expected
 
 
-async def test_a_worker_that_loads_drains_or_has_failed_says_so(events: Events) -> None:
+async def test_a_worker_that_drains_or_has_failed_says_so(events: Events) -> None:
     engine = ScriptedEngine()
     made = Worker(Settings(), engine, events.emit)  # type: ignore[arg-type]
-    assert made.status()["state"] == "loading"
     assert made.status().keys() == FIELDS
-    await engine.start()
     made.draining = True
     assert made.status()["state"] == "draining"
     engine.die()

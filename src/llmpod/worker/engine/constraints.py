@@ -131,6 +131,18 @@ class ConstraintCompiler:
             raise JobError(Code.INVALID_INPUT, message, field=field)
         return verdict
 
+    async def apply(self, outputs: Any, field: str) -> None:
+        """Check a request's StructuredOutputsParams and set their fields as vLLM's own check would.
+
+        Raises:
+            JobError: the engine could not follow them within the limits; `field` is theirs.
+        """
+        given = {name: value for name, value in vars(outputs).items() if value is not None and not name.startswith("_")}
+        verdict = await self.check(given, field=field)
+        for name, value in verdict.fields.items():
+            setattr(outputs, name, value)
+        outputs._backend, outputs._backend_was_auto = verdict.backend, verdict.auto
+
     async def _compile(self, key: str, constraint: dict[str, Any]) -> Verdict:
         """Send the constraint to the process; restarts it if it has ended."""
         try:

@@ -23,7 +23,7 @@ from llmpod.worker.http.application import Application
 from llmpod.worker.http.loading import BACKLOG, LoadingServer
 from llmpod.worker.http.response import READER_S
 from llmpod.worker.lifecycle import Lifecycle
-from llmpod.worker.worker import Worker
+from llmpod.worker.worker_start import WorkerStart
 
 HEADERS_S = 20.0
 """How long a request's headers may take, from the connection's or the request's first byte."""
@@ -158,9 +158,8 @@ class Server(uvicorn.Server):
 class HttpServer(Lifecycle):
     """Serves requests from the engine's start until a signal or a failure of the engine."""
 
-    def __init__(self, worker: Worker, loading: LoadingServer) -> None:
-        super().__init__()
-        self.worker = worker
+    def __init__(self, start: WorkerStart, loading: LoadingServer) -> None:
+        super().__init__(start)
         self.application: Application  # set by `serve`, as is the next
         self._server: Server
         self._loading_server = loading
@@ -227,7 +226,7 @@ def _address(listener: socket.socket) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def serve(worker: Worker, loading: LoadingServer) -> int:
+def serve(start: WorkerStart, loading: LoadingServer) -> int:
     """Serve requests until RunPod stops the worker. Returns the exit status.
 
     Raises:
@@ -235,7 +234,7 @@ def serve(worker: Worker, loading: LoadingServer) -> int:
     """
     _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))  # a connection is one
-    server = HttpServer(worker, loading)
+    server = HttpServer(start, loading)
     server.owns_process = True
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, server.handle_shutdown)

@@ -248,6 +248,15 @@ def checked_by_engine(profile: Profile | None) -> tuple[Checked, Checked]:
     return (profile.all_sampling(), profile.all_forms()) if profile is not None else ((), ())
 
 
+def of(name: str | None) -> Profile | None:
+    """The profile of PROFILE, if one is set.
+
+    Raises:
+        StartError: as `load`.
+    """
+    return load(name) if name else None
+
+
 def load(name: str) -> Profile:
     """Load a profile: a shipped one by its name, any other by its path.
 

@@ -27,17 +27,21 @@ from llmpod.worker.queue.polling import HALF_CLOSE_S, QUICK_S, Backoff, Poller
 from llmpod.worker.queue.result_delivery import Delivery
 from llmpod.worker.queue.stops import EarlyStops
 from llmpod.worker.worker import Worker
+from llmpod.worker.worker_start import WorkerStart
 
 SdkJobScaler = rp_scale.JobScaler
 """The SDK's own class: `serve` puts ours in its place."""
 
 
 class EngineJobScaler(Lifecycle, rp_scale.JobScaler):  # type: ignore[misc] # the SDK is untyped
-    """The SDK's own job loop, with an engine that starts and ends with it."""
+    """The SDK's own job loop, with an engine that starts and ends with it.
+
+    The SDK makes it of its configuration alone, so `worker_start` is set on a subclass.
+    """
 
     def __init__(self, config: dict[str, Any]) -> None:
         SdkJobScaler.__init__(self, config)
-        Lifecycle.__init__(self)
+        Lifecycle.__init__(self, self.worker_start)
 
     def start(self) -> None:
         """Install signal handlers and run the loop; called by the SDK. Afterwards this class may end the process."""
@@ -46,6 +50,8 @@ class EngineJobScaler(Lifecycle, rp_scale.JobScaler):  # type: ignore[misc] # th
 
     async def serve(self) -> None:
         """Poll for jobs and run them until shutdown."""
+        self.config["handler"] = self.worker.handle
+        self.concurrency_modifier = lambda current: self.worker.concurrency
         await SdkJobScaler.run(self)
 
     def stop(self) -> None:
@@ -68,7 +74,7 @@ class EventJobScaler(EngineJobScaler):
         super().__init__(config)
         self._runs: dict[str, JobRun] = {}
         self._stops = EarlyStops()
-        settings = self.worker.settings
+        settings = self.worker_start.settings
         self._pace = Pace(settings.min_stream_gap_ms / 1000, settings.max_stream_chunks_per_s)
 
     async def serve(self) -> None:
@@ -218,7 +224,7 @@ def _leave_before_start(signum: int, frame: FrameType | None) -> NoReturn:
     raise SystemExit(0)
 
 
-def serve(worker: Worker) -> int:
+def serve(start: WorkerStart) -> int:
     """Serve jobs until RunPod stops the worker. Returns the exit status.
 
     Raises:
@@ -226,24 +232,23 @@ def serve(worker: Worker) -> int:
     """
     missing = sdk.missing()
     base: type[EngineJobScaler] = EventJobScaler
-    if worker.settings.job_loop == "stock":
+    if start.settings.job_loop == "stock":
         base = EngineJobScaler
     elif missing:
         reason = f"runpod {sdk.VERSION} does not have, in the form used here: {', '.join(missing)}"
-        worker.emit("job_loop", level="warning", used="stock", reason=reason, missing=missing)
+        start.emit("job_loop", level="warning", used="stock", reason=reason, missing=missing)
         base = EngineJobScaler
     signal.signal(signal.SIGTERM, _leave_before_start)
-    rp_scale.JobScaler = type("Scaler", (base,), {"worker": worker})
+    rp_scale.JobScaler = type("Scaler", (base,), {"worker_start": start})
     incomplete = {name.split(".")[0] for name in missing}
     if "rp_logger" not in incomplete:
-        sdk.quiet(worker.emit, worker.settings.log_level)
+        sdk.quiet(start.emit, start.settings.log_level)
     if "rp_fitness" not in incomplete:
         sdk.forgo_torch_checks()
     runpod.serverless.start(
         {
-            "handler": worker.handle,
-            "concurrency_modifier": lambda current: worker.concurrency,
-            "return_aggregate_stream": worker.settings.return_aggregate_stream,
+            "handler": Worker.handle,  # a worker's own when there is one
+            "return_aggregate_stream": start.settings.return_aggregate_stream,
         }
     )
     return 0

@@ -32,35 +32,46 @@ _GUARD_BYTES = GUARD.encode()
 class Application:
     """The application of one running `AsyncLLMEngine`."""
 
-    def __init__(self, llm: Any, prompts: Prompts, settings: Settings, constrain: metered_engine.Constrain) -> None:
+    def __init__(self, app: Any, arguments: Any, llm: Any, prompts: Prompts, settings: Settings) -> None:
+        """`app`: vLLM's own, initialised with `arguments` (`build`)."""
         self._llm = llm
-        self._constrain = constrain
         self._prompts = prompts
         self._settings = settings
-        self._state: Any = None
+        self._state = app.state
         self._guards = False
         self._harmony = llm.model_config.hf_config.model_type == "gpt_oss"
         self.frame = Frame()  # the template's own text, measured by `install_guard`
-        self.asgi: App  # set by `start`
-        self.routes: list[Route] = []  # every path, open or not
+        self.routes = route_table.read(app)  # every path, open or not
         self.takes_media = bool(llm.model_config.is_multimodal_model)
-        self.calls_tools = False
-        self.reads_reasoning = False
+        # gpt-oss has its own format, which vLLM parses without a parser's name (openai/parser/harmony_utils.py).
+        self.calls_tools = self._harmony or (arguments.enable_auto_tool_choice and bool(arguments.tool_call_parser))
+        self.reads_reasoning = self._harmony or bool(arguments.structured_outputs_config.reasoning_parser)
 
-    async def start(self, arguments: Any) -> None:
+        async def with_load(*call: Any) -> None:
+            """/load reports all requests in the engine; vLLM counts those of its routes, and only if enabled."""
+            app.state.server_load_metrics = llm.output_processor.get_num_unfinished_requests()
+            await app(*call)
+
+        self.asgi: App = with_load
+
+    @classmethod
+    async def build(
+        cls, llm: Any, prompts: Prompts, settings: Settings, constrain: metered_engine.Constrain, arguments: Any
+    ) -> Application:
         """Build the application. `arguments`: its own, from engine_arguments.py.
 
         Raises:
             StartError: an adapter cannot be loaded.
         """
         build_app, init_app_state = _application()
-        tasks = await self._llm.get_supported_tasks()
-        app = build_app(arguments, tasks, self._llm.model_config)
-        self._state = app.state
+        tasks = await llm.get_supported_tasks()
+        app = build_app(arguments, tasks, llm.model_config)
         try:
-            await init_app_state(self._metered_engine(), app.state, arguments, tasks)
+            await init_app_state(_metered_engine(llm, prompts, settings, constrain), app.state, arguments, tasks)
         except ValueError as error:
-            name = self._missing_adapter()
+            models = getattr(app.state, "openai_serving_models", None)
+            loaded = settings.lora_modules if models is None else models.lora_requests
+            name = next((name for name in settings.lora_modules if name not in loaded), None)
             if name is None:
                 raise
             raise StartError(
@@ -75,18 +86,9 @@ class Application:
         for store in ("response_store", "msg_store", "event_store"):
             if hasattr(responses, store):
                 setattr(responses, store, metered_engine.Bounded(STORED_RESPONSES))
-        # gpt-oss has its own format, which vLLM parses without a parser's name (openai/parser/harmony_utils.py).
-        self.calls_tools = self._harmony or (arguments.enable_auto_tool_choice and bool(arguments.tool_call_parser))
-        self.reads_reasoning = self._harmony or bool(arguments.structured_outputs_config.reasoning_parser)
-        self.routes = route_table.read(app)
-        route_catalog.check_opened(self._settings.allowed_routes, self.paths)
-
-        async def with_load(*call: Any) -> None:
-            """/load reports all requests in the engine; vLLM counts those of its routes, and only if enabled."""
-            app.state.server_load_metrics = self._llm.output_processor.get_num_unfinished_requests()
-            await app(*call)
-
-        self.asgi = with_load
+        made = cls(app, arguments, llm, prompts, settings)
+        route_catalog.check_opened(settings.allowed_routes, made.paths)
+        return made
 
     async def install_guard(self) -> None:
         """Set the guard of vLLM's renderer. Whether it can cut texts at the marks is found by a test prompt."""
@@ -156,27 +158,9 @@ class Application:
         """Remove the marks of `guard` from an answer, which may repeat them (in a tool's name, say)."""
         return answer.replace(_GUARD_BYTES, b"") if _GUARD_BYTES in answer else answer
 
-    def _metered_engine(self) -> metered_engine.MeteredEngine:
-        """The engine client for the application. Logits processors come from LOGITS_PROCESSORS or plugins."""
-        plugins = importlib.metadata.entry_points(group="vllm.logits_processors")
-        return metered_engine.MeteredEngine(
-            self._llm,
-            partial(detokenizer, self._llm.renderer.tokenizer),
-            visible=lambda ids: self._prompts.visible(self._prompts.decode(ids)),
-            constrain=self._constrain,
-            patience_s=self._settings.engine_stall_seconds,
-            custom_processors=bool(self._llm.model_config.logits_processors or plugins),
-        )
-
     def parses(self, body: Mapping[str, Any], fields: Collection[str] | None) -> bool:
         """Whether vLLM parses tool calls or reasoning; `fields`: what the route's body may hold."""
         return fields is not None and "tools" in fields and (self.reads_reasoning or bool(body.get("tools")))
-
-    def _missing_adapter(self) -> str | None:
-        """The adapter that vLLM failed to load."""
-        models = getattr(self._state, "openai_serving_models", None)
-        loaded = self._settings.lora_modules if models is None else models.lora_requests
-        return next((name for name in self._settings.lora_modules if name not in loaded), None)
 
     async def _cuts(self) -> bool:
         """Whether a control token in a user's message stays text in vLLM's application."""
@@ -212,6 +196,21 @@ class Application:
         ) as exchange:
             await exchange.whole()
         return seen[0] if seen else None
+
+
+def _metered_engine(
+    llm: Any, prompts: Prompts, settings: Settings, constrain: metered_engine.Constrain
+) -> metered_engine.MeteredEngine:
+    """The engine client for the application. Logits processors come from LOGITS_PROCESSORS or plugins."""
+    plugins = importlib.metadata.entry_points(group="vllm.logits_processors")
+    return metered_engine.MeteredEngine(
+        llm,
+        partial(detokenizer, llm.renderer.tokenizer),
+        visible=lambda ids: prompts.visible(prompts.decode(ids)),
+        constrain=constrain,
+        patience_s=settings.engine_stall_seconds,
+        custom_processors=bool(llm.model_config.logits_processors or plugins),
+    )
 
 
 def detokenizer(tokenizer: Any, params: Any, prompt_ids: Sequence[int]) -> Detokenizer:

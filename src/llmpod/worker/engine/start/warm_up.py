@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import io
 import struct
 import time
@@ -21,7 +22,9 @@ import orjson
 
 from llmpod.worker.engine.app.application import Application
 from llmpod.worker.engine.app.asgi import App, Broken, Exchange
-from llmpod.worker.errors import StartError
+from llmpod.worker.engine.generation import Generation
+from llmpod.worker.errors import JobError, StartError
+from llmpod.worker.jobs.inputs import NativeRequest
 
 PIXELS = 28
 AUDIO_S = 0.2
@@ -29,6 +32,21 @@ SAMPLE_RATE = 16_000
 LONGEST_S = 120.0
 """Time for one request of a capability that the worker can do without."""
 
+EVERY_SAMPLER = {
+    "temperature": 0.9,
+    "top_p": 0.9,
+    "top_k": 50,
+    "min_p": 0.1,
+    "seed": 1,
+    "frequency_penalty": 0.5,
+    "presence_penalty": 0.5,
+    "repetition_penalty": 1.2,
+    "logit_bias": {0: 0.5},
+    "logprobs": 1,
+}
+"""Sampling parameters whose first use initialises something in the engine."""
+
+_HELLO = NativeRequest("Hello", None, {}, None, False, None, True)
 _BOUNDARY = "llmpod-warm-up"
 
 
@@ -112,6 +130,41 @@ async def run(app: App, wanted: Iterable[Trial], longest_s: float = LONGEST_S) -
             )
         results.append(result)
     return results
+
+
+async def generate(generation: Generation) -> None:
+    """Run real generations, so that the first job does not pay for initialisation.
+
+    The last one also fixes the engine's structured output backend, before a client does.
+    """
+    for given in ({}, EVERY_SAMPLER, {"structured_outputs": {"json_object": True}}):
+        try:
+            await _generate(generation, generation.sampling(given, 2, stream=False))
+        except JobError:
+            if not given:  # excluded by this model or its configuration, for jobs too
+                raise
+
+
+async def compile_form(generation: Generation, task: str, form: Mapping[str, Any]) -> None:
+    """Compile the structured output of a task, and generate two tokens with it, so that no job pays for it.
+
+    Raises:
+        StartError: the engine cannot follow it within the limits.
+    """
+    try:
+        params = generation.sampling(form, 2, stream=False)
+        await generation.constrain(params)
+        await _generate(generation, params)
+    except JobError as error:
+        cause = error.message.removeprefix("sampling_params.structured_outputs: ")
+        raise StartError(f"Task {task} of the profile: {cause}", "Correct its schema.", setting="PROFILE") from None
+
+
+async def _generate(generation: Generation, params: Any) -> None:
+    ids = await generation.render(_HELLO)
+    async with contextlib.aclosing(generation.generate(ids, params, "warm-up")) as steps:
+        async for _ in steps:
+            pass
 
 
 async def timed(capability: str, attempt: Awaitable[str | None]) -> Result:
