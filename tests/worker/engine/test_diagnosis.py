@@ -45,6 +45,12 @@ SAID = [
     ("Model architectures ['FooForCausalLM'] are not supported for now.", "MODEL_NAME"),
     ("Total number of attention heads (14) must be divisible by tensor parallel size (4).", "divisor of 14"),
     ("Worker proc VllmWorker-0 died unexpectedly (exit code: -4)", "DTYPE=float32"),
+    (
+        "ValueError: Could not find checkpoint files '/m/*.safetensors', only pre-sharded checkpoints "
+        "are currently supported!",
+        "save_sharded_state",
+    ),
+    ("RuntimeError: Cannot find any model weights with `/m`", "LOAD_FORMAT"),
     ("safetensors_rust.SafetensorError: Error while deserializing header: incomplete metadata", "damaged"),
     ("PermissionError: [Errno 13] Permission denied: '/runpod-volume/huggingface-cache'", "RUN_AS=root"),
     ("OSError: [Errno 28] No space left on device", "disk"),

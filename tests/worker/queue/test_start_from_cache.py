@@ -22,6 +22,7 @@ OWN_ADDRESS = ["8.8.8.8", 80]
 
 
 @pytest.mark.slow
+@pytest.mark.engine
 async def test_a_start_from_the_cache_asks_the_hub_for_nothing(tmp_path: Path) -> None:
     fake(tmp_path, f"echo '{CARD}'")  # with a GPU the fit is estimated, which reads the weights' headers
     cache = tmp_path / "hf" / "hub"

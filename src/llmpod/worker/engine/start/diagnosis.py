@@ -169,6 +169,18 @@ STARTUP_ERROR_RULES = (
         "DTYPE",
     ),
     StartupErrorRule(
+        r"only pre-sharded checkpoints",
+        "{model} is not saved in parts by GPU, which this LOAD_FORMAT reads.",
+        "Unset LOAD_FORMAT, or save the model with vLLM's save_sharded_state for as many GPUs.",
+        "LOAD_FORMAT",
+    ),
+    StartupErrorRule(
+        r"Cannot find any model weights",
+        "{model} has no weights, or none of the kind that LOAD_FORMAT reads.",
+        "Unset LOAD_FORMAT, or download or copy the model again.",
+        "LOAD_FORMAT",
+    ),
+    StartupErrorRule(
         r"SafetensorError|safetensors_rust",
         "The weights of {model} are damaged or incomplete.",
         "Download or copy the model again.",

@@ -26,6 +26,7 @@ from llmpod.worker.engine.start import (
     fit,
     heap,
     hub,
+    load_format,
     preflight,
     process,
     report,
@@ -61,6 +62,7 @@ class EngineStart:
         self._emit = emit
         self._saving: asyncio.Task[None] | None = None  # of the compile cache, while the first jobs run
         diagnosis.examine(settings)
+        load_format.check(environment, settings.model, on_cpu=cpu_fork_server.on_cpu())
         process.error_log().unlink(missing_ok=True)
         process.milestones().unlink(missing_ok=True)
         process.prepare(settings)

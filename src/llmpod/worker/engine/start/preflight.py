@@ -17,7 +17,7 @@ from types import MappingProxyType
 from typing import NamedTuple, ParamSpec, TypeVar
 
 from llmpod.worker import machine
-from llmpod.worker.engine.start import cpu_fork_server, diagnosis, hub, report, snapshots
+from llmpod.worker.engine.start import cpu_fork_server, diagnosis, hub, load_format, report, snapshots
 from llmpod.worker.errors import StartError
 from llmpod.worker.event_log import Emit, describe
 from llmpod.worker.settings import Settings
@@ -95,6 +95,7 @@ async def run(settings: Settings, environment: Mapping[str, str], emit: Emit) ->
     asking = asyncio.create_task(_ask(settings, environment, folder, wanted, there))
     try:
         gpus, disk = await asyncio.gather(gpus_now(), _disk(folder))
+        advice = await _advice(environment, Path(snapshots.local(settings, there).model))
         emit("environment", **report.environment(settings, environment, gpus, disk))
         if (refusal := missing_gpu(gpus, cuda_build=_needs_cuda())) is not None:
             raise refusal
@@ -110,6 +111,7 @@ async def run(settings: Settings, environment: Mapping[str, str], emit: Emit) ->
         snapshots={repository.name: str(path) for repository, path in there.items()} or None,
         download_bytes=None if to_come is None else to_come.total,
         free_mib=disk.free_mib,
+        advice=advice,
         ms=round((time.monotonic() - began) * 1000, 1),
     )
     if answer.refusal is not None:
@@ -155,6 +157,13 @@ async def _snapshots(environment: Mapping[str, str], wanted: list[hub.Repository
         return await within(DISK_S, lambda: snapshots.find(snapshots.caches(environment), wanted))
     except TimeoutError:
         return {}
+
+
+async def _advice(environment: Mapping[str, str], weights: Path) -> str | None:
+    try:
+        return await within(DISK_S, load_format.advice, environment, weights, machine.memory()[1])
+    except (OSError, TimeoutError):
+        return None
 
 
 async def _ask(
