@@ -6,12 +6,16 @@ Every request generates 128 tokens. The bare engine is `AsyncLLM.generate` with 
 for the streamed comparison); a route job goes through `JobRun`, as in the job loop: input, limits, policy, admission,
 vLLM's application, server-sent events, taking turns, log lines. Rounds are interleaved, so that a machine whose speed
 changes changes both; the best round of each counts. Exit status 1 if a ratio misses its target.
+
+A second table: what ISOLATE_PREFIX_CACHE costs a client whose prompts begin alike. Answers of one token, one at a time,
+to questions behind the same system message, with the engine's prefix cache shared between jobs or not; medians.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import statistics
 import sys
 import time
 from collections.abc import Awaitable, Callable
@@ -86,6 +90,22 @@ async def route(worker: Worker, pace: Pace, number: int, *, stream: bool, post_s
     return max(1, posts.chunks)
 
 
+async def isolation(worker: Worker, pace: Pace, *, words: int, jobs: int = 20) -> float:
+    """Median milliseconds of a job of one token, whose question stands behind a system message of so many words."""
+    took = []
+    for number in range(jobs + 1):
+        messages = [
+            {"role": "system", "content": "career " * words},
+            {"role": "user", "content": f"Question {number}?"},
+        ]
+        job_input = {"openai_route": "/v1/chat/completions", "openai_input": {"messages": messages, "max_tokens": 1}}
+        job = {"id": f"isolation-{time.monotonic_ns()}", "input": job_input}
+        began = time.monotonic()
+        await JobRun(job, worker, Posts(0), pace).run()
+        took.append(1000 * (time.monotonic() - began))
+    return statistics.median(took[1:])
+
+
 async def rate(call: Callable[[int], Awaitable[Any]], concurrency: int, requests: int) -> tuple[float, float]:
     """Tokens per second over all requests, and replies per request."""
     left = iter(range(requests))
@@ -147,6 +167,15 @@ async def main() -> int:
             )
         for name, target in (("route", TARGETS["whole"]), ("route, streamed", TARGETS["stream"])):
             missed |= best[name][0] / best["bare"][0] < target
+    print("\n| words before the question | ms, prefix cache shared | ms, ISOLATE_PREFIX_CACHE=true |\n|---|---|---|")
+    silent: Any = lambda *_, **__: None  # noqa: E731
+    workers = [
+        Worker(chosen.model_copy(update={"max_prompt_chars": 0, "isolate_prefix_cache": alone}), engine, silent)
+        for alone in (False, True)
+    ]
+    for words in (10, 100, 1000):
+        shared_ms, isolated_ms = [await isolation(one, pace, words=words) for one in workers]
+        print(f"| {words} | {shared_ms:.1f} | {isolated_ms:.1f} |", flush=True)
     engine.shutdown()
     return 1 if missed else 0
 
