@@ -1,5 +1,5 @@
 """Writes what is made from something else: pages of docs/, .env.example and .runpod/ from the settings and the table of
-errors, worker/sdk_parameters.py from the openai and anthropic packages.
+errors, worker/routes/sdk_parameters.json from the openai and anthropic packages.
 
 python -m builder.generate            write them
 python -m builder.generate --check    list those that are out of date, and exit 1 if any is
@@ -168,22 +168,14 @@ SDK_METHODS: dict[str, tuple[Callable[..., Any], ...]] = {
 """Which methods of the packages call which route."""
 NOT_IN_BODIES = {"self", "extra_headers", "extra_query", "extra_body", "timeout"}
 
-SDK_PARAMETERS = '''\
-"""The parameters that the openai and anthropic packages know, by route. Generated (`make docs`): do not edit."""
-
-SDK_PARAMETERS: dict[str, frozenset[str]] = {
-'''
-
 
 def sdk_parameters() -> str:
-    """worker/routes/sdk_parameters.py: the packages are not in the worker's image, so their parameters are data."""
-    out = [SDK_PARAMETERS]
+    """worker/routes/sdk_parameters.json: the packages are not in the worker's image, so their parameters are data."""
+    rows = []
     for route, methods in SDK_METHODS.items():
         names = {name for method in methods for name in inspect.signature(method).parameters} - NOT_IN_BODIES
-        out += [f'    "{route}": frozenset(\n        {{\n']
-        out += [f'            "{name}",\n' for name in sorted(names)]
-        out += ["        }\n    ),\n"]
-    return "".join([*out, "}\n"])
+        rows.append(f'  "{route}": {json.dumps(sorted(names))}')
+    return "{\n" + ",\n".join(rows) + "\n}\n"
 
 
 def env_example() -> str:
@@ -259,7 +251,7 @@ def files() -> dict[Path, str]:
         ROOT / "docs" / "configuration.md": configuration(),
         ROOT / "docs" / "errors.md": errors(),
         ROOT / "docs" / "profiles.md": profile_docs.page((ROOT / "docs" / "profiles.md").read_text(encoding="utf-8")),
-        ROOT / "src" / "llmpod" / "worker" / "routes" / "sdk_parameters.py": sdk_parameters(),
+        ROOT / "src" / "llmpod" / "worker" / "routes" / "sdk_parameters.json": sdk_parameters(),
         ROOT / ".env.example": env_example(),
         ROOT / ".runpod" / "hub.json": json.dumps(hub(), indent=2, ensure_ascii=False) + "\n",
         ROOT / ".runpod" / "tests.json": json.dumps(hub_tests(), indent=2, ensure_ascii=False) + "\n",

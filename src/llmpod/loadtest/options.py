@@ -17,6 +17,14 @@ examples:
   llmpod loadtest --base-url http://127.0.0.1:8000/v2/local --request-rate 2 --arrival poisson --duration 5m
   llmpod loadtest --soak 2h --concurrency 2 --slo-preset soak --gpu-price 0.40 --max-cost 2
 """
+QUALITY_EPILOG = """\
+exit codes:  0 the gate is met   1 the run could not be done   2 usage   3 the gate is not met   4 stopped by a guard
+             5 more than 5 % of the jobs had no answer, or none was judged   130 interrupted
+"""
+SMOKE_EPILOG = """\
+checks:      reachable, health, cold, warm, stream, openai, parallel, too_long, blocked (with --blocked-prompt)
+exit codes:  0 every check passed   1 the endpoint does not answer   2 usage   3 a check failed
+"""
 PRESETS: dict[str, tuple[str, ...]] = {
     "career": (
         "exec.p50<=3000ms",

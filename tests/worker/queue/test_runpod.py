@@ -14,10 +14,10 @@ import pytest
 
 from llmpod.endpoint import LocalEndpoint, Options
 from llmpod.loadtest.environ import Secret
-from llmpod.loadtest.options import SMOKE_CHECKS
+from llmpod.loadtest.options import SMOKE_CHECKS, SmokeOptions
 from llmpod.loadtest.run.client import RunPod
 from llmpod.loadtest.run.rate_limit import gates
-from llmpod.loadtest.smoke.checks import Smoke, Wanted
+from llmpod.loadtest.smoke.checks import Smoke
 from tests.worker.processes import WorkerProcess, gone, spawn
 
 pytestmark = [pytest.mark.slow, pytest.mark.engine]
@@ -83,15 +83,11 @@ async def test_the_smoke_test_passes(
     endpoint: LocalEndpoint, worker: WorkerProcess, client: aiohttp.ClientSession
 ) -> None:
     """All of it, against a worker with a profile: what it blocks is blocked, and what is too long fails as such."""
-    wanted = Wanted(
+    wanted = SmokeOptions(
         prompt="How do I prepare for a job interview?",
-        max_tokens=64,
-        model=None,
-        cold_timeout_s=60,
-        timeout_s=60,
-        too_long_chars=400_000,
+        cold_timeout=60,
+        timeout=60,
         blocked_prompt="What is the average salary of a data scientist?",
-        skip=frozenset(),
     )
     smoke = Smoke(RunPod(client, endpoint.url, Secret(""), gates(None)), wanted)
     results = await smoke.run(lambda _: None)

@@ -27,9 +27,8 @@ from llmpod.worker.errors import Code, JobError
 from llmpod.worker.jobs.client_fields import MOVED, REFUSED, Settled
 from llmpod.worker.jobs.inputs import NativeRequest, parse
 from llmpod.worker.jobs.route_catalog import RULES
-from llmpod.worker.routes.body_fields import MAX_IGNORED, settle
+from llmpod.worker.routes.body_fields import MAX_IGNORED, SDK_PARAMETERS, settle
 from llmpod.worker.routes.prompt_fields import PROMPT_FIELDS
-from llmpod.worker.routes.sdk_parameters import SDK_PARAMETERS
 
 ROUTERS = [module.router for module in (chat, completions, responses, messages, embeddings, scoring)]
 FIELDS = {

@@ -30,16 +30,11 @@ from llmpod.loadtest.capacity.simulate import Autoscaler, Fixed
 from llmpod.loadtest.cli.messages import make_console
 from llmpod.loadtest.environ import Environment
 from llmpod.loadtest.errors import Exit, UsageError
-from llmpod.loadtest.flags import make_parser
 from llmpod.loadtest.model import run_files
-from llmpod.loadtest.options import PROG, CapacityOptions
+from llmpod.loadtest.options import CapacityOptions
 from llmpod.loadtest.units import show_ms, show_rate, show_share, show_usd
 
 SIMULATED = frozenset({"total", "delay", "exec", "overhead", "error_rate", "success_rate", "throughput"})
-
-
-def parse(words: Sequence[str]) -> CapacityOptions:
-    return make_parser(CapacityOptions, f"{PROG} capacity").parse_args(words, CapacityOptions())
 
 
 def act(options: CapacityOptions, environment: Environment) -> Exit:

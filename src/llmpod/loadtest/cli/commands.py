@@ -1,45 +1,53 @@
-"""Table of the commands. A new one is a line here and a module with `parse` and `act`."""
+"""Table of the commands. A new one is a line here, a class of options and a function that acts on them."""
 
 import importlib
-from collections.abc import Sequence
-from typing import Any, Protocol, cast
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
+from llmpod.loadtest import options
 from llmpod.loadtest.environ import Environment
 from llmpod.loadtest.errors import Exit, UsageError
+from llmpod.loadtest.flags import make_parser
+
+
+class Command(NamedTuple):
+    """`module`: of llmpod.loadtest.cli, imported when the command is run; its function `function` acts."""
+
+    options: type
+    module: str
+    function: str = "act"
+    epilog: str | None = None
+
 
 COMMANDS = {
-    "run": "llmpod.loadtest.cli.run",
-    "report": "llmpod.loadtest.cli.report",
-    "compare": "llmpod.loadtest.cli.compare",
-    "resume": "llmpod.loadtest.cli.resume",
-    "capacity": "llmpod.loadtest.cli.capacity",
-    "quality": "llmpod.loadtest.cli.quality",
-    "watch": "llmpod.loadtest.cli.watch",
-    "smoke": "llmpod.loadtest.cli.smoke",
+    "run": Command(options.RunOptions, "session", "run", options.EPILOG),
+    "report": Command(options.ReportOptions, "report"),
+    "compare": Command(options.CompareOptions, "compare"),
+    "resume": Command(options.ResumeOptions, "session", "resume"),
+    "capacity": Command(options.CapacityOptions, "capacity"),
+    "quality": Command(options.QualityOptions, "quality", epilog=options.QUALITY_EPILOG),
+    "watch": Command(options.WatchOptions, "watch"),
+    "smoke": Command(options.SmokeOptions, "smoke", epilog=options.SMOKE_EPILOG),
 }
-"""Each command and its module, which has the functions of `Command`. It is imported when the command is run."""
 
 
-class Command(Protocol):
-    """What the module of a command has."""
-
-    def parse(self, words: Sequence[str]) -> Any:
-        """The options from the words behind the command's name. Raises UsageError; --help ends the program."""
-
-    def act(self, options: Any, environment: Environment) -> Exit:
-        """Runs the command with the options that `parse` returned. Raises LoadTestError."""
-
-
-def module(command: str) -> Command:
-    return cast("Command", importlib.import_module(COMMANDS[command]))
+def action(command: str) -> Callable[[Any, Environment], Exit]:
+    """What acts on a command's options. It raises LoadTestError."""
+    found = COMMANDS[command]
+    acts: Callable[[Any, Environment], Exit] = getattr(
+        importlib.import_module(f"llmpod.loadtest.cli.{found.module}"), found.function
+    )
+    return acts
 
 
 def parse(argv: Sequence[str]) -> tuple[str, Any]:
-    """(command, options). Raises UsageError."""
+    """(command, options). Raises UsageError; --help ends the program."""
     words = list(argv)
     command = "run"
     if words and not words[0].startswith("-"):
         if words[0] not in COMMANDS:
             raise UsageError(f"there is no command '{words[0]}': there are {', '.join(COMMANDS)}")
         command = words.pop(0)
-    return command, module(command).parse(words)
+    chosen = COMMANDS[command]
+    prog = options.PROG if command == "run" else f"{options.PROG} {command}"
+    return command, make_parser(chosen.options, prog, chosen.epilog).parse_args(words, chosen.options())

@@ -25,11 +25,10 @@ from llmpod.loadtest.cli.quality import compare_quality, is_quality
 from llmpod.loadtest.cli.viewing import make_saved_view, parse_percentiles
 from llmpod.loadtest.environ import Environment
 from llmpod.loadtest.errors import Exit, UsageError
-from llmpod.loadtest.flags import make_parser
 from llmpod.loadtest.model import run_files
 from llmpod.loadtest.model.job_record import Job
 from llmpod.loadtest.model.run_files import Recorded
-from llmpod.loadtest.options import PROG, CompareOptions
+from llmpod.loadtest.options import CompareOptions
 from llmpod.loadtest.report.report import build
 from llmpod.loadtest.stats import difference_intervals, needed_n, quantiles, student_8, two_shares
 from llmpod.loadtest.units import show_ms, show_rate, show_share, show_usd
@@ -176,10 +175,6 @@ def _phases(recorded: Recorded) -> dict[str, list[Job]]:
 def _values(jobs: Sequence[Job], metric: str) -> list[float]:
     read = METRICS[metric]
     return [value for job in jobs if job.ok and (value := read(job)) is not None]
-
-
-def parse(words: Sequence[str]) -> CompareOptions:
-    return make_parser(CompareOptions, f"{PROG} compare").parse_args(words, CompareOptions())
 
 
 def act(options: CompareOptions, environment: Environment) -> Exit:

@@ -14,7 +14,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def act(environment: environ.Environment) -> Exit:
         command, chosen = commands.parse(sys.argv[1:] if argv is None else argv)
-        return commands.module(command).act(chosen, environment)
+        return commands.action(command)(chosen, environment)
 
     return guarded(act)
 

@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
-import aiohttp
 from rich.console import Console
 
 from llmpod.loadtest.analysis.analyse import analyse
@@ -17,24 +16,22 @@ from llmpod.loadtest.cli.messages import make_console
 from llmpod.loadtest.cli.session import made_by, resolve, run_to_end, signals
 from llmpod.loadtest.environ import Environment
 from llmpod.loadtest.errors import Exit, UsageError
-from llmpod.loadtest.flags import make_parser
 from llmpod.loadtest.model import plan as plans
 from llmpod.loadtest.model import run_files
 from llmpod.loadtest.model.plan import Mode, Phase, Plan
 from llmpod.loadtest.model.run_files import Journal, LineFile
-from llmpod.loadtest.options import PROG, CompareOptions, QualityOptions, RunOptions
+from llmpod.loadtest.options import CompareOptions, QualityOptions, RunOptions
 from llmpod.loadtest.quality import dataset, gate, results
 from llmpod.loadtest.quality.compare import Change, compare
 from llmpod.loadtest.quality.console import show, show_changes
 from llmpod.loadtest.quality.dataset import Row
 from llmpod.loadtest.quality.results import QualityReport, Results
-from llmpod.loadtest.run.client import RunPod
+from llmpod.loadtest.run.client import connected
 from llmpod.loadtest.run.clock import Clock
 from llmpod.loadtest.run.context import RunContext
 from llmpod.loadtest.run.guards import Guards
 from llmpod.loadtest.run.polling import PollPace
 from llmpod.loadtest.run.probes import HealthWatch
-from llmpod.loadtest.run.rate_limit import RUNPOD_LIMITS, gates
 from llmpod.loadtest.run.runner import Runner
 from llmpod.loadtest.units import count
 
@@ -53,16 +50,6 @@ class Inputs:
 
     def body(self, mode: Mode, phase: str, index: int) -> dict[str, Any]:
         return {"input": self._rows[index % len(self._rows)].input}
-
-
-EPILOG = """\
-exit codes:  0 the gate is met   1 the run could not be done   2 usage   3 the gate is not met   4 stopped by a guard
-             5 more than 5 % of the jobs had no answer, or none was judged   130 interrupted
-"""
-
-
-def parse(words: Sequence[str]) -> QualityOptions:
-    return make_parser(QualityOptions, f"{PROG} quality", EPILOG).parse_args(words, QualityOptions())
 
 
 def act(options: QualityOptions, environment: Environment) -> Exit:
@@ -129,11 +116,7 @@ async def _send(
     """Sends every row and waits for all ends, or for an early one."""
     journal, notes = Journal(directory), list[str]()
     try:
-        connector = aiohttp.TCPConnector(limit=0)
-        async with aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar()) as http:
-            client = RunPod(
-                http, base_url, environment.api_key, gates(RUNPOD_LIMITS if options.limits == "runpod" else None)
-            )
+        async with connected(base_url, environment.api_key, options.limits) as client:
             sending = RunOptions(timeout=options.timeout, retries=options.retries, expect_blocked=True)
             context = RunContext(client, Clock(), journal, sending, PollPace(None), keep=taken.take)
             health = HealthWatch(context, 5.0)

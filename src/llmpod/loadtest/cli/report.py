@@ -1,21 +1,15 @@
 """Command `report`: the report of a recorded run, again or with other objectives."""
 
 import gc
-from collections.abc import Sequence
 from pathlib import Path
 
 from llmpod.loadtest.cli.publish import publish
 from llmpod.loadtest.cli.viewing import make_view
 from llmpod.loadtest.environ import Environment
 from llmpod.loadtest.errors import Exit, UsageError
-from llmpod.loadtest.flags import make_parser
 from llmpod.loadtest.model import run_files
-from llmpod.loadtest.options import PROG, ReportOptions
+from llmpod.loadtest.options import ReportOptions
 from llmpod.loadtest.report.report import build
-
-
-def parse(words: Sequence[str]) -> ReportOptions:
-    return make_parser(ReportOptions, f"{PROG} report").parse_args(words, ReportOptions())
 
 
 def act(chosen: ReportOptions, environment: Environment) -> Exit:

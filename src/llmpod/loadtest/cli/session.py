@@ -32,17 +32,17 @@ from llmpod.loadtest.model import run_files
 from llmpod.loadtest.model.job_record import Job
 from llmpod.loadtest.model.plan import Phase, Plan
 from llmpod.loadtest.model.run_files import Journal, Recorded
-from llmpod.loadtest.options import QualityOptions, RunOptions, SmokeOptions, UiOptions, WatchOptions
+from llmpod.loadtest.options import QualityOptions, ResumeOptions, RunOptions, SmokeOptions, UiOptions, WatchOptions
 from llmpod.loadtest.report.report import build
 from llmpod.loadtest.run import http_mode
-from llmpod.loadtest.run.client import RUNPOD_BASE, RunPod
+from llmpod.loadtest.run.client import RUNPOD_BASE, connected
 from llmpod.loadtest.run.clock import Clock, utc_now
 from llmpod.loadtest.run.context import RunContext
 from llmpod.loadtest.run.guards import Guards, Stop
 from llmpod.loadtest.run.payload import Payloads
 from llmpod.loadtest.run.polling import PollPace
 from llmpod.loadtest.run.probes import HealthWatch
-from llmpod.loadtest.run.rate_limit import RUNPOD_LIMITS, Gate, gates
+from llmpod.loadtest.run.rate_limit import Gate
 from llmpod.loadtest.run.runner import Runner
 
 MIN_JUDGED = 20
@@ -58,6 +58,16 @@ class Setup:
     plan: Plan
     view: View
     directory: Path
+
+
+def run(options: RunOptions, environment: Environment) -> Exit:
+    """Sends the planned load, and reports on it."""
+    return asyncio.run(run_new(options, environment))
+
+
+def resume(chosen: ResumeOptions, environment: Environment) -> Exit:
+    """Goes on where a run stopped, with the options it was started with."""
+    return asyncio.run(run_again(Path(chosen.directory), chosen, environment))
 
 
 async def run_new(options: RunOptions, environment: Environment) -> Exit:
@@ -155,10 +165,7 @@ async def _execute(setup: Setup, payloads: Payloads, before: Recorded | None) ->
     log.event("session_started", clock.now_ms(), at=utc_now(), resumed=before is not None)
     notes: list[str] = []
     try:
-        connector = aiohttp.TCPConnector(limit=0, ttl_dns_cache=300)
-        async with aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar()) as http:
-            gate_map = gates(RUNPOD_LIMITS if options.limits == "runpod" else None)
-            client = RunPod(http, setup.base_url, setup.environment.api_key, gate_map)
+        async with connected(setup.base_url, setup.environment.api_key, options.limits) as client:
             context = RunContext(client, clock, log, options, PollPace(options.poll_interval))
             if before is not None and before.orphans:
                 done = await asyncio.gather(*(context.cancel(job_id) for job_id in before.orphans))
@@ -191,7 +198,7 @@ async def _execute(setup: Setup, payloads: Payloads, before: Recorded | None) ->
             with signals(runner), shown(setup, runner, health, guards):
                 await run_to_end(runner, notes)
             notes += runner.tally.notes
-            notes += _limit_notes(gate_map)
+            notes += _limit_notes(client.gates)
             if health.alarm and not (runner.stopped and health.alarm in runner.stopped.reason):
                 notes.append(health.alarm)
             if health.unanswered:

@@ -7,29 +7,17 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-import aiohttp
 from rich.console import Console
 
 from llmpod.loadtest.cli.messages import make_console
 from llmpod.loadtest.cli.session import resolve
 from llmpod.loadtest.environ import Environment
 from llmpod.loadtest.errors import Exit, UsageError
-from llmpod.loadtest.flags import make_parser
-from llmpod.loadtest.options import PROG, SmokeOptions
-from llmpod.loadtest.run.client import RunPod
-from llmpod.loadtest.run.rate_limit import RUNPOD_LIMITS, gates
-from llmpod.loadtest.smoke.checks import Result, Smoke, Wanted
+from llmpod.loadtest.options import SmokeOptions
+from llmpod.loadtest.run.client import connected
+from llmpod.loadtest.smoke.checks import Result, Smoke
 from llmpod.loadtest.smoke.record import make_record, performance, write_record
 from llmpod.loadtest.units import show_ms
-
-EPILOG = """\
-checks:      reachable, health, cold, warm, stream, openai, parallel, too_long, blocked (with --blocked-prompt)
-exit codes:  0 every check passed   1 the endpoint does not answer   2 usage   3 a check failed
-"""
-
-
-def parse(words: Sequence[str]) -> SmokeOptions:
-    return make_parser(SmokeOptions, f"{PROG} smoke", EPILOG).parse_args(words, SmokeOptions())
 
 
 def act(options: SmokeOptions, environment: Environment) -> Exit:
@@ -62,21 +50,8 @@ def verdict(results: Sequence[Result]) -> Exit:
 async def _run(
     options: SmokeOptions, base_url: str, environment: Environment, console: Console | None
 ) -> tuple[Smoke, list[Result]]:
-    wanted = Wanted(
-        prompt=options.prompt,
-        max_tokens=options.max_tokens,
-        model=options.model,
-        cold_timeout_s=options.cold_timeout,
-        timeout_s=options.timeout,
-        too_long_chars=options.too_long_chars,
-        blocked_prompt=options.blocked_prompt,
-        skip=frozenset(options.skip),
-    )
-    async with aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as session:
-        client = RunPod(
-            session, base_url, environment.api_key, gates(RUNPOD_LIMITS if options.limits == "runpod" else None)
-        )
-        smoke = Smoke(client, wanted)
+    async with connected(base_url, environment.api_key, options.limits) as client:
+        smoke = Smoke(client, options)
         return smoke, await smoke.run(lambda result: _show(console, result))
 
 

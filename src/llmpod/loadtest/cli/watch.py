@@ -4,27 +4,19 @@ import asyncio
 import json
 import signal
 import sys
-from collections.abc import Sequence
 from typing import Any
 
-import aiohttp
 from aiohttp import web
 
 from llmpod.loadtest.cli.session import resolve
 from llmpod.loadtest.environ import Environment
 from llmpod.loadtest.errors import Exit, LoadTestError, UsageError
-from llmpod.loadtest.flags import make_parser
 from llmpod.loadtest.options import PROG, WatchOptions
-from llmpod.loadtest.run.client import RunPod
-from llmpod.loadtest.run.rate_limit import RUNPOD_LIMITS, gates
+from llmpod.loadtest.run.client import connected
 from llmpod.loadtest.watch.exposition import CONTENT_TYPE, Numbers
 from llmpod.loadtest.watch.watcher import Watcher, every
 
 PROBE_INPUT = {"prompt": "Say hello.", "sampling_params": {"max_tokens": 16, "temperature": 0}}
-
-
-def parse(words: Sequence[str]) -> WatchOptions:
-    return make_parser(WatchOptions, f"{PROG} watch").parse_args(words, WatchOptions())
 
 
 def act(options: WatchOptions, environment: Environment) -> Exit:
@@ -41,9 +33,7 @@ async def watch(options: WatchOptions, environment: Environment) -> Exit:
     probe_input = _probe_input(options.probe_input)
     base_url = resolve(options, environment)
     numbers = Numbers(base_url.rstrip("/").rsplit("/", 1)[-1])
-    limits = RUNPOD_LIMITS if options.limits == "runpod" else None
-    async with aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as session:
-        client = RunPod(session, base_url, environment.api_key, gates(limits))
+    async with connected(base_url, environment.api_key, options.limits) as client:
         watcher = Watcher(client, numbers, probe_input, options.probe_timeout, _say)
         if options.once:
             seen = await watcher.look()

@@ -17,7 +17,7 @@ import aiohttp
 
 from llmpod.loadtest.environ import Secret
 from llmpod.loadtest.intake import REPLY_LIMIT_BYTES, UnreadableError, line, number, read_json
-from llmpod.loadtest.run.rate_limit import Gate
+from llmpod.loadtest.run.rate_limit import RUNPOD_LIMITS, Gate, gates
 from llmpod.loadtest.run.sse import EventTooLargeError
 
 RUNPOD_BASE = "https://api.runpod.ai/v2"
@@ -144,6 +144,14 @@ class RunPod:
     def _error(self, error: BaseException) -> CallError:
         kind, detail = _explain(error)
         return CallError(kind, line(self._key.redact(detail)))
+
+
+@asynccontextmanager
+async def connected(base_url: str, key: Secret, limits: str) -> AsyncIterator[RunPod]:
+    """A client with a session of its own. `limits`: `runpod` keeps RunPod's rate limits, `off` keeps none."""
+    connector = aiohttp.TCPConnector(limit=0, ttl_dns_cache=300)
+    async with aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar()) as session:
+        yield RunPod(session, base_url, key, gates(RUNPOD_LIMITS if limits == "runpod" else None))
 
 
 async def read_whole(response: aiohttp.ClientResponse) -> bytes:

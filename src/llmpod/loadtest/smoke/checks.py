@@ -14,7 +14,7 @@ from llmpod.loadtest.intake import job_id, job_path, line
 from llmpod.loadtest.model.answer_text import text_of
 from llmpod.loadtest.model.failures import TERMINAL, error_code, error_text
 from llmpod.loadtest.model.health import health_sample
-from llmpod.loadtest.options import SMOKE_CHECKS
+from llmpod.loadtest.options import SMOKE_CHECKS, SmokeOptions
 from llmpod.loadtest.run.client import CallError, Reply, RunPod, read_whole
 from llmpod.loadtest.run.context import describe
 from llmpod.loadtest.run.output import Answer, Reading, read_output
@@ -32,20 +32,6 @@ class CheckError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """What is sent, and how long each answer may take (seconds)."""
-
-    prompt: str
-    max_tokens: int
-    model: str | None
-    cold_timeout_s: float
-    timeout_s: float
-    too_long_chars: int
-    blocked_prompt: str | None
-    skip: frozenset[str]
-
-
-@dataclass(frozen=True, slots=True)
 class Result:
     """A check's answer. `passed`: None where it was not made. `detail`: what was seen."""
 
@@ -60,7 +46,7 @@ class Smoke:
     """The checks against one endpoint. `facts`: what the worker says about itself: version, commit, model, revision."""
 
     client: RunPod
-    wanted: Wanted
+    wanted: SmokeOptions
     facts: dict[str, str] = field(default_factory=dict)
 
     async def run(self, tell: Callable[[Result], None]) -> list[Result]:
@@ -113,15 +99,15 @@ class Smoke:
         return ", ".join(f"{name} {number}" for name, number in sample["workers"].items())
 
     async def cold(self) -> str:
-        done = await self._job(self._native(), self.wanted.cold_timeout_s)
+        done = await self._job(self._native(), self.wanted.cold_timeout)
         return f"{answered(done)}{_times(done)}"
 
     async def warm(self) -> str:
-        done = await self._job(self._native(), self.wanted.timeout_s)
+        done = await self._job(self._native(), self.wanted.timeout)
         return f"{answered(done)}{_times(done)}"
 
     async def stream(self) -> str:
-        deadline_s = perf_counter() + self.wanted.timeout_s
+        deadline_s = perf_counter() + self.wanted.timeout
         accepted = await self._submit(self._native(stream=True))
         texts: list[str] = []
         reading, chunks, status = Reading(), 0, ""
@@ -129,7 +115,7 @@ class Smoke:
             while status not in TERMINAL:
                 left_s = deadline_s - perf_counter()
                 if left_s <= 0:
-                    raise CheckError(f"no end of the stream within {self.wanted.timeout_s:g} s")
+                    raise CheckError(f"no end of the stream within {self.wanted.timeout:g} s")
                 reply = await self.client.call("stream", "GET", job_path("stream", accepted), timeout_s=left_s)
                 status = reply.job_status or ""
                 if not status:
@@ -161,7 +147,7 @@ class Smoke:
         body = chat_body(self.wanted.prompt, self.wanted.max_tokens) | {"stream": True, "model": model}
         parser, reading, events, ended = SseParser(), Reading(), 0, False
         path = "/openai/v1/chat/completions"
-        opened = self.client.open_stream("openai", path, body, self.wanted.timeout_s, lambda _: None)
+        opened = self.client.open_stream("openai", path, body, self.wanted.timeout, lambda _: None)
         async with opened as (response, sent_s):
             if response.status != 200:
                 raw = await read_whole(response)
@@ -181,7 +167,7 @@ class Smoke:
         return f"{events} events, [DONE]"
 
     async def parallel(self) -> str:
-        jobs = [self._job(self._native(), self.wanted.timeout_s) for _ in range(PARALLEL)]
+        jobs = [self._job(self._native(), self.wanted.timeout) for _ in range(PARALLEL)]
         answers = await asyncio.gather(*jobs, return_exceptions=True)
         failed = [one for one in answers if isinstance(one, BaseException)]
         texts = [answered(one) for one in answers if not isinstance(one, BaseException)]
@@ -191,7 +177,7 @@ class Smoke:
 
     async def too_long(self) -> str:
         prompt = ("word " * (self.wanted.too_long_chars // 5 + 1))[: self.wanted.too_long_chars]
-        done = await self._end(await self._submit(self._native(prompt=prompt)), self.wanted.timeout_s)
+        done = await self._end(await self._submit(self._native(prompt=prompt)), self.wanted.timeout)
         status, code = done.job_status, error_code(done.body.get("error"))
         if status != "FAILED" or code not in TOO_LONG:
             seen = f"{status} with {code or error_text(done.body.get('error')) or 'an answer'}"
@@ -199,7 +185,7 @@ class Smoke:
         return f"FAILED with {code}"
 
     async def blocked(self) -> str:
-        done = await self._job(self._native(prompt=self.wanted.blocked_prompt), self.wanted.timeout_s)
+        done = await self._job(self._native(prompt=self.wanted.blocked_prompt), self.wanted.timeout)
         if not read_output(done.body.get("output")).blocked:
             raise CheckError("the worker answers it")
         return "blocked by the worker's policy"
@@ -256,7 +242,7 @@ class Smoke:
     async def _model(self) -> str | None:
         """The first model that /v1/models names; None where there is no such route."""
         try:
-            reply = await self.client.call("openai", "GET", "/openai/v1/models", timeout_s=self.wanted.timeout_s)
+            reply = await self.client.call("openai", "GET", "/openai/v1/models", timeout_s=self.wanted.timeout)
         except CallError:
             return None
         rows = reply.body.get("data") if isinstance(reply.body, dict) else None
@@ -271,7 +257,7 @@ class Smoke:
         for route, names in FACTS.items():
             try:
                 body = {"input": {"route": route, "method": "GET"}}
-                done = await self._end(await self._submit(body), self.wanted.timeout_s)
+                done = await self._end(await self._submit(body), self.wanted.timeout)
             except (CheckError, CallError):
                 continue
             output = done.body.get("output") if done.job_status == "COMPLETED" else None

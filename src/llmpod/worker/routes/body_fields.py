@@ -7,7 +7,7 @@ own model does not have:
 1. one that vLLM once had, or that others spell otherwise, is taken under its present name (MOVED);
 2. one that asks for what nobody here does is refused with the cure, unless its value asks for nothing (REFUSED);
 3. one that another route here reads (a prompt, a sampling parameter, a constraint) is refused as well;
-4. one of the route's own client library (sdk_parameters.py) is ignored and reported;
+4. one of the route's own client library (sdk_parameters.json) is ignored and reported;
 5. one that resembles a known one is taken for a misspelling and refused;
 6. any other belongs to some other service: it is ignored and reported.
 
@@ -17,14 +17,21 @@ null asks for nothing anywhere.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
+
+import orjson
 
 from llmpod.worker.errors import Code, JobError
 from llmpod.worker.jobs import limits, route_catalog
 from llmpod.worker.jobs.client_fields import MOVED, REFUSED, Settled, check_format, empty, move, refused, resembles
 from llmpod.worker.routes import prompt_fields
-from llmpod.worker.routes.sdk_parameters import SDK_PARAMETERS
 
+SDK_PARAMETERS: dict[str, frozenset[str]] = {
+    route: frozenset(names)
+    for route, names in orjson.loads(Path(__file__).with_name("sdk_parameters.json").read_bytes()).items()
+}
+"""The parameters that the openai and anthropic packages know, by route."""
 MAX_IGNORED = 32
 """Fields that may be ignored in one request: each is compared with all that are known."""
 
