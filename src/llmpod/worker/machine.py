@@ -186,20 +186,18 @@ def processors() -> float:
     return allowed
 
 
-def memory() -> tuple[int | None, int | None]:
+def memory() -> tuple[int, int]:
     """Main memory in MiB, and what of it is available: the machine's, or the container's where that is less."""
-    total = free = None
-    with contextlib.suppress(OSError):
-        table = Path("/proc/meminfo").read_text()
-        total, free = (_kib(table, name) for name in ("MemTotal", "MemAvailable"))
+    whole = psutil.virtual_memory()
+    total, free = whole.total // MIB, whole.available // MIB
     for limit, used in (
         ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
         ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
     ):
         with contextlib.suppress(OSError, ValueError):
             most = int(Path(limit).read_text()) // MIB
-            if total is None or most < total:
-                total, free = most, min(free or most, most - int(Path(used).read_text()) // MIB)
+            if most < total:
+                total, free = most, min(free, most - int(Path(used).read_text()) // MIB)
             break
     return total, free
 
@@ -212,11 +210,6 @@ def used_mib() -> int:
         with contextlib.suppress(psutil.Error, OSError):
             used += process.memory_full_info().pss
     return used // MIB
-
-
-def _kib(table: str, name: str) -> int | None:
-    found = re.search(rf"^{name}:\s+(\d+) kB", table, re.MULTILINE)
-    return int(found[1]) // 1024 if found else None
 
 
 def _version(distribution: str) -> str | None:

@@ -12,8 +12,8 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable
-from typing import Protocol
 
+from llmpod.worker.engine.engine import Engine
 from llmpod.worker.errors import Code, JobError
 
 PERIOD_S = 0.25
@@ -21,29 +21,10 @@ QUESTION_PERIOD_S = 10.0
 """Seconds between two probes, or a quarter of ENGINE_STALL_SECONDS where that is less."""
 
 
-class Watched(Protocol):
-    """What the watchdog reads of an engine."""
-
-    @property
-    def dead(self) -> bool:
-        """Whether the engine's processes have failed."""
-
-    @property
-    def unfinished(self) -> int:
-        """Requests that the engine has not finished."""
-
-    @property
-    def last_step(self) -> float:
-        """Time of the engine's last step, in monotonic seconds."""
-
-    async def respond(self) -> None:
-        """Return when the engine's process has answered a probe, between two of its steps."""
-
-
 class Watchdog:
     """Checks an engine periodically and reports its failure once."""
 
-    def __init__(self, engine: Watched, stall_s: float, on_failure: Callable[[JobError], None]) -> None:
+    def __init__(self, engine: Engine, stall_s: float, on_failure: Callable[[JobError], None]) -> None:
         """`stall_s`: ENGINE_STALL_SECONDS; 0 disables the check for stalls."""
         self._engine = engine
         self._stall_s = stall_s

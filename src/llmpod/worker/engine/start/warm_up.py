@@ -10,15 +10,14 @@ import asyncio
 import base64
 import contextlib
 import io
-import struct
 import time
 import wave
-import zlib
 from collections.abc import Awaitable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import orjson
+from urllib3 import encode_multipart_formdata
 
 from llmpod.worker.engine.app.application import Application
 from llmpod.worker.engine.app.asgi import App, Broken, Exchange
@@ -213,28 +212,17 @@ def _asking_about_an_image(model: str) -> bytes:
 
 def _form(model: str) -> bytes:
     """A form with a recording of silence."""
-    parts = ((b'name="model"', model.encode()), (b'name="file"; filename="silence.wav"', silence()))
-    return (
-        b"".join(
-            b"--%s\r\nContent-Disposition: form-data; %s\r\n\r\n%s\r\n" % (_BOUNDARY.encode(), head, content)
-            for head, content in parts
-        )
-        + b"--%s--\r\n" % _BOUNDARY.encode()
-    )
+    fields = (("model", model), ("file", ("silence.wav", silence(), "audio/wav")))
+    return encode_multipart_formdata(fields, boundary=_BOUNDARY)[0]
 
 
 def image() -> bytes:
     """A grey image of PIXELS by PIXELS, as PNG."""
-    rows = (b"\x00" + b"\x80\x80\x80" * PIXELS) * PIXELS
-    chunks = (
-        (b"IHDR", struct.pack(">IIBBBBB", PIXELS, PIXELS, 8, 2, 0, 0, 0)),
-        (b"IDAT", zlib.compress(rows)),
-        (b"IEND", b""),
-    )
-    packed = (
-        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
-    )
-    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.new("L", (PIXELS, PIXELS), 128).save(file, "PNG")
+    return file.getvalue()
 
 
 def silence() -> bytes:
