@@ -17,6 +17,7 @@ from llmpod.worker.profile.file import ProfileData
 from llmpod.worker.profile.patterns import PatternSet
 from llmpod.worker.profile.tasks import rules
 from llmpod.worker.profile.tasks.paths import MISSING, Path
+from llmpod.worker.profile.tasks.rule_values import Expression
 
 BEGIN, END = "<!-- format: builder/profile_docs.py -->\n", "<!-- end of the format -->"
 WORDS: dict[Any, str] = {
@@ -28,7 +29,7 @@ WORDS: dict[Any, str] = {
     PatternSet: "pattern set",
     Decimal: "number",
     Path: "path",
-    rules.Expression: "path, sum(path), count(path) or number",
+    Expression: "path, sum(path), count(path) or number",
     re.Pattern[str]: "regular expression",
     tuple[tuple[Path, Any], ...]: "table of paths and values",
 }

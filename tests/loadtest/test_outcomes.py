@@ -7,7 +7,7 @@ import pytest
 
 from llmpod.loadtest.model.failures import ERROR_CLASSES, error_text
 from llmpod.loadtest.run.outcomes import judge
-from llmpod.loadtest.run.output import is_empty, read_output
+from llmpod.loadtest.run.output import read_output
 from tests.loadtest.conftest import Result
 from tests.loadtest.scripted import OUTPUT, JobScript, Script, scripted, sse_answer
 
@@ -204,10 +204,10 @@ def test_every_end_has_a_class_that_the_report_can_explain() -> None:
 
 
 def test_zero_and_false_are_outputs() -> None:
-    assert not is_empty(0)
-    assert not is_empty(False)
-    assert is_empty([])
-    assert is_empty([{}, ""])
+    assert read_output(0).content
+    assert read_output(False).content
+    assert not read_output([]).content
+    assert not read_output([{}, ""]).content
 
 
 def test_an_error_is_one_line_with_its_type() -> None:

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from llmpod.loadtest.analysis.analyse import drift
 from llmpod.loadtest.model.failures import ERROR_CLASSES, error_code
 from llmpod.loadtest.model.job_record import Job
+from llmpod.loadtest.run.answer import Answer
 from llmpod.loadtest.run.outcomes import Verdict, failed, judge, note
-from llmpod.loadtest.run.output import Answer, Reading, read_output
+from llmpod.loadtest.run.output import Reading, read_output
 from tests.loadtest.conftest import Result
 from tests.loadtest.scripted import OUTPUT, JobScript, Script, scripted
 

@@ -6,7 +6,7 @@ from typing import Any
 from llmpod.loadtest.intake import line
 from llmpod.loadtest.model.failures import Outcome, error_code, error_text
 from llmpod.loadtest.model.job_record import Job
-from llmpod.loadtest.run.output import CUT, Answer
+from llmpod.loadtest.run.answer import CUT, Answer
 
 CHARS_PER_TOKEN = 4
 _ENDED_WITHOUT_RESULT = {"FAILED": "job_failed", "TIMED_OUT": "job_timed_out", "CANCELLED": "job_cancelled"}

@@ -14,10 +14,11 @@ from llmpod.loadtest.intake import job_path, label
 from llmpod.loadtest.model.failures import TERMINAL, submit_class
 from llmpod.loadtest.model.job_record import Job
 from llmpod.loadtest.run import outcomes
+from llmpod.loadtest.run.answer import Answer, joined
 from llmpod.loadtest.run.client import CallError, Reply, read_whole
 from llmpod.loadtest.run.context import RunContext, describe
 from llmpod.loadtest.run.outcomes import Verdict
-from llmpod.loadtest.run.output import Answer, Reading, joined, read_output
+from llmpod.loadtest.run.output import Reading, read_output
 from llmpod.loadtest.run.queue_modes import BAD_POLLS_IN_A_ROW, HELD_MS, give_up, refuse, submit, take_timings
 from llmpod.loadtest.run.sse import SseParser
 

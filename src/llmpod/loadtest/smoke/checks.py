@@ -15,9 +15,10 @@ from llmpod.loadtest.model.answer_text import text_of
 from llmpod.loadtest.model.failures import TERMINAL, error_code, error_text
 from llmpod.loadtest.model.health import health_sample
 from llmpod.loadtest.options import SMOKE_CHECKS, SmokeOptions
+from llmpod.loadtest.run.answer import Answer
 from llmpod.loadtest.run.client import CallError, Reply, RunPod, read_whole
 from llmpod.loadtest.run.context import describe
-from llmpod.loadtest.run.output import Answer, Reading, read_output
+from llmpod.loadtest.run.output import Reading, read_output
 from llmpod.loadtest.run.sse import SseParser
 
 TOO_LONG = frozenset({"prompt_too_long", "context_length_exceeded"})

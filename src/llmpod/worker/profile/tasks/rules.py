@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from llmpod.worker.profile.tasks.exact_json import CONTEXT, plain
 from llmpod.worker.profile.tasks.paths import MISSING, Path, Place, Step, replaced
+from llmpod.worker.profile.tasks.rule_values import Conditions, NotANumberError, Number, PathText, Pattern, Scalar, Term
 
 MAX_PATTERN_CHARS = 1000
 """Longest value that a pattern is matched with: the time that a pattern takes may grow faster than its text."""
@@ -73,115 +74,6 @@ def apply(rules: Iterable[Rule], document: Any) -> tuple[Any, list[Issue]]:
     return document, issues
 
 
-# -- the values of a profile's file ------------------------------------------------------------------------------------
-
-
-def _decimal(value: object) -> Decimal:
-    if isinstance(value, bool) or not isinstance(value, int | float | str | Decimal):
-        raise ValueError(f"{value!r} is not a number")
-    try:
-        number = Decimal(str(value))
-    except ArithmeticError:
-        raise ValueError(f"{value!r} is not a number") from None
-    if not number.is_finite():
-        raise ValueError(f"{value!r} is not finite")
-    return number
-
-
-def _scalar(value: object) -> Any:
-    """A TOML value as documents hold it: numbers are Decimals."""
-    if value is None or isinstance(value, str | bool):
-        return value
-    return _decimal(value)
-
-
-def _one_value(value: object) -> Path:
-    path = Path.parse(value)
-    if path.several:
-        raise ValueError(f"{path.text} names several values, and this needs one")
-    return path
-
-
-def _conditions(value: object) -> tuple[tuple[Path, Any], ...]:
-    if not isinstance(value, dict) or not value:
-        raise ValueError("write the conditions as { path = value }")
-    return tuple((_one_value(path), _scalar(wanted)) for path, wanted in value.items())
-
-
-def _pattern(value: object) -> re.Pattern[str]:
-    try:
-        return re.compile(str(value))
-    except re.error as error:
-        raise ValueError(f"{value!r} is not a regular expression: {error}") from None
-
-
-Number = Annotated[Decimal, BeforeValidator(_decimal)]
-Scalar = Annotated[Any, BeforeValidator(_scalar)]
-PathText = Annotated[Path, PlainValidator(Path.parse)]
-Conditions = Annotated[tuple[tuple[Path, Any], ...], PlainValidator(_conditions)]
-Pattern = Annotated[re.Pattern[str], PlainValidator(_pattern)]
-
-
-class NotANumberError(Exception):
-    """A place that an expression needs is missing or holds no number."""
-
-    def __init__(self, place: Place) -> None:
-        super().__init__("is missing" if place.value is MISSING else "is not a number")
-        self.place = place
-
-
-@dataclass(frozen=True)
-class Expression:
-    """A number of a document: `path`, `sum(path)` or `count(path)`; or a number itself."""
-
-    text: str
-    path: Path | None = None
-    function: str | None = None
-    number: Decimal = Decimal(0)
-
-    @classmethod
-    def parse(cls, value: object) -> Expression:
-        """Parse an expression.
-
-        Raises:
-            ValueError: it is none, or a path with `[*]` stands outside of a function.
-        """
-        text = str(value).strip()
-        called = re.fullmatch(r"(sum|count)\((.*)\)", text)
-        if called is not None:
-            return cls(text, Path.parse(called[2].strip()), called[1])
-        try:
-            return cls(text, number=_decimal(value))
-        except ValueError:
-            path = Path.parse(text)
-        if path.several:
-            raise ValueError(f"{text} names several values: use sum({text}) or count({text})")
-        return cls(text, path)
-
-    def value(self, document: Any) -> Decimal:
-        """Its value in a document; the sum of an empty list is 0.
-
-        Raises:
-            NotANumberError: with the first place that has no number.
-        """
-        if self.path is None:
-            return self.number
-        places = self.path.find(document)
-        total = Decimal(0)
-        for place in places:
-            counted = self.function == "count" and place.value is not MISSING
-            if not counted and not isinstance(place.value, Decimal):
-                raise NotANumberError(place)
-            total = CONTEXT.add(total, Decimal(1) if counted else place.value)
-        return total
-
-
-Term = Annotated[Expression, PlainValidator(Expression.parse)]
-
-
-# -- the rules ---------------------------------------------------------------------------------------------------------
-
-
 class Rule(BaseModel, ABC):
     """A row of a task's `rules`; `rule` is its kind."""
 
@@ -208,11 +100,12 @@ class Equal(Rule):
     tolerance: Annotated[Number, Field(ge=0)] = Decimal(0)
 
     def issues(self, document: Any) -> Iterator[Issue]:
-        """One issue: they differ, or one of them is not there."""
         try:
             left, right = self.left.value(document), self.right.value(document)
         except NotANumberError as error:
-            yield Issue("equal", error.place.text, f"{error.place.text} {error}", "error", "a number", _absent(error))
+            place = error.place
+            actual = None if place.value is MISSING else place.value
+            yield Issue("equal", place.text, f"{place.text} {error}", "error", "a number", actual)
             return
         if abs(CONTEXT.subtract(left, right)) > self.tolerance:
             within = f" within {self.tolerance}" if self.tolerance else ""
@@ -221,7 +114,6 @@ class Equal(Rule):
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        """The paths of both sides."""
         return tuple(term.path for term in (self.left, self.right) if term.path is not None)
 
 
@@ -231,7 +123,6 @@ class _OnPath(Rule):
     path: PathText
 
     def issues(self, document: Any) -> Iterator[Issue]:
-        """The issues of each value at the path that is neither missing nor null."""
         for place in self.path.find(document):
             if place.value is not MISSING and place.value is not None:
                 yield from self.judge(place)
@@ -246,7 +137,6 @@ class _OnPath(Rule):
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        """Its one path."""
         return (self.path,)
 
 
@@ -257,7 +147,6 @@ class _When(_OnPath):
     change: bool = False
 
     def issues(self, document: Any) -> Iterator[Issue]:
-        """The issues, if the conditions are met."""
         if all(_same(path.find(document)[0].value, wanted) for path, wanted in self.when):
             yield from super().issues(document)
 
@@ -270,7 +159,6 @@ class _When(_OnPath):
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        """Its path and those of the conditions."""
         return (self.path, *(path for path, _ in self.when))
 
 
@@ -280,7 +168,6 @@ class NullWhen(_When):
     rule: Literal["null_when"]
 
     def judge(self, place: Place) -> Iterator[Issue]:
-        """An issue with every value: null was left out before."""
         yield from self.wanted(place, None)
 
 
@@ -290,7 +177,6 @@ class ZeroWhen(_When):
     rule: Literal["zero_when"]
 
     def judge(self, place: Place) -> Iterator[Issue]:
-        """An issue with every value but 0."""
         yield from self.wanted(place, Decimal(0))
 
 
@@ -311,7 +197,6 @@ class Range(_OnPath):
         return self
 
     def judge(self, place: Place) -> Iterator[Issue]:
-        """An issue with a number outside, and with what is no number."""
         value = place.value
         if not isinstance(value, Decimal):
             yield self.found(place, f"{place.text} is not a number", "a number")
@@ -332,7 +217,6 @@ class OneOf(_OnPath):
     otherwise: Scalar = Field(MISSING, alias="else", validate_default=False)
 
     def judge(self, place: Place) -> Iterator[Issue]:
-        """An issue with any other value."""
         if any(_same(place.value, one) for one in self.values):
             return
         listed = [shown(one) for one in self.values]
@@ -347,7 +231,6 @@ class _OfText(_OnPath):
     """A rule on texts."""
 
     def judge(self, place: Place) -> Iterator[Issue]:
-        """An issue with what is no text."""
         if isinstance(place.value, str):
             yield from self.read(place, place.value)
         else:
@@ -365,7 +248,6 @@ class Matches(_OfText):
     pattern: Pattern
 
     def read(self, place: Place, text: str) -> Iterator[Issue]:
-        """An issue with a text that does not match, or is too long to be matched."""
         if len(text) > MAX_PATTERN_CHARS:
             yield self.found(place, f"{place.text} has more than {MAX_PATTERN_CHARS} characters", self.pattern.pattern)
         elif self.pattern.fullmatch(text) is None:
@@ -379,7 +261,6 @@ class PrefixWarning(_OfText):
     prefixes: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)]
 
     def read(self, place: Place, text: str) -> Iterator[Issue]:
-        """A warning of a text that begins with one of them, in any case."""
         prefix = next((one for one in self.prefixes if text.casefold().startswith(one.casefold())), None)
         if prefix is not None:
             yield self.found(place, f"{place.text} begins with {prefix}", None, "warning")
@@ -391,7 +272,6 @@ class Date(_OfText):
     rule: Literal["date"]
 
     def read(self, place: Place, text: str) -> Iterator[Issue]:
-        """An issue with any other text."""
         try:
             valid = _DAY.fullmatch(text) is not None and bool(datetime.date.fromisoformat(text))
         except ValueError:
@@ -408,7 +288,3 @@ AnyRule = Annotated[
 def _same(one: Any, other: Any) -> bool:
     """Equal and of one kind: true is not 1."""
     return isinstance(one, bool) == isinstance(other, bool) and one is not MISSING and bool(one == other)
-
-
-def _absent(error: NotANumberError) -> Any:
-    return None if error.place.value is MISSING else error.place.value
