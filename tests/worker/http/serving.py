@@ -71,12 +71,7 @@ class Served:
 
     async def wire(self, request: bytes) -> Answer:
         """A request as it stands, and what comes back until the server closes the connection."""
-        reader, writer = await self.connect()
-        writer.write(request)
-        async with asyncio.timeout(10):
-            answer = parsed(await reader.read())
-        writer.close()
-        return answer
+        return await wire(self.port, request)
 
     def ends(self) -> list[Json]:
         return self.events.named("end")
@@ -91,6 +86,16 @@ class Served:
     async def stop(self) -> int:
         self.server.stop()
         return await asyncio.wait_for(asyncio.shield(self.task), 30)
+
+
+async def wire(port: int, request: bytes) -> Answer:
+    """A request as it stands, to whoever listens there."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(request)
+    async with asyncio.timeout(10):
+        answer = parsed(await reader.read())
+    writer.close()
+    return answer
 
 
 def job(prompt: str = "hello", max_tokens: int = 64, **fields: Any) -> Json:

@@ -1,4 +1,4 @@
-"""Time passes while the process is suspended or waits for a processor: what arrived in the meantime was in time."""
+"""What arrived in time is answered: while the process was suspended or starved, and in a drain's last moment."""
 
 from __future__ import annotations
 
@@ -66,9 +66,42 @@ async def test_a_client_that_has_read_keeps_its_answer(monkeypatch: pytest.Monke
         await until(lambda: any(connection.flow.write_paused for connection in connections))
         await asyncio.sleep(0.1)  # the next chunk waits for room
         read: list[bytes] = []
-        reading = threading.Thread(target=lambda: read.extend(iter(lambda: client.recv(1 << 20), b"")))
+        reading = threading.Thread(target=lambda: read.append(read_all(client)))
         reading.start()
         suspend()
         await asyncio.to_thread(reading.join)
-        client.close()
-        assert b"".join(read).endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
+        assert read[0].endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
+
+
+async def test_what_arrives_just_before_the_server_closes_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[socket.socket] = []
+    stop_listening, shut_down = server.Server.stop_listening, server.Server.shutdown
+
+    def send_then_stop(self: server.Server, listeners: list[socket.socket]) -> None:
+        for _ in range(20):  # they wait in the backlog
+            client = socket.create_connection(("127.0.0.1", served.port))
+            client.sendall(JOB)
+            sent.append(client)
+        stop_listening(self, listeners)
+
+    async def send_then_shut_down(self: server.Server, sockets: list[socket.socket] | None = None) -> None:
+        kept.sendall(JOB)
+        sent.append(kept)
+        await shut_down(self, sockets)
+
+    monkeypatch.setattr(server.Server, "stop_listening", send_then_stop)
+    monkeypatch.setattr(server.Server, "shutdown", send_then_shut_down)
+    async with serving(ScriptedEngine()) as served:
+        kept = socket.create_connection(("127.0.0.1", served.port))
+        kept.sendall(b"HEAD /ping HTTP/1.1\r\nhost: worker\r\n\r\n")
+        await until(lambda: served.server._server.server_state.total_requests == 1)
+        assert kept.recv(1 << 16).startswith(b"HTTP/1.1 200")
+        assert await served.stop() == 0
+        answers = [parsed(await asyncio.to_thread(read_all, client)) for client in sent]
+    assert [answer.status for answer in answers] == [503] * 21
+    assert {answer.headers["connection"] for answer in answers} == {"close"}
+
+
+def read_all(client: socket.socket) -> bytes:
+    with client:
+        return b"".join(iter(lambda: client.recv(1 << 16), b""))

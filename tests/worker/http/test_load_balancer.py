@@ -28,19 +28,20 @@ from tests.worker.scripted import until
 pytestmark = pytest.mark.process
 
 FORWARD = [sys.executable, "-u", str(REPOSITORY / "tests" / "endpoint" / "workers" / "forward.py")]
+START_S = 200.0
 SCRIPTED = [sys.executable, "-u", "-m", "tests.worker.scripted_process", "http"]
 
 
 @asynccontextmanager
-async def balanced(command: list[str], **variables: str) -> AsyncIterator[LoadBalancer]:
+async def balanced(command: list[str], workers: int = 1, **variables: str) -> AsyncIterator[LoadBalancer]:
     options = Options(
-        kind="load-balancer", port=0, command=command, cwd=REPOSITORY, workers_min=1, workers_max=1,
+        kind="load-balancer", port=0, command=command, cwd=REPOSITORY, workers_min=workers, workers_max=workers,
         health_period_s=0.05, scale_period_s=0.05, journal="", console=False,
     )  # fmt: skip
     added = {"PYTHONPATH": str(REPOSITORY / "src"), "MODEL_NAME": "llmpod-demo"} | variables
     options = options.model_copy(update={"env": options.env | added})
     async with LoadBalancer(options) as endpoint:
-        await endpoint.ready(1)
+        await endpoint.ready(workers, START_S)
         yield endpoint
 
 
