@@ -321,6 +321,20 @@ async def test_requests_in_flight_start_workers_up_to_the_most():
         assert {(await task)[0] for task in held} == {200}
 
 
+async def test_requests_without_a_worker_are_answered_when_the_endpoint_stops():
+    async with balance(worker_capacity=1) as client:
+        held = asyncio.create_task(client.get("/hold?gate=stop"))
+        await eventually(lambda: client.endpoint.pool.in_flight == 1)
+        waiting = asyncio.create_task(client.get("/count"))
+        await eventually(lambda: client.endpoint.pool.waiting)
+        closing = asyncio.create_task(client.endpoint.close(graceful=True))
+        refused = (503, {"error": "the endpoint stops"})
+        assert (await waiting)[::2] == refused
+        assert (await client.get("/count"))[::2] == refused
+        assert (await held)[0] == 200, "the worker ends what it has"
+        await closing
+
+
 async def test_a_request_that_takes_too_long_is_ended_with_its_worker_unharmed():
     async with balance(request_timeout_s=0.3) as client:
         status, _, body = await client.get("/hold?gate=never")

@@ -106,6 +106,10 @@ class LoadBalancer(RunningEndpoint):
         loops = [self.fleet.run(), self._checks.run(), self.journal.run(), self.console.run()]
         self._keep_running(loops)
 
+    async def close(self, *, graceful: bool = False) -> None:
+        self.pool.stop()
+        await super().close(graceful=graceful)
+
     async def _close_ports(self) -> None:
         for runner in self._runners:
             await runner.cleanup()

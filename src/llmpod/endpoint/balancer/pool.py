@@ -17,6 +17,10 @@ WORKER_HOST = "127.0.0.1"
 """Where workers are reached. They listen on all addresses, as in a container, or on this one."""
 
 
+def stopping() -> ApiError:
+    return ApiError(503, "the endpoint stops")
+
+
 class Waiter:
     """A request that waits for a worker."""
 
@@ -36,6 +40,7 @@ class HttpPool:
         self.faults: Faults = options.faults
         self.workers: dict[str, HttpWorker] = {}
         self.waiting: dict[Waiter, None] = {}
+        self._stopped = False
         self._turns = 0
 
     # ------------------------------------------------------------------ what the fleet tells
@@ -70,9 +75,11 @@ class HttpPool:
         """A worker for one request, which `release` has to follow. Waits for one where none is free.
 
         Raises ApiError: 400 (no_worker_status) after worker_wait_s, 429 where too many wait, 404 where the only worker
-        that will do is gone.
+        that will do is gone, 503 after `stop`.
         """
         options = self.options
+        if self._stopped:
+            raise stopping()
         strict = affinity is not None and affinity.strict
         waiter = Waiter(affinity)
         self.waiting[waiter] = None
@@ -91,6 +98,13 @@ class HttpPool:
             raise
         finally:
             self.waiting.pop(waiter, None)
+
+    def stop(self) -> None:
+        """The endpoint ends: requests without a worker are told, and so are those that still come."""
+        self._stopped = True
+        for waiter in self.waiting:
+            if not waiter.given.done():
+                waiter.given.set_exception(stopping())
 
     def release(self, worker: HttpWorker, *, answered: bool) -> None:
         """The end of a request that `acquire` gave to a worker; the next that waits may go."""
