@@ -212,6 +212,17 @@ async def test_headers_that_do_not_arrive_end_the_connection(monkeypatch: pytest
         assert (await served.native()).status == 200
 
 
+async def test_blank_lines_do_not_keep_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "HEADERS_S", 0.5)
+    async with serving(ScriptedEngine()) as served:
+        reader, writer = await served.connect()
+        writer.write(b"HEAD /ping HTTP/1.1\r\nhost: w\r\n\r\n")
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"\r\n\r\n")
+        async with asyncio.timeout(10):
+            assert await reader.read() == b""
+
+
 async def test_endless_headers_end_the_connection(shared: Served) -> None:
     reader, writer = await shared.connect()
     writer.write(b"GET / HTTP/1.1\r\nx-long: " + b"a" * 10_000_000)

@@ -57,6 +57,9 @@ class Protocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
+        idle = self.cycle is not None and self.cycle.response_complete and self.timeout_keep_alive_task is None
+        if idle and self._late is None:  # blank lines before a request line, which the parser skips
+            self._expect_headers()
         self._head_bytes = 0 if self._late is None else self._head_bytes + len(data)
         if self._head_bytes > HEAD_BYTES:
             self.transport.abort()
