@@ -156,7 +156,7 @@ class LocalEndpoint(RunningEndpoint):
             start_timeout_s=self.options.init_timeout_s,
         )
         self.broker.recycle = fleet.retire
-        self.broker.crash = fleet.crash
+        self.broker.crash = lambda worker, reason: fleet.kill(worker.id, reason)
         return fleet
 
     def _environment(self, worker_id: str) -> Mapping[str, str]:

@@ -60,17 +60,13 @@ class ControlApi(Generic[W]):
         self.pool = pool
         self.fleet = fleet
         self.random = random
-        self._state = state
-
-    def state(self, after: str = "") -> dict[str, object]:
-        """Everything the page draws, without inputs and outputs."""
-        return self._state(after)
+        self.state = state
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """GET state, faults, workers/ID/logs; POST faults, scale, workers/ID/kill|stop|freeze|thaw. Raises ApiError."""
         match request.method, request.path.removeprefix("/control/").split("/"):
             case "GET", ["state"]:
-                return json_response(self.state(after=request.query.get("after", "")))
+                return json_response(self.state(request.query.get("after", "")))
             case "GET", ["faults"]:
                 return json_response(self.pool.faults.model_dump())
             case (("POST" | "PATCH"), ["faults"]):

@@ -4,34 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
 
 from llmpod.endpoint.balancer.pool import HttpPool
 from llmpod.endpoint.balancer.traffic import Ending, Exchange, Traffic
 from llmpod.endpoint.balancer.worker import HttpWorker
 from llmpod.endpoint.fleet.fleet import Fleet
-from llmpod.endpoint.observe.metrics import BUCKETS_S
+from llmpod.endpoint.observe.metrics import EndpointMetrics
 from llmpod.endpoint.state.fleet_worker import counts
 
 
-class Metrics(Collector):
-    """Counts come from the records, so that a scrape costs and a request does not; histograms follow each request."""
+class Metrics(EndpointMetrics):
+    """Metrics of a load balancer."""
 
     def __init__(self, pool: HttpPool, traffic: Traffic, fleet: Fleet[HttpWorker]) -> None:
+        super().__init__("llmpod_balancer")
         self._pool = pool
         self._traffic = traffic
         self._fleet = fleet
-        self._registry = CollectorRegistry()
-        self._registry.register(self)
         self._wait = self._histogram("wait_seconds", "Arrival of a request to its hand-over to a worker")
         self._first = self._histogram("first_byte_seconds", "Arrival of a request to the first byte of its answer")
         self._total = self._histogram("request_seconds", "Arrival of a request to the end of its answer")
         traffic.listeners.append(self._on_end)
-
-    def _histogram(self, name: str, text: str) -> Histogram:
-        return Histogram(name, text, namespace="llmpod_balancer", registry=self._registry, buckets=BUCKETS_S)
 
     def _on_end(self, exchange: Exchange) -> None:
         if exchange.ending is not Ending.ANSWERED or exchange.wait_ms is None or exchange.total_ms is None:
@@ -48,12 +42,4 @@ class Metrics(Collector):
         yield ended
         yield GaugeMetricFamily("llmpod_balancer_in_flight", "Requests on a worker", self._pool.in_flight)
         yield GaugeMetricFamily("llmpod_balancer_waiting", "Requests without a worker", len(self._pool.waiting))
-        workers = GaugeMetricFamily("llmpod_balancer_workers", "Workers by state", labels=["state"])
-        for name, count in counts(self._pool.workers).items():
-            workers.add_metric([name], count)
-        yield workers
-        yield CounterMetricFamily("llmpod_balancer_worker_starts", "Worker processes started", self._fleet.starts)
-        yield CounterMetricFamily("llmpod_balancer_worker_crashes", "Workers that ended unasked", self._fleet.crashes)
-
-    def text(self) -> bytes:
-        return generate_latest(self._registry)
+        yield from self._workers(counts(self._pool.workers), self._fleet)

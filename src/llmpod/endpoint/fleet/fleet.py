@@ -18,11 +18,6 @@ from llmpod.endpoint.state.fleet_worker import W
 THROTTLE_PERIOD_S = 0.1
 
 
-def new_worker_id() -> str:
-    """Fourteen letters and digits, as RunPod's pod ids have."""
-    return secrets.token_hex(7)
-
-
 class Fleet(Generic[W]):
     """Worker processes by worker id. `report` receives one line per event worth telling a person.
 
@@ -99,7 +94,7 @@ class Fleet(Generic[W]):
 
     # ------------------------------------------------------------------ one worker
     def _start(self) -> W:
-        worker = self.pool.add(new_worker_id(), owned=True)
+        worker = self.pool.add(secrets.token_hex(7), owned=True)  # as long as RunPod's pod ids
         self.starts += 1
         task = asyncio.create_task(self._live_through(worker), name=f"worker {worker.id}")
         self._lives[worker.id] = task
@@ -215,10 +210,6 @@ class Fleet(Generic[W]):
         if not life.done():
             self._report(f"worker {worker.id} did not leave within {self.options.grace_s:g} s: SIGKILL")
             process.kill()
-
-    def crash(self, worker: W, reason: str) -> None:
-        """`kill` for who has the worker and not its id."""
-        self.kill(worker.id, reason)
 
     def kill(self, worker_id: str, reason: str = "killed on request") -> bool:
         """SIGKILL at once, whatever it holds; not counted as a crash. False when there is no such process."""

@@ -43,7 +43,7 @@ class Broker:
         self.polls: OrderedDict[Poll, None] = OrderedDict()
         self.recycle: Callable[[Worker, str], None] = lambda worker, reason: None
         """Replaces a worker's process; the endpoint sets it where it has a fleet. Without one nothing happens."""
-        self.crash: Callable[[Worker, str], None] = lambda worker, reason: None
+        self.crash: Callable[[Worker, str], object] = lambda worker, reason: None
         """Kills a worker's process at once; set likewise."""
         store.listeners.append(self._on_transition)
         store.on_queued = self.hand_out

@@ -19,10 +19,6 @@ from llmpod.loadtest.run.polling import PollPace
 RETRIED_CLASSES = frozenset({"submit_429", "submit_5xx", "no_worker", "connect", "dns"})
 
 
-def _keep_nothing(job: Job, output: Any) -> None:
-    pass
-
-
 @dataclass(slots=True)
 class RunContext:
     client: RunPod
@@ -32,7 +28,7 @@ class RunContext:
     pace: PollPace
     long_poll: bool | None = None  # None: not tried yet
     outstanding: dict[str, Job] = field(default_factory=dict)
-    keep: Callable[[Job, Any], None] = _keep_nothing  # gets each ended job of a queue mode with its output
+    keep: Callable[[Job, Any], None] = lambda job, output: None  # gets each ended job of a queue mode with its output
     unnamed: dict[int, Job] = field(default_factory=dict)  # sent, and the service has not named an id yet
     jitter: random.Random = field(default_factory=lambda: random.Random(0))  # noqa: S311 - back-off
 
@@ -77,17 +73,12 @@ class RunContext:
         if error_class not in RETRIED_CLASSES or job.attempts > self.options.retries:
             return False
         job.attempt_log.append(f"{error_class}: {detail}"[:120])
-        await self.back_off(job.attempts, retry_after_s, deadline_s)
+        # Retry-After when the service named it, else 0.25 s doubling with jitter; never past the job's deadline.
+        doubling_s = 0.25 * 2 ** min(job.attempts, 6) * self.jitter.uniform(0.5, 1.0)
+        left_s = max(0.0, deadline_s - asyncio.get_running_loop().time())
+        await asyncio.sleep(min(doubling_s if retry_after_s is None else retry_after_s, left_s, 60.0))
         job.attempts += 1
         return True
-
-    async def back_off(self, attempt: int, retry_after_s: float | None, deadline_s: float) -> None:
-        """Retry-After when the service named it, else 0.25 s doubling with jitter; never past the job's deadline."""
-        pause = (
-            retry_after_s if retry_after_s is not None else 0.25 * 2 ** min(attempt, 6) * self.jitter.uniform(0.5, 1.0)
-        )
-        loop_left = max(0.0, deadline_s - asyncio.get_running_loop().time())
-        await asyncio.sleep(min(pause, loop_left, 60.0))
 
 
 def describe(reply: Reply) -> str:

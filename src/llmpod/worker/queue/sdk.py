@@ -79,6 +79,7 @@ USED: Mapping[str, Callable[[Any], bool]] = {
     "rp_scale.JobScaler.run": _called_with(1),
     "rp_scale.JobScaler.handle_shutdown": _called_with(3),
     "rp_scale.JobScaler.kill_worker": _called_with(1),
+    "scaler.concurrency_modifier": _called_with(1),
     "scaler.config": _is(dict),
     "scaler.current_concurrency": _is(int),
     "scaler.job_progress.add": _called_with(1),

@@ -255,11 +255,7 @@ async def fetch(wanted: Wanted, settings: Settings, resolver: AbstractResolver |
             *(_fetch(session, url, item.path, settings, wanted.pixels) for item, url in wanted.addresses)
         )
     for (item, _), data_uri in zip(wanted.addresses, files, strict=True):
-        _replace(item, data_uri)
-
-
-def _replace(item: Item, data_uri: str) -> None:
-    item.holder[item.key] = data_uri
+        item.holder[item.key] = data_uri
 
 
 async def _fetch(session: aiohttp.ClientSession, url: URL, path: str, settings: Settings, pixels: Pixels) -> str:
