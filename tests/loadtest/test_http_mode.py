@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from llmpod.endpoint import LoadBalancer, Options
-from llmpod.loadtest.cli.session import resolve
+from llmpod.loadtest.cli.target import resolve
 from llmpod.loadtest.environ import Environment, Secret
 from llmpod.loadtest.errors import UsageError
 from llmpod.loadtest.options import RunOptions

@@ -13,7 +13,8 @@ from rich.console import Console
 from llmpod.loadtest.analysis.analyse import analyse
 from llmpod.loadtest.analysis.phase import View
 from llmpod.loadtest.cli.messages import make_console
-from llmpod.loadtest.cli.session import made_by, resolve, run_to_end, signals
+from llmpod.loadtest.cli.session import run_to_end, signals
+from llmpod.loadtest.cli.target import made_by, resolve
 from llmpod.loadtest.environ import Environment
 from llmpod.loadtest.errors import Exit, UsageError
 from llmpod.loadtest.model import plan as plans

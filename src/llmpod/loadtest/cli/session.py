@@ -5,7 +5,6 @@ import contextlib
 import dataclasses
 import gc
 import json
-import platform
 import signal
 import sys
 from collections.abc import Iterator
@@ -15,8 +14,6 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-import aiohttp
-
 from llmpod.loadtest.analysis.analyse import analyse
 from llmpod.loadtest.analysis.phase import PhaseReport, View
 from llmpod.loadtest.analysis.sweep import climb
@@ -24,6 +21,7 @@ from llmpod.loadtest.cli import dry_run
 from llmpod.loadtest.cli.planning import make_plan
 from llmpod.loadtest.cli.progress import shown
 from llmpod.loadtest.cli.publish import publish
+from llmpod.loadtest.cli.target import made_by, resolve
 from llmpod.loadtest.cli.viewing import check_measurable, make_view
 from llmpod.loadtest.environ import Environment
 from llmpod.loadtest.errors import Exit, LoadTestError, UsageError
@@ -32,10 +30,9 @@ from llmpod.loadtest.model import run_files
 from llmpod.loadtest.model.job_record import Job
 from llmpod.loadtest.model.plan import Phase, Plan
 from llmpod.loadtest.model.run_files import Journal, Recorded
-from llmpod.loadtest.options import QualityOptions, ResumeOptions, RunOptions, SmokeOptions, UiOptions, WatchOptions
+from llmpod.loadtest.options import ResumeOptions, RunOptions, UiOptions
 from llmpod.loadtest.report.report import build
-from llmpod.loadtest.run import http_mode
-from llmpod.loadtest.run.client import RUNPOD_BASE, connected
+from llmpod.loadtest.run.client import connected
 from llmpod.loadtest.run.clock import Clock, utc_now
 from llmpod.loadtest.run.context import RunContext
 from llmpod.loadtest.run.guards import Guards, Stop
@@ -115,47 +112,6 @@ async def run_again(directory: Path, chosen: UiOptions, environment: Environment
     plan = plans.from_dict(recorded.plan["plan"])
     setup = Setup(options, environment, resolve(options, environment), plan, make_view(options), directory)
     return await _execute(setup, Payloads(options), before=recorded)
-
-
-def resolve(options: RunOptions | QualityOptions | WatchOptions | SmokeOptions, environment: Environment) -> str:
-    """The endpoint's URL. Raises UsageError when there is none, or no key for RunPod's own."""
-    paths = (options.openai_path, options.http_path) if isinstance(options, RunOptions) else ()
-    for flag, path in zip(("--openai-path", "--http-path"), paths, strict=False):
-        if not path.startswith("/"):  # it is put behind the host: "@elsewhere/" would be another host, with the key
-            raise UsageError(f"{flag} '{path}' must start with /")
-    if options.base_url:
-        if not options.base_url.startswith(("http://", "https://")):
-            raise UsageError(f"--base-url '{options.base_url}' must start with http:// or https://")
-        if "@" in options.base_url.split("//", 1)[1].split("/", 1)[0]:
-            raise UsageError("--base-url must not carry a user name or password; the key goes into RUNPOD_API_KEY")
-        return str(options.base_url).rstrip("/")
-    endpoint_id = options.endpoint_id or environment.endpoint_id
-    if not endpoint_id:
-        raise UsageError("which endpoint? Pass --endpoint-id, set RUNPOD_ENDPOINT_ID, or pass --base-url")
-    if not all(char.isalnum() or char in "-_" for char in endpoint_id):
-        raise UsageError(f"'{endpoint_id}' is no endpoint id: it has letters, digits and dashes only")
-    if not environment.api_key:
-        raise UsageError("RunPod wants a key: set RUNPOD_API_KEY in the environment")
-    by_http = isinstance(options, RunOptions) and options.mode == "http"
-    return http_mode.base_url(endpoint_id) if by_http else f"{RUNPOD_BASE}/{endpoint_id}"
-
-
-def made_by(options: RunOptions | QualityOptions, base_url: str) -> dict[str, Any]:
-    """Facts about a run for its files: endpoint, time, versions, and --metadata."""
-    extra = {}
-    for text in options.metadata:
-        name, equals, value = text.partition("=")
-        if not equals or not name:
-            raise UsageError(f"--metadata '{text}': write NAME=VALUE")
-        extra[name] = value
-    return {
-        "endpoint": base_url,
-        "started_at": utc_now(),
-        "python": platform.python_version(),
-        "aiohttp": aiohttp.__version__,
-        "limits": options.limits,
-        **extra,
-    }
 
 
 async def _execute(setup: Setup, payloads: Payloads, before: Recorded | None) -> Exit:

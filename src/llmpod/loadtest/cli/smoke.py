@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from llmpod.loadtest.cli.messages import make_console
-from llmpod.loadtest.cli.session import resolve
+from llmpod.loadtest.cli.target import resolve
 from llmpod.loadtest.environ import Environment
 from llmpod.loadtest.errors import Exit, UsageError
 from llmpod.loadtest.options import SmokeOptions

@@ -8,7 +8,7 @@ from typing import Any
 
 from aiohttp import web
 
-from llmpod.loadtest.cli.session import resolve
+from llmpod.loadtest.cli.target import resolve
 from llmpod.loadtest.environ import Environment
 from llmpod.loadtest.errors import Exit, LoadTestError, UsageError
 from llmpod.loadtest.options import PROG, WatchOptions

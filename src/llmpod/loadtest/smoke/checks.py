@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
 
-from llmpod.loadtest.intake import job_id, job_path, line
+from llmpod.loadtest.intake import job_path, line
 from llmpod.loadtest.model.answer_text import text_of
 from llmpod.loadtest.model.failures import TERMINAL, error_code, error_text
 from llmpod.loadtest.model.health import health_sample
@@ -20,16 +20,10 @@ from llmpod.loadtest.run.client import CallError, Reply, RunPod, read_whole
 from llmpod.loadtest.run.context import describe
 from llmpod.loadtest.run.output import Reading, read_output
 from llmpod.loadtest.run.sse import SseParser
+from llmpod.loadtest.smoke.job_calls import CALL_S, CheckError, leave_nothing, run, status_of, submit, why
 
 TOO_LONG = frozenset({"prompt_too_long", "context_length_exceeded"})
 PARALLEL = 5
-POLL_S = (0.1, 2.0)
-"""The first gap between two looks at a job's status, and the longest."""
-CALL_S = 30.0
-
-
-class CheckError(Exception):
-    """A check's answer is no; the message is the line that says what was seen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +103,7 @@ class Smoke:
 
     async def stream(self) -> str:
         deadline_s = perf_counter() + self.wanted.timeout
-        accepted = await self._submit(self._native(stream=True))
+        accepted = await submit(self.client, self._native(stream=True))
         texts: list[str] = []
         reading, chunks, status = Reading(), 0, ""
         try:
@@ -131,10 +125,10 @@ class Smoke:
                 if not pieces and status not in TERMINAL:
                     await asyncio.sleep(0.05)
         finally:
-            await self._leave_nothing(accepted, status)
-        done = await self._status(accepted)
+            await leave_nothing(self.client, accepted, status)
+        done = await status_of(self.client, accepted)
         if status != "COMPLETED":
-            raise CheckError(f"{status}: {_why(done)}")
+            raise CheckError(f"{status}: {why(done)}")
         if not reading.close().content:
             raise CheckError("the stream has no text")
         joined, whole = "".join(texts), text_of(done.body.get("output"))
@@ -178,7 +172,7 @@ class Smoke:
 
     async def too_long(self) -> str:
         prompt = ("word " * (self.wanted.too_long_chars // 5 + 1))[: self.wanted.too_long_chars]
-        done = await self._end(await self._submit(self._native(prompt=prompt)), self.wanted.timeout)
+        done = await run(self.client, self._native(prompt=prompt), self.wanted.timeout)
         status, code = done.job_status, error_code(done.body.get("error"))
         if status != "FAILED" or code not in TOO_LONG:
             seen = f"{status} with {code or error_text(done.body.get('error')) or 'an answer'}"
@@ -199,46 +193,10 @@ class Smoke:
 
     async def _job(self, body: dict[str, Any], timeout_s: float) -> Reply:
         """The end of a job. Raises CheckError: it did not complete, or not in time."""
-        done = await self._end(await self._submit(body), timeout_s)
+        done = await run(self.client, body, timeout_s)
         if done.job_status != "COMPLETED":
-            raise CheckError(f"{done.job_status}: {_why(done)}")
+            raise CheckError(f"{done.job_status}: {why(done)}")
         return done
-
-    async def _submit(self, body: dict[str, Any]) -> str:
-        reply = await self.client.call("run", "POST", "/run", body=body, timeout_s=CALL_S)
-        accepted = job_id(reply.body.get("id")) if isinstance(reply.body, dict) else None
-        if reply.status >= 300 or accepted is None:
-            raise CheckError(f"/run: {describe(reply)}")
-        return accepted
-
-    async def _end(self, accepted: str, timeout_s: float) -> Reply:
-        deadline_s, gap_s, status = perf_counter() + timeout_s, POLL_S[0], ""
-        try:
-            while True:
-                reply = await self._status(accepted)
-                status = reply.job_status or ""
-                if status in TERMINAL:
-                    return reply
-                if not status:
-                    raise CheckError(f"/status: {describe(reply)}")
-                if perf_counter() + gap_s > deadline_s:
-                    raise CheckError(f"still {status} after {timeout_s:g} s")
-                await asyncio.sleep(gap_s)
-                gap_s = min(POLL_S[1], gap_s * 1.5)
-        finally:
-            await self._leave_nothing(accepted, status)
-
-    async def _status(self, accepted: str) -> Reply:
-        return await self.client.call("status", "GET", job_path("status", accepted), timeout_s=CALL_S)
-
-    async def _leave_nothing(self, accepted: str, status: str) -> None:
-        """Cancels a job that has not ended: it would run, and cost, on."""
-        if status in TERMINAL:
-            return
-        try:
-            await self.client.call("cancel", "POST", job_path("cancel", accepted), timeout_s=10)
-        except CallError:
-            return
 
     async def _model(self) -> str | None:
         """The first model that /v1/models names; None where there is no such route."""
@@ -258,7 +216,7 @@ class Smoke:
         for route, names in FACTS.items():
             try:
                 body = {"input": {"route": route, "method": "GET"}}
-                done = await self._end(await self._submit(body), self.wanted.timeout)
+                done = await run(self.client, body, self.wanted.timeout)
             except (CheckError, CallError):
                 continue
             output = done.body.get("output") if done.job_status == "COMPLETED" else None
@@ -306,7 +264,3 @@ def _times(done: Reply) -> str:
         if isinstance(value, int | float) and not isinstance(value, bool):
             parts.append(f"{word} {value / 1000:.1f} s")
     return f" ({', '.join(parts)})" if parts else ""
-
-
-def _why(done: Reply) -> str:
-    return error_text(done.body.get("error")) or "no reason given" if isinstance(done.body, dict) else "no reason given"
