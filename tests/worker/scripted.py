@@ -16,7 +16,7 @@ from runpod.serverless.modules import rp_http, rp_job
 from runpod.serverless.modules.worker_state import JobsProgress
 
 from llmpod.endpoint import Job, JobState, LocalEndpoint, Options
-from llmpod.worker.engine.prompts import Frame
+from llmpod.worker.engine.frame import Frame
 from llmpod.worker.engine.start.report import Started
 from llmpod.worker.errors import Code, JobError
 from llmpod.worker.jobs import metering

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from llmpod.worker.engine.engine import Engine
-from llmpod.worker.engine.prompts import Frame
+from llmpod.worker.engine.frame import Frame
 from llmpod.worker.errors import Code, JobError
 from llmpod.worker.jobs.engine_output import Delta, Step, Usage
 from llmpod.worker.settings import Settings

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llmpod.worker.engine.engine import Engine
-from llmpod.worker.engine.prompts import FRAMED_MESSAGES
+from llmpod.worker.engine.frame import FRAMED_MESSAGES
 from llmpod.worker.worker import Worker
 from tests.worker.conftest import Events, error_of, replies_of
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from functools import partial
 
-from llmpod.worker.engine.prompts import Frame
+from llmpod.worker.engine.frame import Frame
 from llmpod.worker.errors import Code, JobError
 from llmpod.worker.jobs import limits
 from llmpod.worker.jobs.job_log import JobRecord

@@ -8,22 +8,18 @@ unchanged, as ordinary text, and the template keeps its own control tokens.
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any, Protocol
 
+from llmpod.worker.engine.frame import FRAMED_MESSAGES, MEASURE, Frame, conversation
 from llmpod.worker.errors import Code, JobError
 from llmpod.worker.jobs.inputs import GUARD, Message, NativeRequest
 
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
 """OpenAI's roles. A template may know others, by name."""
-
-FRAMED_MESSAGES = 15
-"""Number of messages whose text from the chat template does not count as the client's."""
 
 
 class Tokenizer(Protocol):
@@ -40,33 +36,6 @@ class Tokenizer(Protocol):
     def apply_chat_template(self, conversation: list[dict[str, str]], **options: Any) -> str | list[int]: ...
 
     def get_chat_template(self) -> str: ...
-
-
-@dataclass(frozen=True)
-class Frame:
-    """Text that a chat template adds around messages, in a prompt's visible text (`Prompts.visible`)."""
-
-    head: str = ""  # before the one message of a conversation
-    tail: str = ""  # after it
-    between: int = 0  # characters around FRAMED_MESSAGES messages, without head and tail
-    tools: int = 0  # characters around the tools of a conversation that has some
-
-    @classmethod
-    def measured(cls, one: str | None, many: str | None, tools: str | None = None) -> Frame:
-        """From the visible texts of conversations of one message, of FRAMED_MESSAGES, and of one with MEASURED_TOOL.
-
-        Every message is MEASURE.
-        """
-        head, found, tail = (one or "").partition(MEASURE)
-        frame = cls(head, tail) if found else cls()
-        between = len(frame.without(many)) - FRAMED_MESSAGES * len(MEASURE) if many else 0
-        around = len(frame.without(tools)) - len(MEASURE) - len(json.dumps(MEASURED_TOOL)) if tools else 0
-        return cls(frame.head, frame.tail, max(0, between), max(0, around))
-
-    def without(self, text: str) -> str:
-        """Remove the template's text before and after the messages from a visible text."""
-        text = text[_shared(text, self.head) :]
-        return text[: len(text) - _shared(reversed(text), reversed(self.tail))]
 
 
 class Prompts:
@@ -290,24 +259,9 @@ class Prompts:
         return GUARD.join(pieces)
 
 
-MEASURE = "llmpod"
-"""A text that no template contains, for measuring the template's own text."""
-MEASURED_TOOL = {"type": "function", "function": {"name": MEASURE, "parameters": {"type": "object", "properties": {}}}}
-
-
-def conversation(length: int) -> list[Message]:
-    """A conversation of so many MEASURE messages, alternating user and assistant, ending with the user."""
-    return [Message("user" if turn % 2 == 1 else "assistant", MEASURE) for turn in range(length, 0, -1)]
-
-
 def control_tokens(tokenizer: Tokenizer) -> list[str]:
     """The texts that this tokenizer turns into control tokens."""
     return [str(token.content) for token in tokenizer.added_tokens_decoder.values() if token.special and token.content]
-
-
-def _shared(one: Iterable[str], other: Iterable[str]) -> int:
-    """Length of the common prefix."""
-    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
 def _from_json(text: str) -> Any:

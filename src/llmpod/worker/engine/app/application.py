@@ -15,7 +15,8 @@ import orjson
 from llmpod.worker.engine.app import metered_engine, route_table
 from llmpod.worker.engine.app.asgi import App, Exchange
 from llmpod.worker.engine.app.route_table import Route
-from llmpod.worker.engine.prompts import FRAMED_MESSAGES, MEASURED_TOOL, Frame, Prompts, conversation
+from llmpod.worker.engine.frame import FRAMED_MESSAGES, MEASURED_TOOL, Frame, conversation
+from llmpod.worker.engine.prompts import Prompts
 from llmpod.worker.engine.renderer import Guarded
 from llmpod.worker.engine.token_outputs import Detokenizer
 from llmpod.worker.errors import Code, JobError, StartError
