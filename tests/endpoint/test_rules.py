@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmpod.endpoint.api.rate_limit import RateWindow, parse_wait_ms, split_chunk
+from llmpod.endpoint.environ import is_loopback
 from llmpod.endpoint.errors import ApiError
 from llmpod.endpoint.faults import DROP, Fault, Faults, batch_size, delay_s, draw
 from llmpod.endpoint.fleet.autoscaler import backoff_s, queue_delay_target, request_count_target, surplus
-from llmpod.endpoint.options import is_loopback
 from llmpod.protocol import Rate
 
 

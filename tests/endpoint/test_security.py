@@ -72,7 +72,8 @@ async def test_a_worker_has_a_key_of_its_own_that_opens_no_client_route(locked):
 
 async def test_the_key_reaches_neither_a_worker_s_environment_nor_a_log(locked, monkeypatch):
     monkeypatch.setenv("LLMPOD_ENDPOINT_API_KEY", "s3cret-key")
-    from llmpod.endpoint.options import Options, inherited_environment
+    from llmpod.endpoint.environ import inherited_environment
+    from llmpod.endpoint.options import Options
 
     assert Options().api_key == "s3cret-key"
     assert "s3cret-key" not in repr(Options())

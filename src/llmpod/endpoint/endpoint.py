@@ -18,6 +18,7 @@ from llmpod.endpoint.api.control import ControlApi
 from llmpod.endpoint.api.page_state import PageState
 from llmpod.endpoint.api.router import Api, Gate, json_errors
 from llmpod.endpoint.api.server import add_page, listen
+from llmpod.endpoint.environ import sdk_config_key
 from llmpod.endpoint.errors import ApiError
 from llmpod.endpoint.fleet.fleet import Fleet
 from llmpod.endpoint.fleet.process import check_command
@@ -25,7 +26,7 @@ from llmpod.endpoint.fleet.queue_scaler import QueueScaler
 from llmpod.endpoint.observe.console import http_log
 from llmpod.endpoint.observe.metrics import Metrics
 from llmpod.endpoint.observe.webhooks import Webhooks
-from llmpod.endpoint.options import Options, sdk_config_key
+from llmpod.endpoint.options import Options
 from llmpod.endpoint.running import RunningEndpoint
 from llmpod.endpoint.state.broker import Broker
 from llmpod.endpoint.state.job import Job

@@ -1,28 +1,23 @@
 """Every option of the endpoint, once: type, default, range and help. The command line and the docs are made from this.
 
-This is the only module of the package that reads the environment: the API key's default, and the variables that worker
-processes inherit. A field whose help says (assumed) stands for something RunPod does not document; the default is
-a guess, and the field is there so that a test can make the other guess.
+A field whose help says (assumed) stands for something RunPod does not document; the default is a guess, and the field
+is there so that a test can make the other guess.
 """
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import sys
-import tomllib
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from llmpod import protocol
+from llmpod.endpoint.environ import API_KEY_VARIABLE, environment_api_key, inherited_environment, is_loopback
 from llmpod.endpoint.errors import StartError
 from llmpod.endpoint.faults import Faults
-
-API_KEY_VARIABLE = "LLMPOD_ENDPOINT_API_KEY"
 
 Milliseconds = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(ge=0)]
@@ -32,40 +27,6 @@ Bytes = Annotated[int, Field(ge=1)]
 def default_command() -> list[str]:
     """`python -u -m llmpod.worker`, with the interpreter that runs the endpoint: a virtual environment is kept."""
     return [sys.executable, "-u", "-m", "llmpod.worker"]
-
-
-def inherited_environment() -> dict[str, str]:
-    """What a worker process inherits: our environment without the endpoint's own key and without RunPod's variables."""
-    return {
-        name: value
-        for name, value in os.environ.items()
-        if name != API_KEY_VARIABLE and not name.startswith(("RUNPOD_WEBHOOK_", "RUNPOD_POD_"))
-    }
-
-
-def environment_api_key() -> str | None:
-    return os.environ.get(API_KEY_VARIABLE) or None
-
-
-def sdk_config_key(home: Path | None = None) -> str | None:
-    """The key in ~/.runpod/config.toml: the SDK prefers it to RUNPOD_AI_API_KEY (http_client.py)."""
-    path = (home or Path.home()) / ".runpod" / "config.toml"
-    try:
-        profile = tomllib.loads(path.read_text()).get("default", {})
-    except (OSError, tomllib.TOMLDecodeError):
-        return None
-    key = profile.get("api_key")
-    return key if isinstance(key, str) else None
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host name or address is this machine's own."""
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 class Options(BaseModel):

@@ -17,9 +17,10 @@ from llmpod.endpoint.api.http import hang_up, json_response
 from llmpod.endpoint.api.openai import OpenAiApi
 from llmpod.endpoint.api.rate_limit import RateWindow
 from llmpod.endpoint.api.worker import WorkerApi
+from llmpod.endpoint.environ import is_loopback
 from llmpod.endpoint.errors import ApiError
 from llmpod.endpoint.faults import DROP, DROP_AFTER, delay_s, draw
-from llmpod.endpoint.options import Options, is_loopback
+from llmpod.endpoint.options import Options
 from llmpod.endpoint.state.broker import Broker
 from llmpod.endpoint.state.store import JobStore
 from llmpod.protocol import RATES
