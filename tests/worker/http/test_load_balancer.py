@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import anthropic
 import openai
 import psutil
 import pytest
@@ -57,6 +58,15 @@ async def test_the_real_engine_s_answers_stream_through_and_are_measured(engine:
         text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
         assert text == whole.choices[0].message.content
         assert len(chunks) > 5, "it was not streamed"
+        with pytest.raises(openai.NotFoundError, match="llmpod-demo"):
+            await client.chat.completions.create(**asked | {"model": "gpt-4"}, stream=True)
+        claude = anthropic.AsyncAnthropic(base_url=endpoint.url, auth_token="none", max_retries=0)
+        message: Any = {"model": "llmpod-demo", "messages": asked["messages"], "max_tokens": 20}
+        async with claude.messages.stream(**message) as streamed:
+            assert await streamed.get_final_text()
+        with pytest.raises(anthropic.NotFoundError) as missing:
+            await claude.messages.create(**message | {"model": "claude"})
+        assert missing.value.body["type"] == "error"  # type: ignore[index]
 
         words = ["--base-url", endpoint.url, "--mode", "http", "--out", str(tmp_path / "run"), "--format", "quiet"]
         _, chosen = commands.parse([*words, "-c", "2", "--runs", "4", "--warmup-requests", "0", "--max-tokens", "30"])

@@ -91,6 +91,7 @@ class Protocol(HttpToolsProtocol):
     def shutdown(self) -> None:
         """Close the connection: at once if it is idle, else when the request that has arrived is answered."""
         if self._unread() or (self._late is not None and self._head_bytes):
+            self._head_bytes = 0  # of headers that have begun to arrive, some more must within UNREAD_S
             self.loop.call_later(UNREAD_S, self.shutdown)
         else:
             super().shutdown()
