@@ -60,14 +60,15 @@ async def next_change(job: Job, timeout_s: float) -> bool:
     return True
 
 
-async def wait_for_end(job: Job, timeout_s: float) -> None:
-    """Returns when the job has ended or `timeout_s` passed."""
+async def wait_for_end(job: Job, timeout_s: float, *, or_first_chunk: bool = False) -> bool:
+    """Waits until the job has ended, or has a chunk; False when `timeout_s` passed before."""
     loop = asyncio.get_running_loop()
     deadline_s = loop.time() + timeout_s
-    while not job.ended:
+    while not job.ended and not (or_first_chunk and job.chunks):
         left_s = deadline_s - loop.time()
         if left_s <= 0 or not await next_change(job, left_s):
-            return
+            return False
+    return True
 
 
 def hang_up(request: web.Request) -> web.Response:

@@ -11,7 +11,7 @@ import asyncio
 import orjson
 from aiohttp import web
 
-from llmpod.endpoint.api.http import hang_up, json_response, next_change, read_body
+from llmpod.endpoint.api.http import hang_up, json_response, next_change, read_body, wait_for_end
 from llmpod.endpoint.api.rate_limit import dump, parse_json
 from llmpod.endpoint.errors import ApiError
 from llmpod.endpoint.options import Options
@@ -86,13 +86,9 @@ class OpenAiApi:
 
     async def _until(self, job: Job, *, first_chunk: bool) -> None:
         """Waits for the end of the job, or for its first chunk. Raises ApiError 504 after `openai_wait_s`."""
-        loop = asyncio.get_running_loop()
-        deadline_s = loop.time() + self.options.openai_wait_s
-        while not job.ended and not (first_chunk and job.chunks):
-            left_s = deadline_s - loop.time()
-            if left_s <= 0 or not await next_change(job, left_s):
-                self._cancel(job, "no answer in time")
-                raise ApiError(504, f"no answer within {self.options.openai_wait_s:g} s")
+        if not await wait_for_end(job, self.options.openai_wait_s, or_first_chunk=first_chunk):
+            self._cancel(job, "no answer in time")
+            raise ApiError(504, f"no answer within {self.options.openai_wait_s:g} s")
 
     def _plain(self, job: Job) -> web.Response:
         return web.Response(body=unwrap(job, self.options.openai_unwrap), content_type="application/json")
