@@ -15,6 +15,8 @@ import pytest
 
 from llmpod.worker.engine.start import compile_cache
 from llmpod.worker.engine.start.compile_cache import CompileCache, key_of
+from llmpod.worker.machine import Gpu, Gpus
+from llmpod.worker.settings import Settings
 from tests.worker.conftest import Events
 
 FACTORS = {"vllm": "0.32.0", "gpu": "H100", "model": "m"}
@@ -62,6 +64,83 @@ def test_other_arguments_add_to_the_archive(tmp_path: Path, events: Events) -> N
 def test_what_compiled_code_depends_on_has_an_archive_of_its_own(name: str) -> None:
     assert key_of(FACTORS) == key_of(dict(reversed(FACTORS.items())))
     assert key_of(FACTORS) != key_of(FACTORS | {name: "other"})
+
+
+NO_GPUS = Gpus()
+CARD = Gpus((Gpu("NVIDIA H100", 81559, 81004, "9.0"),), driver="550")
+
+
+def factors(gpus: Gpus = NO_GPUS, **settings: Any) -> dict[str, Any]:
+    return compile_cache.factors_of(Settings(**{"model_name": "owner/model"} | settings), gpus)
+
+
+@pytest.mark.parametrize(
+    ("other", "named"),
+    [
+        (factors(dtype="bfloat16"), 'dtype is "bfloat16" here and null there'),
+        (factors(max_model_len=4096), "max_model_len is 4096 here and null there"),
+        (
+            factors(max_num_seqs=8, max_num_batched_tokens=512),
+            "max_num_batched_tokens is 512 here and null there, max_",
+        ),
+        (factors(model_revision="v2"), "model_revision"),
+        (factors(lora_modules={"a": "owner/a"}), "lora is true here"),
+        (factors(CARD), "gpus is [["),
+        (factors() | {"torch": "9.9"}, 'torch is "9.9" here'),
+    ],
+)
+def test_a_start_that_differs_in_what_counts_is_a_miss_that_says_in_what(
+    tmp_path: Path, events: Events, other: dict[str, Any], named: str
+) -> None:
+    for written in (factors(model_name="somebody/else", max_model_len=77, dtype="half", quantization="awq"), factors()):
+        cache, root = start(tmp_path, events, written)
+        compile_something(root)
+        cache.save()
+    start(tmp_path, events, other)
+    *_, event = events.named("compile_cache")
+    assert (event["step"], event["result"]) == ("load", "miss")
+    assert named in event["reason"]
+    assert "77" not in event["reason"], "the nearest is compared with"
+
+
+def test_the_first_miss_has_nothing_to_compare_with(tmp_path: Path, events: Events) -> None:
+    start(tmp_path, events)
+    (tmp_path / "foreign.tar").write_bytes(b"\0" * 10240)
+    start(tmp_path, events, factors())
+    assert {event["reason"] for event in events.named("compile_cache")} == {"No worker has written one yet."}
+
+
+IDS = {
+    "RUNPOD_POD_ID": "pod",
+    "RUNPOD_POD_HOSTNAME": "host",
+    "RUNPOD_TCP_PORT_22": "4711",
+    "RUNPOD_PUBLIC_IP": "192.0.2.1",
+    "RUNPOD_WEBHOOK_GET_JOB": "https://example.org/pod",
+    "HOSTNAME": "host",
+    "PORT": "8000",
+    "PORT_HEALTH": "8001",
+    "VLLM_PORT": "8002",
+    "VLLM_HOST_IP": "192.0.2.1",
+}
+
+
+def test_what_differs_from_worker_to_worker_is_in_no_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Neither in the archive's name nor in vLLM's own key of what is in it, which has vLLM's variables."""
+    from vllm import envs
+
+    def keys(number: int) -> tuple[str, dict[str, object]]:
+        for name, value in IDS.items():
+            monkeypatch.setenv(name, str(int(value) + number) if value.isdigit() else value.replace("1", str(number)))
+        monkeypatch.setenv("VLLM_LOGGING_CONFIG_PATH", str(tmp_path / str(number) / "logging.json"))
+        cache = CompileCache(tmp_path, lambda *_, **__: None)  # in a folder of its own, as each start's
+        for name, value in cache.variables.items():
+            monkeypatch.setenv(name, value)
+        settings = Settings(
+            model_name="owner/model", port=8000 + number, snapshot_seconds=number, served_model_name="x"
+        )
+        return key_of(compile_cache.factors_of(settings, NO_GPUS)), envs.compile_factors()
+
+    assert keys(1) == keys(2)
 
 
 @pytest.mark.parametrize("length", [0, 1, 600, 5000, 50_000])

@@ -18,7 +18,7 @@ import platform
 import tarfile
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -28,10 +28,20 @@ from llmpod.worker.settings import Settings
 
 MAX_BYTES = 2 << 30
 """Largest archive: reading a larger one from a network volume would cost more than it saves."""
+MAX_FACTORS_BYTES = 1 << 20
 LEFT_OVER_S = 3600.0
 """Age from which an unfinished archive is one that nobody finishes."""
+VALUE_CHARS = 80
+"""Length to which a factor is cut where it is shown."""
 VARIABLES = {"VLLM_CACHE_ROOT": "vllm", "TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
 """Variables that say where compiled code is kept, and their folders in the archive."""
+
+_FACTORS = "factors.json"
+"""First file of an archive: the factors of its name."""
+_SETTINGS = (
+    *("model", "model_revision", "dtype", "quantization", "tensor_parallel_size", "enforce_eager", "max_model_len"),
+    *("max_num_batched_tokens", "max_num_seqs", "enable_chunked_prefill"),
+)
 
 
 def key_of(factors: Mapping[str, Any]) -> str:
@@ -41,7 +51,7 @@ def key_of(factors: Mapping[str, Any]) -> str:
     complete: they keep apart what would never be shared (versions, GPUs, models). What differs from worker to worker
     must not be among them.
     """
-    return hashlib.sha256(json.dumps(factors, sort_keys=True, default=str).encode()).hexdigest()[:32]
+    return hashlib.sha256(_text_of(factors).encode()).hexdigest()[:32]
 
 
 def folder_for(settings: Settings, *, on_cpu: bool) -> Path | None:
@@ -54,15 +64,37 @@ def folder_for(settings: Settings, *, on_cpu: bool) -> Path | None:
 
 
 def factors_of(settings: Settings, gpus: machine.Gpus) -> dict[str, Any]:
-    """What compiled code depends on, as far as it is known before vLLM is imported (see `key_of`)."""
+    """What compiled code depends on, as far as it is known before vLLM is imported (see `key_of`).
+
+    `settings`: with the folder of a model that is read from one, because vLLM's own key has what it is given.
+    """
     found: dict[str, Any] = dict(machine.versions())
     found["gpus"] = [(gpu.name, gpu.compute_capability) for gpu in gpus.found]
     found["driver"] = gpus.driver
     if not gpus.found:
         found["cpu"] = platform.machine(), _instructions()
-    for name in ("model", "model_revision", "dtype", "quantization", "tensor_parallel_size", "enforce_eager"):
-        found[name] = getattr(settings, name)
-    return found
+    found |= {name: getattr(settings, name) for name in _SETTINGS}
+    return found | {"lora": bool(settings.lora_modules)}
+
+
+def difference(factors: Mapping[str, Any], others: Iterable[Mapping[str, Any]]) -> str | None:
+    """In what these factors differ from the nearest of the others; None if there are no others."""
+    mine = json.loads(_text_of(factors))
+    nearest: list[str] | None = None
+    for other in others:
+        names = sorted(name for name in mine.keys() | other.keys() if mine.get(name) != other.get(name))
+        if nearest is None or len(names) < len(nearest):
+            nearest = [f"{name} is {_brief(mine.get(name))} here and {_brief(other.get(name))} there" for name in names]
+    return None if nearest is None else ", ".join(nearest)
+
+
+def _brief(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= VALUE_CHARS else f"{text[:VALUE_CHARS]}…"
+
+
+def _text_of(factors: Mapping[str, Any]) -> str:
+    return json.dumps(factors, sort_keys=True, default=str)
 
 
 def _instructions() -> str:
@@ -82,6 +114,7 @@ class CompileCache:
         self._archive = folder
         self._emit = emit
         self._local = Path(tempfile.mkdtemp(prefix="compiled-"))
+        self._factors: Mapping[str, Any] = {}
         self._known: frozenset[str] = frozenset()
 
     @property
@@ -91,7 +124,7 @@ class CompileCache:
 
     def load(self, factors: Mapping[str, Any]) -> None:
         """Fill the local folder from the archive for `factors` (see `key_of`). For a thread: it reads much."""
-        self._archive = self._folder / f"{key_of(factors)}.tar"
+        self._archive, self._factors = self._folder / f"{key_of(factors)}.tar", factors
         began = time.monotonic()
         result, reason = "hit", None
         try:
@@ -100,7 +133,9 @@ class CompileCache:
                 with tarfile.open(fileobj=file) as archive:
                     archive.extractall(self._local, filter="data")
         except FileNotFoundError:
-            result, reason = "miss", "No worker has written one yet for these versions, this GPU and this model."
+            differs = difference(factors, self._others())
+            result = "miss"
+            reason = "No worker has written one yet." if differs is None else f"Of the nearest archive {differs}."
         except (OSError, tarfile.TarError, EOFError) as error:
             result, reason = "damaged", f"{type(error).__name__}: {error}"
             self._empty()
@@ -123,8 +158,10 @@ class CompileCache:
             self._remove_left_over()
             descriptor, unfinished = tempfile.mkstemp(dir=self._folder, prefix=".", suffix=".part")
             with open(descriptor, "wb") as file:  # noqa: PTH123 - a descriptor
+                (self._local / _FACTORS).write_text(_text_of(self._factors))
                 with tarfile.open(fileobj=file, mode="w") as archive:
-                    archive.add(self._local, arcname=".")
+                    for path in sorted(self._local.iterdir(), key=lambda path: path.name != _FACTORS):
+                        archive.add(path, arcname=path.name)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(unfinished, self._archive)  # noqa: PTH105 - of a name
@@ -135,6 +172,15 @@ class CompileCache:
                     os.unlink(unfinished)  # noqa: PTH108 - of a name
         else:
             self._report("save", "written", began, None)
+
+    def _others(self) -> Iterator[dict[str, Any]]:
+        """The factors of the archives that there are."""
+        for path in self._folder.glob("*.tar"):
+            with contextlib.suppress(OSError, tarfile.TarError, EOFError, ValueError), tarfile.open(path) as archive:
+                first = archive.next()
+                content = archive.extractfile(first) if first is not None and first.name == _FACTORS else None
+                if content is not None and isinstance(found := json.loads(content.read(MAX_FACTORS_BYTES)), dict):
+                    yield found
 
     def _files(self) -> list[Path]:
         return [path for path in self._local.rglob("*") if path.is_file()]

@@ -111,7 +111,7 @@ class EngineStart:
             progress.download = found.download
             local = snapshots.local(self._settings, found.snapshots)  # with folders for the hub's ids
             if self._compile_cache is not None:
-                factors = compile_cache.factors_of(self._settings, found.gpus)
+                factors = compile_cache.factors_of(local, found.gpus)
                 await asyncio.to_thread(self._compile_cache.load, factors)
         with progress.phase("import"):
             from vllm.engine.async_llm_engine import AsyncLLMEngine

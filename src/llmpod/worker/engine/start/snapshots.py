@@ -1,7 +1,7 @@
 """Complete snapshots of hub repositories on this machine: a start from one sends the hub no request.
 
 For a repository named by its id, vLLM and transformers ask the hub at every start, also if all of it is in the cache
-(14 requests for a model of one file). In a folder they only read.
+(a dozen requests for a model of one file). In a folder they only read.
 """
 
 from __future__ import annotations
