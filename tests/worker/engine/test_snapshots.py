@@ -63,6 +63,23 @@ def test_a_snapshot_is_complete_with_config_vocabulary_and_all_weights(
     assert snapshots.find([tmp_path / "hub"], [MODEL]) == ({MODEL: snapshot} if complete else {})
 
 
+@pytest.mark.parametrize(
+    ("chosen", "names", "complete"),
+    [
+        ("mistral", "params.json tekken.json consolidated.safetensors", True),
+        ("mistral", "config.json tokenizer.json model.safetensors", False),
+        ("pt", "config.json tokenizer.json model.safetensors", False),
+        ("npcache", "config.json tokenizer.json pytorch_model.bin", True),
+        ("runai_streamer", "config.json tokenizer.json model.safetensors", True),
+    ],
+)
+def test_complete_are_the_weights_that_the_format_reads(
+    tmp_path: Path, chosen: str, names: str, complete: bool
+) -> None:
+    put(tmp_path / "hub", MODEL.name, written(tmp_path / "files", names))
+    assert (MODEL in snapshots.find([tmp_path / "hub"], [MODEL], chosen)) is complete
+
+
 def test_a_download_that_was_broken_off_or_lost_a_blob_is_not_complete(tmp_path: Path) -> None:
     snapshot = put(tmp_path, MODEL.name, written(tmp_path / "files", "config.json tokenizer.json model.safetensors"))
     assert snapshots.find([tmp_path], [MODEL]) == {MODEL: snapshot}

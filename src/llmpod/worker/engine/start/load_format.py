@@ -45,13 +45,19 @@ FORMATS = {
 """The formats of vLLM 0.32; a test holds them against its registry."""
 
 
+def of(environment: Mapping[str, str]) -> str:
+    """The format that LOAD_FORMAT names."""
+    chosen = environment.get("LOAD_FORMAT", "").strip().lower()
+    return "auto" if chosen in ("", "none", "null", "undefined") else chosen
+
+
 def check(environment: Mapping[str, str], model: str, *, on_cpu: bool) -> None:
     """Refuse a format that cannot work here. vLLM says so when its engine has started, in 20 seconds, as a traceback.
 
     Raises:
         StartError: names what is missing, and what can be had instead.
     """
-    chosen = _chosen(environment)
+    chosen = of(environment)
     store = next((part for prefix, part in OBJECT_STORES.items() if model.lower().startswith(prefix)), None)
     if store is not None:
         if chosen not in ("auto", "runai_streamer", "runai_streamer_sharded", "modelexpress"):
@@ -82,7 +88,7 @@ def advice(environment: Mapping[str, str], weights: Path, free_mib: int | None) 
     None where vLLM's default suits: on a local disk, where vLLM prefetches by itself, and where an operator has chosen.
     `free_mib`: available main memory.
     """
-    if _chosen(environment) not in ("auto", "hf", "safetensors") or environment.get("SAFETENSORS_LOAD_STRATEGY"):
+    if of(environment) not in ("auto", "hf", "safetensors") or environment.get("SAFETENSORS_LOAD_STRATEGY"):
         return None
     kind = filesystem(os.path.realpath(weights), Path("/proc/mounts").read_text())
     return recommend(kind, sum(file.stat().st_size for file in weights.glob("*.safetensors")), free_mib)
@@ -117,11 +123,6 @@ def filesystem(path: str, mounts: str) -> str:
         if point and len(point) >= len(best) and f"{path}/".startswith(point.rstrip("/") + "/"):
             best, kind = point, fields[2]
     return kind
-
-
-def _chosen(environment: Mapping[str, str]) -> str:
-    chosen = environment.get("LOAD_FORMAT", "").strip().lower()
-    return "auto" if chosen in ("", "none", "null", "undefined") else chosen
 
 
 def _missing(need: Need, *, on_cpu: bool) -> str | None:

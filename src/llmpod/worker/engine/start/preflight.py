@@ -154,7 +154,9 @@ def missing_disk(download: hub.Download, disk: machine.Disk, *, volume: bool) ->
 
 async def _snapshots(environment: Mapping[str, str], wanted: list[hub.Repository]) -> dict[hub.Repository, Path]:
     try:
-        return await within(DISK_S, lambda: snapshots.find(snapshots.caches(environment), wanted))
+        return await within(
+            DISK_S, lambda: snapshots.find(snapshots.caches(environment), wanted, load_format.of(environment))
+        )
     except TimeoutError:
         return {}
 

@@ -23,7 +23,8 @@ from llmpod.worker.settings import Settings
 CACHED_MODELS = machine.NETWORK_VOLUME / "huggingface-cache" / "hub"
 """Where RunPod puts the model that an endpoint's "Model" field names (docs.runpod.io, "Cached models")."""
 
-_WEIGHTS = ("consolidated*.safetensors", "*.safetensors", "*.bin", "*.pt")  # vLLM loads the first that there are
+_WEIGHTS = {"mistral": ("consolidated*.safetensors",), "pt": ("*.pt",), "npcache": ("*.bin",)}  # of each LOAD_FORMAT
+_USUAL_WEIGHTS = ("consolidated*.safetensors", "*.safetensors", "*.bin", "*.pt")  # vLLM loads the first that there are
 _VOCABULARIES = ("tokenizer.json", "tekken.json", "vocab.*", "*.model", "*.tiktoken")
 _SHARD = re.compile(r"(.+)-(\d+)-of-(\d+)(\..+)")
 
@@ -35,13 +36,18 @@ def caches(environment: Mapping[str, str]) -> list[Path]:
     return list(dict.fromkeys((hub.cache(environment), Path(constants.HF_HUB_CACHE).expanduser(), CACHED_MODELS)))
 
 
-def find(folders: Sequence[Path], wanted: Iterable[Repository]) -> dict[Repository, Path]:
-    """Folders of those repositories that are complete. Blocks as long as the file system does."""
+def find(folders: Sequence[Path], wanted: Iterable[Repository], chosen_format: str = "auto") -> dict[Repository, Path]:
+    """Folders of those repositories that are complete, with the weights that LOAD_FORMAT reads.
+
+    Blocks as long as the file system does.
+    """
     found = {}
+    kinds = _WEIGHTS.get(chosen_format, _USUAL_WEIGHTS)
     for repository in wanted:
         for folder in folders:
             with contextlib.suppress(OSError, ValueError, AttributeError):  # not there, or not as the client writes it
-                if (snapshot := _snapshot(folder, repository)) is not None and _is_complete(snapshot, repository):
+                snapshot = _snapshot(folder, repository)
+                if snapshot is not None and _is_complete(snapshot, repository, kinds):
                     found[repository] = snapshot
                     break
     return found
@@ -82,22 +88,22 @@ def _folder(folder: Path, repository: Repository) -> Path:
     return next((path for path in folder.iterdir() if path.name.casefold() == name.casefold()), folder / name)
 
 
-def _is_complete(snapshot: Path, repository: Repository) -> bool:
+def _is_complete(snapshot: Path, repository: Repository, kinds: Sequence[str]) -> bool:
     """Whether a start needs no more than what is there, and no download is under way or was broken off."""
     names = {path.name for path in snapshot.iterdir() if path.is_file()}  # a link without its blob is no file
     if any(name.endswith(".incomplete") for name in _names(snapshot.parents[1] / "blobs")):
         return False
     if repository.setting == "LORA_MODULES":
-        return "adapter_config.json" in names and _has_weights(snapshot, names)
+        return "adapter_config.json" in names and _has_weights(snapshot, names, _USUAL_WEIGHTS)
     has_vocabulary = any(fnmatch(name, pattern) for name in names for pattern in _VOCABULARIES)
     if repository.setting == "TOKENIZER":
         return has_vocabulary
     has_config = not names.isdisjoint(("config.json", "params.json"))
-    return has_config and has_vocabulary and _has_weights(snapshot, names)
+    return has_config and has_vocabulary and _has_weights(snapshot, names, kinds)
 
 
-def _has_weights(snapshot: Path, names: set[str]) -> bool:
-    for pattern in _WEIGHTS:
+def _has_weights(snapshot: Path, names: set[str], kinds: Sequence[str]) -> bool:
+    for pattern in kinds:
         files = {name for name in names if fnmatch(name, pattern)}
         indices = {name for name in names if fnmatch(name, f"{pattern}.index.json")}
         if files or indices:
