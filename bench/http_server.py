@@ -40,6 +40,9 @@ ENGINE = {"max-num-seqs": str(SLOTS), "dtype": "float32", "tool-call-parser": "h
 """Engine arguments of both servers, beside those that follow from a CPU without compilation."""
 VARIABLES = {"VLLM_CPU_KVCACHE_SPACE": "1", "TORCH_COMPILE_DISABLE": "1", "VLLM_NO_USAGE_STATS": "1"}
 """Environment variables of both."""
+KEEP_ALIVE = {"VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "75"}
+"""As llmpod's. vLLM's is 5 s, and uvloop closes a connection whose time is over before it reads what has arrived on it:
+a machine that stands still between two requests costs the second one."""
 TOOL = {"type": "function", "function": {"name": "look_up", "parameters": {"type": "object", "properties": {}}}}
 REQUESTS = {1: 8, 16: 64, 64: 128, 128: 256}
 START_S = 180.0
@@ -120,7 +123,7 @@ def start(name: str, log: Path) -> Server:
         command += [f"--{argument}={value}" for argument, value in ENGINE.items()]
         command += ["--served-model-name=demo", "--enforce-eager", "--enable-auto-tool-choice", f"--port={port}"]
         command += ["--host=127.0.0.1", "--disable-uvicorn-access-log"]
-        variables |= {"PYTHONPATH": vllm_named(), "VLLM_LOGGING_LEVEL": "ERROR"}
+        variables |= {"PYTHONPATH": vllm_named(), "VLLM_LOGGING_LEVEL": "ERROR"} | KEEP_ALIVE
     process = subprocess.Popen(
         command, env=variables, stdout=log.open("wb"), stderr=subprocess.STDOUT, start_new_session=True
     )
@@ -230,7 +233,8 @@ def settings() -> str:
             f"both: demonstration model, {engine} --enforce-eager",
             f"both: answers of {TOKENS} tokens (ignore_eos), temperature 0.8",
             "both: " + " ".join(f"{name}={value}" for name, value in VARIABLES.items()),
-            "vllm serve: --disable-uvicorn-access-log",
+            "vllm serve: --disable-uvicorn-access-log "
+            + " ".join(f"{name}={value}" for name, value in KEEP_ALIVE.items()),
             "llmpod: guardrails and log lines as by default",
         ]
     )
