@@ -15,10 +15,10 @@ run: setup ## answer test_input.json with the demo model
 serve: setup ## a RunPod endpoint on http://127.0.0.1:8000/v2/local with real worker processes
 	@MODEL_NAME=$${MODEL_NAME:-llmpod-demo} $(PY) -m llmpod.endpoint --workers-min 1 --workers-max 1 $(ARGS)
 
-test: setup ## every test: those that mostly wait side by side, those of the engine alone
+test: setup ## every test: first what needs no engine, then the engine's
 	@builder/test_tools.sh
 	$(PY) -m pytest -n 3 --dist worksteal -m "not engine"
-	$(PY) -m pytest -m engine
+	$(PY) -m pytest -n 2 --dist loadfile -m engine
 
 test-fast: setup ## what needs no engine, no worker process and no browser: under a minute
 	$(PY) -m pytest -q -n 2 --dist worksteal -m "not engine and not process and not browser"

@@ -14,6 +14,7 @@ from llmpod.worker.engine.engine import Engine
 from llmpod.worker.engine.start.engine_start import EngineStart
 from llmpod.worker.settings import Settings
 from llmpod.worker.worker import Worker
+from tests.worker.processes import one_core
 
 Json = dict[str, Any]
 
@@ -47,7 +48,8 @@ class Events:
 @pytest.fixture(scope="session")
 async def engine() -> AsyncIterator[Engine]:
     events = Events()
-    engine = await EngineStart(Settings(), {}, events.emit).run()
+    with one_core():
+        engine = await EngineStart(Settings(), {}, events.emit).run()
     assert events.named("ready")
     yield engine
     assert engine.unfinished == 0, "a test left a request in the engine"

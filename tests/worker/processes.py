@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,21 @@ def environment() -> dict[str, str]:
     """This process's variables, without those that the tests' engine and vLLM set for their own children."""
     left_out = (*cpu_fork_server.DECIDED_BY_OTHERS, "VLLM_LOGGING_CONFIG_PATH", "VLLM_LOGGING_LEVEL")
     return {name: value for name, value in os.environ.items() if name not in left_out}
+
+
+@contextlib.contextmanager
+def one_core() -> Iterator[None]:
+    """What is started inside keeps to one core: each of xdist's processes to another.
+
+    Engines with as many threads as there are cores slow one another down several times over.
+    """
+    cores = os.sched_getaffinity(0)
+    number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    os.sched_setaffinity(0, {sorted(cores)[number % len(cores)]})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)
 
 
 class WorkerProcess:
@@ -73,7 +90,8 @@ async def spawn(
 ) -> WorkerProcess:
     """handler.py as a worker of `endpoint`, with the real engine. `behind`: the command that runs it."""
     command = (*behind, sys.executable, "-u", str(REPOSITORY / "handler.py"))
-    return WorkerProcess(await start(endpoint, worker_id, *command, **{"MODEL_NAME": "llmpod-demo"} | variables))
+    with one_core():
+        return WorkerProcess(await start(endpoint, worker_id, *command, **{"MODEL_NAME": "llmpod-demo"} | variables))
 
 
 async def start(endpoint: LocalEndpoint, worker_id: str, *command: str, **variables: str) -> asyncio.subprocess.Process:
