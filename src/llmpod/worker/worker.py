@@ -99,6 +99,7 @@ class Worker:
 
     async def _answer(self, job_input: object, record: JobRecord) -> AsyncGenerator[Reply, None]:
         record.size = await bounds.check(job_input, self.settings.max_job_values)
+        record.meter.small = not record.size.large
         request = await record.size.aside(inputs.parse, job_input, self.engine.sampling_names)
         if isinstance(request, inputs.OpenAIRequest):
             async with aclosing(self.routes.answer(request, record)) as replies:

@@ -114,7 +114,7 @@ def test_a_question_of_the_worker_is_rendered_with_and_without_a_template(tokeni
     with_template = prompts.asked(turns)
     assert controls(tokenizer, with_template) == controls(tokenizer, prompts.render(chat("Hi"))) + 2
     base = Prompts(tokenizer, chat_template=None, allow_control_tokens=False)
-    base._chat_template = None
+    base.chat_template = None
     assert tokenizer.decode(base.asked(turns)) == f"Decide.\n\nText: {INJECTION}\n"
 
 

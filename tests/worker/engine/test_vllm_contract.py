@@ -234,9 +234,9 @@ def test_the_hubs_client_reads_whether_it_is_offline_at_each_request(monkeypatch
 
 
 def test_a_stat_logger_is_told_of_every_step() -> None:
-    from vllm.v1.metrics.loggers import StatLoggerBase
+    from vllm.v1.metrics.loggers import AggregateStatLoggerBase
 
-    assert StatLoggerBase.__abstractmethods__ == {"__init__", "record", "log_engine_initialized"}
+    assert AggregateStatLoggerBase.__abstractmethods__ == {"__init__", "record", "log_engine_initialized"}
 
 
 def test_a_dead_engine_says_so() -> None:

@@ -44,12 +44,12 @@ class Steps:
 
     def observer(self) -> Any:
         """A vLLM "stat logger" that counts them (vllm/v1/metrics/loggers.py)."""
-        from vllm.v1.metrics.loggers import StatLoggerBase
+        from vllm.v1.metrics.loggers import AggregateStatLoggerBase
 
         steps = self
 
-        class StepObserver(StatLoggerBase):  # type: ignore[misc] # vLLM is not typed for us
-            def __init__(self, vllm_config: Any, engine_index: int = 0) -> None:
+        class StepObserver(AggregateStatLoggerBase):  # type: ignore[misc] # vLLM is not typed for us
+            def __init__(self, vllm_config: Any, engine_indexes: list[int]) -> None:
                 pass
 
             def record(self, *args: Any, **kwargs: Any) -> None:
@@ -59,6 +59,18 @@ class Steps:
                 pass
 
         return StepObserver
+
+    @staticmethod
+    def alone(llm: Any) -> None:
+        """Remove vLLM's own log of statistics, which sums up every step for lines that nobody asks for here."""
+        from vllm.v1.metrics.loggers import LoggingStatLogger
+
+        def is_log(one: Any) -> bool:
+            made = vars(one).get("per_engine_stat_loggers", {})
+            return any(isinstance(each, LoggingStatLogger) for each in made.values())
+
+        if llm.logger_manager is not None:  # DISABLE_LOG_STATS
+            llm.logger_manager.stat_loggers = [one for one in llm.logger_manager.stat_loggers if not is_log(one)]
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ class Prompts:
 
     def __init__(self, tokenizer: Tokenizer, *, chat_template: str | None, allow_control_tokens: bool) -> None:
         self._tokenizer = tokenizer
-        self._chat_template = chat_template or _own_template(tokenizer)
+        self.chat_template = chat_template or _own_template(tokenizer)
         tokens = control_tokens(tokenizer)
         self._any_control = _pattern(tokens)
         self.control_texts = () if allow_control_tokens else tuple(tokens)
@@ -53,6 +53,8 @@ class Prompts:
         parts = [(token[:cut], token[cut:]) for token in self.control_texts for cut in range(1, len(token))]
         self._beginnings = tuple({start for start, _ in parts if not start.isalnum()})
         self._endings = tuple({end for _, end in parts if not end.isalnum()})
+        self._last = frozenset(start[-1] for start in self._beginnings)
+        self._next = frozenset(end[0] for end in self._endings)
         self.control_ids: frozenset[int] = frozenset(
             token_id
             for token_id, token in tokenizer.added_tokens_decoder.items()
@@ -62,7 +64,7 @@ class Prompts:
     @property
     def has_chat_template(self) -> bool:
         """Whether the model has a chat template (base models have none)."""
-        return self._chat_template is not None
+        return self.chat_template is not None
 
     def render(self, request: NativeRequest) -> list[int]:
         """Render a request to token ids. Raises as `rendered` does."""
@@ -108,6 +110,8 @@ class Prompts:
         if isinstance(value, str):
             try:
                 decoded = _from_json(value)
+                if decoded is None:
+                    return self._marked(value)
                 guarded = self.guard(decoded)
             except RecursionError:
                 raise JobError(Code.INVALID_INPUT, "A text is JSON that is nested too deep.") from None
@@ -198,7 +202,7 @@ class Prompts:
     def _apply_template(self, conversation: list[dict[str, str]]) -> str | list[int]:
         try:
             return self._tokenizer.apply_chat_template(
-                conversation, chat_template=self._chat_template, tokenize=False, add_generation_prompt=True
+                conversation, chat_template=self.chat_template, tokenize=False, add_generation_prompt=True
             )
         except Exception as error:  # noqa: BLE001 - a template refuses a conversation by raising whatever it likes
             raise JobError(
@@ -227,7 +231,7 @@ class Prompts:
         return visible.replace(self.visible(own), "", 1) if own else visible
 
     def _knows_role(self, role: str) -> bool:
-        return role in ROLES or any(f"{quote}{role}{quote}" in (self._chat_template or "") for quote in "'\"")
+        return role in ROLES or any(f"{quote}{role}{quote}" in (self.chat_template or "") for quote in "'\"")
 
     def _holds_control(self, value: Any) -> bool:
         if isinstance(value, str):
@@ -242,8 +246,8 @@ class Prompts:
         Marks in the client's text are removed. Concatenation: `<|im_` in one part of a message, `end|>` in the next.
         """
         text = self._cut(text.replace(GUARD, ""))
-        before = GUARD if text.startswith(self._endings) else ""
-        return before + text + (GUARD if text.endswith(self._beginnings) else "")
+        before = GUARD if text[:1] in self._next and text.startswith(self._endings) else ""
+        return before + text + (GUARD if text[-1:] in self._last and text.endswith(self._beginnings) else "")
 
     def _cut(self, text: str) -> str:
         if self._control is None or not any(character in text for character in self._first):

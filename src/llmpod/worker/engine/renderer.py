@@ -28,13 +28,33 @@ class Guarded:
     cuts = True
     """Whether this renderer's tokens can be cut at the marks; where not, a control token in a text is refused."""
 
+    def __init__(self, *args: Any, **named: Any) -> None:
+        super().__init__(*args, **named)
+        in_thread = _vllm(self)._tokenize_prompt_async
+
+        async def tokenize(prompt: Any, params: Any) -> Any:
+            short = len(prompt["prompt"]) <= LARGE_CHARS  # a thread costs more than its tokens
+            return self._tokenize_prompt(prompt, params) if short else await in_thread(prompt, params)
+
+        self._tokenize_prompt_async = tokenize
+
     # -- messages -> text ----------------------------------------------------------------------------------------------
 
     def render_messages(self, messages: Any, params: Any) -> Any:
         return _vllm(super()).render_messages(*self._guard(messages, params))
 
     async def render_messages_async(self, messages: Any, params: Any) -> Any:
-        return await _vllm(super()).render_messages_async(*self._guard(messages, params))
+        messages, params = self._guard(messages, params)
+        if self._renders_here(messages, params):
+            return _vllm(super()).render_messages(messages, params)
+        return await _vllm(super()).render_messages_async(messages, params)
+
+    def _renders_here(self, messages: list[Any], params: Any) -> bool:
+        """Whether a thread would cost more than it does: a small job of texts only, and the operator's template."""
+        meter = metering.current_meter.get()
+        if meter is None or not meter.small or self.prompts is None:
+            return False
+        return params.chat_template in (None, self.prompts.chat_template) and all(map(_is_text, messages))
 
     def _guard(self, messages: list[Any], params: Any) -> tuple[list[Any], Any]:
         """Mark control tokens after vLLM has parsed the request and before the template is applied."""
@@ -109,6 +129,14 @@ def guard() -> None:
 def _vllm(renderer: object) -> Any:
     """vLLM's renderer, untyped here."""
     return cast("Any", renderer)
+
+
+def _is_text(message: Any) -> bool:
+    content = message.get("content") if isinstance(message, dict) else ()
+    parts = content if isinstance(content, list) else ()
+    return isinstance(content, str | list | None) and all(
+        isinstance(part, dict) and part.get("type") == "text" for part in parts
+    )
 
 
 def _parts(prompt: dict[str, Any]) -> Iterator[dict[str, Any]]:

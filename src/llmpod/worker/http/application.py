@@ -89,8 +89,9 @@ class Request:
     def __init__(self, app: Application, scope: Scope, receive: Receive, send: Send) -> None:
         self._app = app
         self._worker = app.worker
-        self._receive = receive
-        self._abort: Callable[[], None] = scope["extensions"]["llmpod"]["abort"]
+        server = scope["extensions"]["llmpod"]
+        self._abort: Callable[[], None] = server["abort"]
+        self._watch: Callable[[Callable[[], None]], Callable[[], None]] = server["watch"]
         self._headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         self._method = "GET" if scope["method"] == "HEAD" else scope["method"]
         query = scope["query_string"].decode("latin-1")
@@ -103,7 +104,7 @@ class Request:
         self._record.route = "native" if self._native else self._path[:200]
         self._interruption = Interruption(self._record)
         self._body = Body(receive, self._headers, self._worker.settings, app.budget)
-        self._response = Response(send, self._record, self._body, native=self._native)
+        self._response = Response(send, self._record, self._body, native=self._native, paused=server["paused"])
         self._response.closes = app.refusal is not None
 
     def interrupt(self, error: JobError) -> None:
@@ -143,7 +144,7 @@ class Request:
         self._admit(methods)
         content = await self._body.value(rule.max_tokens if rule.form else None)
         self._record.arrived()
-        watching = asyncio.create_task(self._watch())
+        unwatch = self._watch(self._client_gone)
         try:
             replies = self._worker.handle(self._job(content), self._record)
             with closing(self._app.pace.stream()) as turns:
@@ -154,7 +155,7 @@ class Request:
                             turns.take()
                             await turns.next()
         finally:
-            watching.cancel()
+            unwatch()
 
     def _admit(self, methods: tuple[str, ...]) -> None:
         """Refuse what is not to be read.
@@ -204,14 +205,11 @@ class Request:
             self._input = {"route": self._route, "method": self._method, "body": content}
         return {"id": self._record.id, "input": self._input}
 
-    async def _watch(self) -> None:
-        """Interrupt the job when the client has gone."""
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
-        if self._response.ended:  # which the server tells in the same way
-            return
-        self._gone = True
-        self.interrupt(JobError(Code.CANCELLED, "The client closed the connection."))
+    def _client_gone(self) -> None:
+        """Interrupt the job."""
+        if not self._response.ended:
+            self._gone = True
+            self.interrupt(JobError(Code.CANCELLED, "The client closed the connection."))
 
     async def _fail(self, error: JobError) -> None:
         """End the record, and write the error unless the job has done so."""

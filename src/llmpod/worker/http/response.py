@@ -34,12 +34,18 @@ class SlowReaderError(Exception):
 class Response:
     """Writes one response. `reply` takes the job's replies as they come, `finish` ends it."""
 
-    def __init__(self, send: Send, record: JobRecord, body: Body, *, native: bool) -> None:
-        """`body`: the request's. `native`: a stream's chunks are objects; those of vLLM's routes are events already."""
+    def __init__(
+        self, send: Send, record: JobRecord, body: Body, *, native: bool, paused: Callable[[], bool] = lambda: True
+    ) -> None:
+        """`body`: the request's. `native`: a stream's chunks are objects; those of vLLM's routes are events already.
+
+        `paused`: whether `send` may wait, because the client has not read what was written.
+        """
         self.started = False
         self.ended = False
         self.closes = False  # whether the connection ends with it
         self._send_message = send
+        self._paused = paused
         self._record = record
         self._body = body
         self._native = native
@@ -130,6 +136,9 @@ class Response:
         await self._send({"type": "http.response.start", "status": status, "headers": pairs})
 
     async def _send(self, message: MutableMapping[str, Any]) -> None:
+        if not self._paused():  # a timer per chunk costs as much as the chunk's event
+            await self._send_message(message)
+            return
         for seconds in (READER_S, READ_S):
             try:
                 async with asyncio.timeout(seconds):

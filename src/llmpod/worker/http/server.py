@@ -12,7 +12,8 @@ import resource
 import select
 import signal
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any, cast
 
 import uvicorn
@@ -40,20 +41,25 @@ END_S = 2
 
 
 class Protocol(HttpToolsProtocol):
-    """uvicorn's HTTP/1.1 protocol with bounds for headers and for readers, and `abort` in each request's scope."""
+    """uvicorn's HTTP/1.1 protocol with bounds for headers and for readers, and what `Application` needs of it."""
 
     _late: asyncio.TimerHandle | None = None  # runs while headers are expected
     _reading: asyncio.TimerHandle | None = None  # runs while a complete answer is not read
     _head_bytes = 0
+    _lost = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)  # type: ignore[arg-type]
+        self._watching: set[Callable[[], None]] = set()
         self._expect_headers()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._have_headers()
         self._stop_reading()
         super().connection_lost(exc)
+        self._lost = True
+        for gone in tuple(self._watching):
+            gone()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -67,9 +73,21 @@ class Protocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._stop_reading()
-        self.scope["extensions"] = {"llmpod": {"abort": self.transport.abort}}
+        self.scope["extensions"] = {
+            "llmpod": {"abort": self.transport.abort, "paused": self._paused, "watch": self._watch}
+        }
         if self._late is None:
             self._expect_headers()
+
+    def _paused(self) -> bool:
+        return bool(self.flow.write_paused)
+
+    def _watch(self, gone: Callable[[], None]) -> Callable[[], None]:
+        """Have `gone` called when the connection is lost; returns what ends that."""
+        self._watching.add(gone)
+        if self._lost:
+            self.loop.call_soon(gone)
+        return partial(self._watching.discard, gone)
 
     def on_headers_complete(self) -> None:
         self._have_headers()

@@ -35,11 +35,13 @@ class JobMeter:
     show_cached_tokens: bool = False  # whether the client may know how much of its prompt was in the cache
     granted: int | None = None  # largest max_tokens of a request; a long prompt leaves less context for the answer
     longest_prompt: int | None = None  # tokens; where vLLM would cut a longer prompt instead of refusing it
+    small: bool = False  # reading its input takes less than a millisecond
     parsed: bool = False  # vLLM parses tool calls or reasoning
     judge: PromptJudge | None = None
     constraint: str | None = None  # the field with the structured output
     calls: str | None = None  # the field with the structural tag of tool calls
     wanted: asyncio.Event | None = None  # set while the reader waits for more of the answer
+    splitting: bool = False  # what the engine has made is given to a parser token by token
     trace_headers: dict[str, str] | None = None  # the job's span, for vLLM's; None: no traces
     requests: int = 0
     finished: int = 0  # of them
@@ -75,18 +77,20 @@ class JobMeter:
             JobError: the job makes more requests than it may, or the worker stayed full for MAX_QUEUE_WAIT.
         """
         self._at_once += weight
+        slot: Slot | None = None
         try:
             if self.most is not None and self._at_once > self.most:
                 raise JobError(Code.INVALID_INPUT, f"The job asks for more than {self.most} answers or inputs at once.")
-            async with AsyncExitStack() as stack:
-                if self.take is not None:
-                    async with self._turn:
-                        if self.refusal is not None:
-                            raise self.refusal
-                        stack.enter_context(await self.take(weight, begun=self.submitted is not None))
-                self.submitted = self.submitted or time.monotonic()
-                yield
+            if self.take is not None:
+                async with self._turn:
+                    if self.refusal is not None:
+                        raise self.refusal
+                    slot = await self.take(weight, begun=self.submitted is not None)
+            self.submitted = self.submitted or time.monotonic()
+            yield
         finally:
+            if slot is not None:
+                slot.release()
             self._at_once -= weight
 
     @asynccontextmanager
@@ -101,6 +105,10 @@ class JobMeter:
                 async with self._turn:
                     stack.enter_context(await self.take(1))
             yield
+
+    def continues(self) -> bool:
+        """Whether more of the answer may follow within the next iterations of the event loop."""
+        return self.splitting or self.requests != 1
 
     def ended(self) -> bool:
         """Whether the engine has finished all requests that were made so far."""
@@ -158,12 +166,15 @@ def refuse(error: JobError) -> RequestRefusedError:
 @asynccontextmanager
 async def engine_slot(meter: JobMeter, weight: int) -> AsyncGenerator[None, None]:
     """JobMeter.slot for use inside vLLM's application: a JobError is raised as RequestRefusedError."""
-    async with AsyncExitStack() as stack:
-        try:
-            await stack.enter_async_context(meter.slot(weight))
-        except JobError as error:
-            raise refuse(error) from None
+    held = meter.slot(weight)
+    try:
+        await held.__aenter__()
+    except JobError as error:
+        raise refuse(error) from None
+    try:
         yield
+    finally:
+        await held.__aexit__(None, None, None)
 
 
 def judges() -> bool:

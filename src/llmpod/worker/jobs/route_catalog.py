@@ -108,9 +108,9 @@ def rule_for(path: str, allowed: Collection[str], *, exists: bool = True) -> Rul
     Raises:
         JobError: route_closed; not_found, with the path that was probably meant.
     """
-    for rule in RULES.values():
-        if _pattern(rule.path).fullmatch(path):
-            return rule
+    known = _known(path)
+    if known is not None:
+        return known
     if path in {"/" + name.strip("/") for name in allowed}:
         return Rule(path, ("GET", "POST", "PUT", "DELETE"), "generate", ("max_completion_tokens", "max_tokens"))
     meant = None if exists else _meant(path)
@@ -137,7 +137,13 @@ def _is_tail(path: str, known: str) -> bool:
 def label_of(route: str) -> str:
     """The path in the table that a job's route stands for, or the route itself, for the labels of metrics."""
     path = route.partition("?")[0]
-    return next((rule.path for rule in RULES.values() if _pattern(rule.path).fullmatch(path)), path)
+    rule = _known(path)
+    return path if rule is None else rule.path
+
+
+def _known(path: str) -> Rule | None:
+    rule = RULES.get(path)
+    return rule or next((rule for rule in RULES.values() if _pattern(rule.path).fullmatch(path)), None)
 
 
 @functools.cache

@@ -20,14 +20,14 @@ class Pace:
         With 500, each of 100 streams sends five chunks per second. Where a POST to RunPod takes longer than that
         interval, nothing changes.
         """
-        self._min_gap_s = min_gap_s
+        self.min_gap_s = min_gap_s
         self._chunk_s = 1 / chunks_per_s
         self.streams: set[Turns] = set()  # that have begun and not ended
 
     @property
     def gap_s(self) -> float:
         """Seconds between two chunks of a stream."""
-        return max(self._min_gap_s, self._chunk_s * len(self.streams))
+        return max(self.min_gap_s, self._chunk_s * len(self.streams))
 
     def stream(self) -> Turns:
         """Register a stream; it counts from its first chunk until it is closed."""
@@ -39,17 +39,21 @@ class Turns:
 
     def __init__(self, pace: Pace) -> None:
         self._pace = pace
-        self._last = 0.0
+        self._due = 0.0  # when the next chunk may be sent
 
     async def next(self) -> None:
         """Wait until the next chunk may be sent; the first may at once."""
-        if self._last and (wait_s := self._last + self._pace.gap_s - time.monotonic()) > 0:
+        if (wait_s := self._due - time.monotonic()) > 0:
             await asyncio.sleep(wait_s)
 
     def take(self) -> None:
         """Record that a chunk is sent now."""
         self._pace.streams.add(self)
-        self._last = time.monotonic()
+        now, gap_s = time.monotonic(), self._pace.gap_s
+        # A chunk that comes a whole gap later than it might is followed without a wait: a timer for each chunk of a
+        # stream that is slower than its limit costs more than it saves.
+        slow = self._due and now - self._due >= gap_s
+        self._due = now + (self._pace.min_gap_s if slow else gap_s)
 
     def close(self) -> None:
         """Unregister the stream."""

@@ -30,6 +30,7 @@ class Metrics(Collector):
         self._rows = {row.name: row for row in CATALOGUE}
         self._made: dict[str, Any] = {}
         self._followed: dict[str, dict[tuple[str, ...], Callable[[], float]]] = {}
+        self._labelled: dict[tuple[str, ...], Any] = {}  # by metric and values
         self._failures = 0
         self.software = dict.fromkeys(("commit", "vllm", "torch", "gpu"), NONE)
         started = time.monotonic()
@@ -94,7 +95,10 @@ class Metrics(Collector):
         try:
             row, made = self._rows[name], self._made[name]
             if labels:
-                made = made.labels(**{label: row.value_of(label, given) for label, given in labels.items()})
+                key = (name, *[row.value_of(label, given) for label, given in labels.items()])
+                if key not in self._labelled:
+                    self._labelled[key] = made.labels(**dict(zip(labels, key[1:], strict=True)))
+                made = self._labelled[key]
             getattr(made, action)(value)
         except Exception:  # noqa: BLE001 - as for `tap`
             self._failures += 1

@@ -72,7 +72,14 @@ class RouteCall:
             body, headers["content-type"] = _json(self.new.body), "application/json"
         context = contextvars.copy_context()
         context.run(metering.current_meter.set, self.meter)
-        exchange = Exchange(app, self.method, self.path, query=self.query, headers=headers, body=body, context=context)
+        exchange = Exchange(
+            *(app, self.method, self.path),
+            query=self.query,
+            headers=headers,
+            body=body,
+            context=context,
+            continues=self.meter.continues,
+        )
         self.meter.wanted = exchange.wanted
         return exchange
 

@@ -143,7 +143,9 @@ def resolve_model(given: object, names: Mapping[str, str]) -> str | None:
         return None
     if not isinstance(given, str):
         raise JobError(Code.INVALID_INPUT, "model must be text.", field="model")
-    found = names.get(given) or {name.casefold(): served for name, served in names.items()}.get(given.casefold())
+    found = names.get(given)
+    if found is None:
+        found = {name.casefold(): served for name, served in names.items()}.get(given.casefold())
     if found is None:
         valid = ", ".join(dict.fromkeys(names.values()))
         raise JobError(

@@ -28,6 +28,7 @@ STORED_RESPONSES = 1000
 """Responses available to previous_response_id; older ones are dropped."""
 
 _GUARD_BYTES = GUARD.encode()
+_FREQUENT = ("/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/responses", "/v1/embeddings")
 
 
 class Application:
@@ -43,6 +44,10 @@ class Application:
         self._harmony = llm.model_config.hf_config.model_type == "gpt_oss"
         self.frame = Frame()  # the template's own text, measured by `install_guard`
         self.routes = route_table.read(app)  # every path, open or not
+        self.paths = frozenset(route.path for route in self.routes)  # for this model, open or not
+        served, model = settings.served_name, settings.model
+        called = (served, model, model.rstrip("/").rsplit("/", 1)[-1], str(Path(model).resolve()))
+        self._called = dict.fromkeys(called, served)  # the model's names
         self.takes_media = bool(llm.model_config.is_multimodal_model)
         # gpt-oss has its own format, which vLLM parses without a parser's name (openai/parser/harmony_utils.py).
         self.calls_tools = self._harmony or (arguments.enable_auto_tool_choice and bool(arguments.tool_call_parser))
@@ -67,6 +72,8 @@ class Application:
         build_app, init_app_state = _application()
         tasks = await llm.get_supported_tasks()
         app = build_app(arguments, tasks, llm.model_config)
+        # Starlette and the metrics' middleware both try one route after another, at every request.
+        app.router.routes.sort(key=lambda route: getattr(route, "path", None) not in _FREQUENT)
         try:
             await init_app_state(_metered_engine(llm, prompts, settings, constrain), app.state, arguments, tasks)
         except ValueError as error:
@@ -107,14 +114,9 @@ class Application:
         limits = processor.info.allowed_mm_limits if self.takes_media and processor is not None else {}
         return frozenset(modality for modality, most in limits.items() if most)
 
-    @property
-    def paths(self) -> frozenset[str]:
-        """All paths of vLLM's application for this model, open or not."""
-        return frozenset(route.path for route in self.routes)
-
     def has(self, path: str) -> bool:
         """Whether the application has a route for the path."""
-        return any(route.pattern.fullmatch(path) for route in self.routes)
+        return path in self.paths or any(route.pattern.fullmatch(path) for route in self.routes)
 
     def route(self, method: str, path: str) -> Route | None:
         """The route for a call, if the served model has one."""
@@ -124,10 +126,7 @@ class Application:
     @property
     def names(self) -> dict[str, str]:
         """Accepted names of the model and its adapters -> the name vLLM uses."""
-        model, served_name = self._settings.model, self._settings.served_name
-        called = (served_name, model, model.rstrip("/").rsplit("/", 1)[-1], str(Path(model).resolve()))
-        adapters = self._state.openai_serving_models.lora_requests
-        return dict.fromkeys(called, served_name) | {name: name for name in adapters}
+        return self._called | {name: name for name in self._state.openai_serving_models.lora_requests}
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of a prompt given as token ids."""

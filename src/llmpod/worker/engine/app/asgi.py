@@ -46,8 +46,12 @@ class Exchange:
         headers: Mapping[str, str] | None = None,
         body: bytes = b"",
         context: Context | None = None,
+        continues: Callable[[], bool] = lambda: True,
     ) -> None:
-        """`context`: what context variables hold in the application's tasks."""
+        """`context`: what context variables hold in the application's tasks.
+
+        `continues`: whether what is sent may be followed by more in the next iterations of the event loop.
+        """
         self.status = 0
         self.headers: dict[str, str] = {}
         self._app = app
@@ -67,6 +71,7 @@ class Exchange:
         }
         self.wanted = asyncio.Event()  # the reader waits for the next piece, or has gone
         self._context = context
+        self._continues = continues
         self._body = body
         self._body_read = False
         self._gone = asyncio.Event()  # the response is complete, or its reader has gone
@@ -138,7 +143,7 @@ class Exchange:
                 await self._gone.wait()
 
     async def _next(self) -> None:
-        """Wait until the application has sent something, and for what it sends in the same loop iteration."""
+        """Wait until the application has sent something, and for what follows at once."""
         assert self._task is not None
         self._news.clear()
         self.wanted.set()
@@ -147,7 +152,7 @@ class Exchange:
         if self._task.done() and not self._complete:
             raise Broken("the response is incomplete") from self._task.exception()
         seen = -1
-        while seen != len(self._pending) and not self._complete:
+        while seen != len(self._pending) and not self._complete and self._continues():
             seen = len(self._pending)
             await asyncio.sleep(0)
 

@@ -115,6 +115,7 @@ class EngineStart:
                 await asyncio.to_thread(self._compile_cache.load, factors)
         with progress.phase("import"):
             from vllm.engine.async_llm_engine import AsyncLLMEngine
+            from vllm.envs import enable_envs_cache
         with progress.phase("fit"):
             expected = await fit.report(local, found, self._emit)
         with progress.phase("load"):
@@ -129,6 +130,7 @@ class EngineStart:
             steps = Steps()
             llm = AsyncLLMEngine.from_engine_args(arguments.engine, stat_loggers=[steps.observer()])
             undo.callback(llm.shutdown)
+            steps.alone(llm)
             metered_engine.count_cut_requests(llm)
             request_check.check(llm)
             constraints = ConstraintCompiler(self._settings.max_constraint_seconds)
@@ -170,6 +172,7 @@ class EngineStart:
             revision=found.revision or self._settings.model_revision,
         )
         engine = Engine(loaded, application, started)
+        enable_envs_cache()  # vLLM reads its variables at every token
         self._emit("warm_up", capabilities=results)
         self._report_ready(engine, llm.vllm_config, progress, expected)
         if self._compile_cache is not None:
