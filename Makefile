@@ -56,7 +56,7 @@ fuzz: setup ## minutes of hostile jobs through the worker and a real engine (FUZ
 bench: setup ## all of the following: every figure of bench/README.md
 	@$(MAKE) --keep-going --no-print-directory bench-worker bench-routes bench-http bench-loop bench-endpoint bench-policy bench-constraints bench-loadtest bench-evidence
 
-bench-worker: setup ## the worker against the bare engine and the SDK's own loop, through RunPod's protocol
+bench-worker: setup ## the worker against the bare engine and the SDK's own loop, through RunPod's protocol (ARGS=--cpu: processor time)
 	@$(PY) bench/worker.py $(ARGS)
 
 bench-routes: setup ## vLLM's routes inside the worker against the bare engine

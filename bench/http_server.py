@@ -20,6 +20,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import signal
 import socket
 import statistics
@@ -57,6 +58,7 @@ class Figures:
     tokens_per_s: float
     ttft_ms: list[float]
     cpu_us_per_token: float
+    chunks: int = 0
 
 
 @dataclass
@@ -70,9 +72,8 @@ class Server:
     best: dict[tuple[int, bool, bool], Figures] = field(default_factory=dict)
 
     def cpu_s(self) -> float:
-        """User and system time of the server's process so far."""
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        """User and system time of the server's own processes so far."""
+        return own_cpu_s(self.process.pid)
 
     def said(self) -> str:
         """The end of its log, and whether it still runs."""
@@ -84,6 +85,27 @@ class Server:
         """Send a signal to the server and everything it has started."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, number)
+
+    def stop(self) -> None:
+        self.send(signal.SIGCONT)
+        self.send(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(20)
+        self.send(signal.SIGKILL)
+
+
+def own_cpu_s(session: int) -> float:
+    """User and system time of a session's processes, without its engine's, which vLLM forks or spawns."""
+    ticks = 0
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = stat.read_text().rpartition(")")[2].split()
+            if int(fields[3]) == session and not _ENGINES.search(stat.with_name("cmdline").read_bytes()):
+                ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+_ENGINES = re.compile(rb"multiprocessing|^VLLM::")
 
 
 def free_port() -> int:
@@ -162,6 +184,7 @@ class Client:
         body |= {"tools": [TOOL]} if tools else {}
         self._stream = stream
         self._body = body
+        self.chunks = 0  # of all answers, [DONE] among them
 
     async def run(self, numbers: Any, ttft_ms: list[float]) -> None:
         """Send a request for each number, and check each answer.
@@ -195,6 +218,7 @@ class Client:
             await reader.readuntil(b"data: ")
             ttft_ms.append(1000 * (time.monotonic() - began))
             said = await reader.readuntil(b"\r\n0\r\n\r\n")
+            self.chunks += said.count(b"data: ") + 1
         else:
             length = answer.lower().partition(b"content-length: ")[2].partition(b"\r")[0]
             said = await reader.readexactly(int(length))
@@ -215,7 +239,33 @@ async def measure(server: Server, clients: int, requests: int, *, stream: bool, 
         raise RequestError(f"{server.name}, {kind}: {error}") from error
     took_s, cpu_s = time.monotonic() - began, server.cpu_s() - cpu
     tokens = requests * TOKENS
-    return Figures(tokens / took_s, ttft_ms, 1e6 * cpu_s / tokens)
+    chunks = sum(client.chunks for client in made)
+    return Figures(tokens / took_s, ttft_ms, 1e6 * cpu_s / tokens, chunks)
+
+
+def cpu(cpu_s: float, jobs: int, chunks: int, kind: str) -> dict[str, float]:
+    """Processor time of so many jobs by token, job and chunk; jobs that are not streamed have no chunks."""
+    each = {"token": jobs * TOKENS, "job": jobs, "chunk": chunks}
+    return {f"CPU us per {name}, {kind}": 1e6 * cpu_s / count for name, count in each.items() if count}
+
+
+def cpu_of(name: str, log: Path, cells: list[tuple[int, bool]], rounds: int) -> dict[str, float]:
+    """Processor time of one server in cells of (clients, streamed)."""
+    server, figures = start(name, log), dict[str, float]()
+    try:
+        await_ready(server)
+        asyncio.run(measure(server, 16, 32, stream=True, tools=False))
+        for clients, stream in cells:
+            jobs = rounds * clients
+            found = asyncio.run(measure(server, clients, jobs, stream=stream, tools=False))
+            figures |= cpu(found.cpu_us_per_token * jobs * TOKENS / 1e6, jobs, found.chunks, kind_of(clients, stream))
+        return figures
+    finally:
+        server.stop()
+
+
+def kind_of(clients: int, stream: bool) -> str:
+    return f"{clients} clients, {'streamed' if stream else 'whole'}"
 
 
 def better(now: Figures, before: Figures | None) -> Figures:
@@ -299,11 +349,7 @@ def main() -> int:
             raise SystemExit("\n".join([str(error), *(server.said() for server in servers)])) from None
         finally:
             for server in servers:
-                server.send(signal.SIGCONT)
-                server.send(signal.SIGTERM)
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    server.process.wait(20)
-                server.send(signal.SIGKILL)
+                server.stop()
     return 0
 
 

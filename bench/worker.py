@@ -2,6 +2,7 @@
 
     python bench/worker.py                                 this worker, and the SDK's stock loop beside it
     python bench/worker.py --peer DIR --peer-command "python -u src/main.py"     another worker's checkout, too
+    python bench/worker.py --cpu [--peer DIR]     processor time per token, job and chunk instead, and of vLLM's server
 
 Every worker gets the settings that are printed above the table; another worker is measured a second time with its own
 limit on jobs. Jobs are native ({"prompt", "sampling_params", "stream"}), 128 tokens each. Times are read from the
@@ -33,6 +34,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY / "src"))
 
 import aiohttp  # noqa: E402
+import http_server  # noqa: E402 - the one beside this file
 
 from llmpod.endpoint import Job, JobState, LocalEndpoint, Options  # noqa: E402
 from llmpod.endpoint.fleet.process_guard import give_way  # noqa: E402
@@ -43,6 +45,10 @@ SLOTS = 128
 SETTINGS = {"MAX_NUM_SEQS": str(SLOTS), "MAX_CONCURRENCY": str(SLOTS + SLOTS // 4), "VLLM_CPU_KVCACHE_SPACE": "1"}
 """Of every worker. MAX_CONCURRENCY is what llmpod takes by itself for so many slots; worker-vllm's default is 30."""
 OUTSIDE = "of it outside the engine"
+CPU_CELLS = [(64, True), (128, True), (64, False), (128, False)]
+"""Clients, and whether their jobs are streamed, for --cpu."""
+CPU_ROUNDS = 4
+"""Jobs of each client there."""
 Figures = dict[str, float]
 
 
@@ -54,6 +60,7 @@ class Bench:
         self.endpoint = endpoint
         self.session = session
         self.log = log
+        self.pid = 0
         self.waiting: dict[str, asyncio.Future[None]] = {}
         endpoint.listen(self._note)
 
@@ -109,6 +116,18 @@ class Bench:
             return []
         return [statistics.median(total_ms([job]) - inside[job.id] for job in jobs)]
 
+    async def cpu(self) -> Figures:
+        """Processor time of the worker's own processes, without the engine's."""
+        figures: Figures = {}
+        await self.load(16, 64, stream=True)
+        for clients, stream in CPU_CELLS:
+            before = http_server.own_cpu_s(self.pid)
+            jobs, _ = await self.load(clients, CPU_ROUNDS * clients, stream=stream)
+            chunks = sum(len(job.chunks) for job in jobs) if stream else 0
+            spent_s = http_server.own_cpu_s(self.pid) - before
+            figures |= http_server.cpu(spent_s, len(jobs), chunks, http_server.kind_of(clients, stream))
+        return figures
+
     async def all(self) -> Figures:
         figures: Figures = {}
         await self.load(16, 64, stream=True)  # what the first batches set up
@@ -143,8 +162,8 @@ def total_ms(jobs: list[Job]) -> float:
     return 1000 * statistics.median(job.finished_s - job.submitted_s for job in jobs if job.finished_s)
 
 
-async def measure(command: list[str], cwd: Path, variables: dict[str, str]) -> Figures:
-    """Start a worker, measure it, stop it."""
+async def measure(command: list[str], cwd: Path, variables: dict[str, str], *, cpu: bool = False) -> Figures:
+    """Start a worker, measure it (with `cpu`: its processor time only), stop it."""
     options = Options(
         port=0, fleet=False, journal="", console=False, rate_limits=False, take_hold_s=15, stop_hold_s=15,
         execution_timeout_ms=300_000, dead_after_pings=0, lost_after_pings=0,
@@ -162,6 +181,7 @@ async def measure(command: list[str], cwd: Path, variables: dict[str, str]) -> F
         )  # fmt: skip
         log.close()
         bench = Bench(endpoint, http, Path(log.name))
+        bench.pid = process.pid
         try:
             first = asyncio.create_task(bench.job(stream=False))
             died = asyncio.create_task(process.wait())
@@ -170,6 +190,8 @@ async def measure(command: list[str], cwd: Path, variables: dict[str, str]) -> F
                 raise SystemExit(f"the worker ended with {process.returncode}: see {log.name}")
             job = await first
             assert job.taken_s is not None
+            if cpu:
+                return await bench.cpu()
             cold_start_s = job.taken_s - began
             figures = await bench.all()
             return figures | {"cold start s": cold_start_s}
@@ -257,19 +279,17 @@ def peer_variables() -> dict[str, str]:
 
 
 def table(columns: dict[str, Figures]) -> str:
-    """One row per figure; beside each column its ratio to the first worker's."""
+    """One row per figure; beside each column its ratio to this worker's."""
     names = list(columns)
-    ours = columns[names[1]]
-    lines = [
-        "| | " + " | ".join(names) + " | " + " | ".join(f"{names[1]} / {name}" for name in names if name != names[1])
-    ]
+    ours = columns["llmpod"]
+    lines = ["| | " + " | ".join(names) + " | " + " | ".join(f"llmpod / {name}" for name in names if name != "llmpod")]
     lines[0] += " |"
     lines.append("|" + "---|" * lines[0].count(" | ") + "---|")
     for row, value in ours.items():
         values = [columns[name].get(row, columns[name].get(row.split(", RTT")[0])) for name in names]
         cells = ["" if one is None else f"{one:.1f}" for one in values]
         ratios = [
-            "" if not one else f"{value / one:.2f}" for name, one in zip(names, values, strict=True) if name != names[1]
+            "" if not one else f"{value / one:.2f}" for name, one in zip(names, values, strict=True) if name != "llmpod"
         ]
         lines.append(f"| {row} | " + " | ".join(cells) + " | " + " | ".join(ratios) + " |")
     return "\n".join(lines)
@@ -280,6 +300,7 @@ def main() -> None:
     parser.add_argument("--peer", type=Path, metavar="DIR", help="another worker's checkout")
     parser.add_argument("--peer-command", default="python -u src/main.py", help="how it is started there")
     parser.add_argument("--no-stock", action="store_true", help="leave the SDK's own loop out")
+    parser.add_argument("--cpu", action="store_true", help="processor time per token, job and chunk only")
     parser.add_argument("--bare", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.bare:
@@ -292,12 +313,21 @@ def main() -> None:
         columns[name] = figures
         print(json.dumps({name: figures}), file=sys.stderr, flush=True)
 
+    own = SETTINGS | {"MODEL_NAME": "llmpod-demo"}
+    command, folder = shlex.split(arguments.peer_command), arguments.peer and arguments.peer.resolve()
+    if arguments.cpu:
+        note("llmpod", asyncio.run(measure(ours, REPOSITORY, own, cpu=True)))
+        if folder:
+            note("peer", asyncio.run(measure(command, folder, SETTINGS | peer_variables(), cpu=True)))
+        for name, server in (("llmpod over HTTP", "llmpod"), ("vllm serve", "vllm serve")):
+            with tempfile.TemporaryDirectory(prefix="bench-cpu-") as logs:
+                note(name, http_server.cpu_of(server, Path(logs, "log"), CPU_CELLS, CPU_ROUNDS))
+        print(table(columns))
+        return
     said = subprocess.run([sys.executable, __file__, "--bare"], check=True, capture_output=True, text=True).stdout
     note("bare engine", json.loads(said.splitlines()[-1]))
-    own = SETTINGS | {"MODEL_NAME": "llmpod-demo"}
     note("llmpod", asyncio.run(measure(ours, REPOSITORY, own)))
     if arguments.peer:
-        command, folder = shlex.split(arguments.peer_command), arguments.peer.resolve()
         variables = SETTINGS | peer_variables()
         note("peer", asyncio.run(measure(command, folder, variables)))
         del variables["MAX_CONCURRENCY"]

@@ -19,9 +19,6 @@ class Engine(Generation):
 
     def shutdown(self) -> None:
         """End the engine's processes."""
-        from vllm.envs import disable_envs_cache
-
-        disable_envs_cache()
         self._constraints.shutdown()
         self._llm.shutdown()
 

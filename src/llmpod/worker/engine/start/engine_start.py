@@ -115,7 +115,9 @@ class EngineStart:
                 await asyncio.to_thread(self._compile_cache.load, factors)
         with progress.phase("import"):
             from vllm.engine.async_llm_engine import AsyncLLMEngine
-            from vllm.envs import enable_envs_cache
+            from vllm.envs import disable_envs_cache, enable_envs_cache
+
+            disable_envs_cache()  # of an engine that this process had before
         with progress.phase("fit"):
             expected = await fit.report(local, found, self._emit)
         with progress.phase("load"):
