@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -19,7 +19,7 @@ from llmpod.endpoint import Job, JobState, LocalEndpoint, Options
 from llmpod.worker.engine.frame import Frame
 from llmpod.worker.engine.start.report import Started
 from llmpod.worker.errors import Code, JobError
-from llmpod.worker.jobs import metering
+from llmpod.worker.jobs import limits, metering
 from llmpod.worker.jobs.engine_output import Delta, Step, Timings, Usage
 from llmpod.worker.jobs.inputs import NativeRequest
 from llmpod.worker.queue.loop import EngineJobScaler, EventJobScaler
@@ -44,7 +44,7 @@ class ScriptedEngine:
         self.frame = Frame()
         self.generates = True
         self.traces = False
-        self.max_model_len = 100_000
+        self.max_model_len, self.context = 100_000, limits.Context()
         self.max_num_seqs = max_num_seqs
         self.kv_cache_tokens: int | None = None
         self.tokens_per_s = tokens_per_s
@@ -89,6 +89,9 @@ class ScriptedEngine:
 
     async def constrain(self, params: Json) -> None:
         pass
+
+    async def choose(self, turns: Sequence[tuple[str, str]], choices: Sequence[str], request_id: str) -> str:
+        return choices[-1]
 
     async def generate(self, prompt_ids: list[Any], params: Json, request_id: str) -> AsyncGenerator[Step, None]:
         assert request_id not in self.requests

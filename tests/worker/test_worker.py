@@ -14,6 +14,7 @@ import pytest
 from llmpod.worker.engine.engine import Engine
 from llmpod.worker.engine.frame import Frame
 from llmpod.worker.errors import Code, JobError
+from llmpod.worker.jobs import limits
 from llmpod.worker.jobs.engine_output import Delta, Step, Usage
 from llmpod.worker.settings import Settings
 from llmpod.worker.worker import Worker
@@ -148,10 +149,11 @@ async def test_a_bad_job_fails_typed_and_never_reaches_the_engine(
 
 
 async def test_a_prompt_that_fills_the_context_is_refused_with_the_numbers(make_worker: MakeWorker) -> None:
-    error = await error_of(make_worker(max_prompt_chars=0), {"prompt": "word " * 20_000})
-    assert error["code"] == "context_length_exceeded"
-    assert error["details"]["max_model_len"] == make_worker().engine.max_model_len
-    assert error["details"]["prompt_tokens"] > error["details"]["max_model_len"]
+    for words, count in ((8_000, "prompt_tokens"), (20_000, "chars")):  # characters of what is too long to be tokenized
+        error = await error_of(make_worker(max_prompt_chars=0), {"prompt": "word " * words})
+        assert error["code"] == "context_length_exceeded"
+        assert error["details"]["max_model_len"] == make_worker().engine.max_model_len
+        assert error["details"][count] > error["details"]["max_model_len"]
 
 
 async def test_an_injected_system_turn_is_answered_as_text(make_worker: MakeWorker, engine: Engine) -> None:
@@ -352,6 +354,7 @@ class ScriptedEngine:
     generates = True
     traces = False
     max_model_len = 4096
+    context = limits.Context()
     max_num_seqs = 8
     kv_cache_tokens = None
     sampling_names = frozenset({"temperature"})

@@ -106,10 +106,10 @@ class Worker:
                 async for part in replies:
                     yield part
             return
-        plan = await record.size.aside(native_plan.plan, request, self.settings, self.profile)
+        plan = await record.size.aside(native_plan.plan, request, self.settings, self.profile, self.engine.context)
         record.start(plan.request, plan.max_tokens, validation_enabled=plan.validates)
         check = PromptCheck(self.settings, self.profile, self.judge, self.engine.frame, request.prompt_field, record)
-        limits.check(request, self.settings)  # the client's own; the profile's part is the operator's word
+        limits.check(request, self.settings, self.engine.context)  # the client's part: the profile's is the operator's
         request, max_tokens = plan.request, plan.max_tokens
         record.intent = plan.intent.name if plan.intent else None
         await record.size.aside(check.check_texts, *request.texts)

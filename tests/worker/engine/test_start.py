@@ -1,4 +1,4 @@
-"""Starts that fail in the real vLLM, and what the operator reads."""
+"""Starts that fail in the real vLLM, and what the operator reads; and one with a parser that changes generation."""
 
 from __future__ import annotations
 
@@ -58,3 +58,13 @@ async def test_a_model_that_fails_in_the_engines_process_is_explained_by_what_th
     weights.write_bytes(weights.read_bytes()[:100_000])
     with pytest.raises(StartError, match="damaged or incomplete"):
         await EngineStart(Settings(model_name=str(tmp_path)), {}, events.emit).run()
+
+
+async def test_a_choice_binds_a_model_that_reasons_first(events: Events) -> None:
+    """vLLM leaves the reasoning of such a model free, and a judge that begins to think has no time to answer."""
+    engine = await EngineStart(Settings(), {"REASONING_PARSER": "qwen3"}, events.emit).run()
+    try:
+        turns = (("system", "Reply zebra or yak."), ("user", "Which?"))
+        assert await engine.choose(turns, ("zebra", "yak"), "judge") in ("zebra", "yak")
+    finally:
+        engine.shutdown()

@@ -24,7 +24,7 @@ PARAMETERS: list[tuple[str, str, set[str]]] = [
     (
         "vllm.engine.async_llm_engine",
         "AsyncLLMEngine.generate",
-        {"prompt", "sampling_params", "request_id", "trace_headers"},
+        {"prompt", "sampling_params", "request_id", "trace_headers", "reasoning_ended"},
     ),
     ("vllm.engine.async_llm_engine", "AsyncLLMEngine.abort", {"request_id"}),
     ("vllm.engine.async_llm_engine", "AsyncLLMEngine.get_tokenizer", set()),

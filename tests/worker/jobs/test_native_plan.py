@@ -8,6 +8,7 @@ import pytest
 
 from llmpod.worker.jobs import inputs
 from llmpod.worker.jobs.engine_output import Delta
+from llmpod.worker.jobs.limits import Context
 from llmpod.worker.jobs.native_plan import Plan, plan
 from llmpod.worker.jobs.native_reply import Answer
 from llmpod.worker.profile import file
@@ -38,7 +39,7 @@ PROFILE = file.read(
 def planned(settings: Settings | None = None, **job: Any) -> Plan:
     request = inputs.parse(job, NAMES)
     assert isinstance(request, inputs.NativeRequest)
-    return plan(request, settings or Settings(max_tokens_max=256, max_tokens_min=1), PROFILE)
+    return plan(request, settings or Settings(max_tokens_max=256, max_tokens_min=1), PROFILE, Context())
 
 
 @pytest.mark.parametrize(

@@ -393,6 +393,55 @@ async def test_a_long_prompt_is_refused_wherever_it_stands(make_worker: Callable
         events.all.clear()
 
 
+@pytest.mark.parametrize("profile", ["", "career"])
+async def test_a_text_that_cannot_fit_the_context_is_refused_before_it_is_read(
+    make_worker: Callable[..., Worker],
+    events: Events,
+    engine: Engine,
+    monkeypatch: pytest.MonkeyPatch,
+    profile: str,
+) -> None:
+    """On every route that generates, and as native jobs; a prompt that vLLM is to cut may be longer."""
+    worker = make_worker(max_prompt_chars=0, max_input_chars=0, profile=profile)
+    read: list[int] = []
+    if worker.profile is not None:
+        monkeypatch.setattr(type(worker.profile), "verdict", lambda _, texts: read.append(sum(map(len, texts))))
+    most = engine.context.chars
+    assert engine.max_model_len < most < 1_000_000
+    long = "a " * (most // 2 + 1)
+    half = long[: most // 2 + 1]
+    messages = [{"role": "user", "content": long}]
+    halves = [{"role": "user", "content": half}, {"role": "user", "content": half}]
+    for job, field in (
+        ({"prompt": long}, "prompt"),
+        ({"messages": messages}, "messages"),
+        ({"messages": halves}, "messages"),
+        (call(CHAT, {"messages": messages}), "messages"),
+        (call(CHAT, {"messages": messages, "stream": True}), "messages"),
+        (call(CHAT, {"messages": halves}), "messages"),
+        (call("/v1/chat/completions/batch", {"messages": [messages, messages], "n": 1}), "messages"),
+        (call("/v1/completions", {"prompt": long}), "prompt"),
+        (call("/v1/completions", {"prompt": [long, long]}), "prompt"),
+        (call("/v1/responses", {"input": long}), "input"),
+        (call("/v1/responses", {"input": "Hi", "instructions": long}), "input"),
+        (call("/v1/messages", {"messages": messages, "max_tokens": 5}), "messages"),
+        (call("/generative_scoring", {"query": long, "items": ["a"], "label_token_ids": [5, 6]}), "query"),
+    ):
+        error = await error_of(worker, job)
+        assert (error["code"], error["retryable"]) == ("context_length_exceeded", False), error
+        assert error.get("field", field) == field
+        assert events.end_of("job-1")["outcome"] == "rejected"
+        assert not read
+        events.all.clear()
+    body: Json
+    for route, body in (
+        ("/v1/completions", {"prompt": long, "truncate_prompt_tokens": 20, "max_tokens": 2}),
+        ("/v1/completions", {"prompt": [half, half], "truncate_prompt_tokens": -1, "max_tokens": 2}),
+        ("/v1/responses", {"input": long, "truncation": "auto", "max_output_tokens": 2}),
+    ):
+        assert "error" not in (await answers(worker, call(route, body)))[-1], route
+
+
 async def test_policy_is_decided_on_every_generating_route_before_the_engine(
     make_worker: Callable[..., Worker], events: Events, engine: Engine
 ) -> None:

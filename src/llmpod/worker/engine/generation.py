@@ -26,8 +26,6 @@ from llmpod.worker.jobs.engine_output import Step
 from llmpod.worker.jobs.inputs import NativeRequest
 from llmpod.worker.settings import Settings
 
-COUNTED_CHARS = 1_000_000
-"""A prompt that is too long is tokenised up to this length (about a second), to report its number of tokens."""
 CHOICE_TOKENS = 16
 """max_tokens of an answer that is one of a few words."""
 
@@ -107,26 +105,17 @@ class Generation:
         self.max_num_seqs: int = loaded.llm.vllm_config.scheduler_config.max_num_seqs
         self.sampling_names = loaded.sampling.names
         self.sampling_defaults = loaded.sampling.values_without_effect  # the value of each that changes nothing
-        self._longest_prompt = max(COUNTED_CHARS, self.max_model_len * loaded.longest_token)  # in characters
+        self.context = limits.Context(self.max_model_len, loaded.longest_token)
 
     async def render(self, request: NativeRequest) -> list[int]:
         """Render a request to token ids. Long prompts, and many messages, are tokenised in a thread.
 
         Raises:
-            JobError: the model's chat template or the job's guardrails refuse it, it is too long to count, or the
-                model does not generate.
+            JobError: the model's chat template or the job's guardrails refuse it, or the model does not generate.
         """
         if not self.generates:
             raise JobError(
                 Code.UNSUPPORTED, "This worker embeds and scores (RUNNER=pooling): call its routes, /v1/embeddings …"
-            )
-        if request.chars > self._longest_prompt:
-            raise JobError(
-                Code.CONTEXT_LENGTH_EXCEEDED,
-                f"The prompt has {request.chars} characters, which are more than {self.max_model_len} tokens.",
-                field=request.prompt_field,
-                chars=request.chars,
-                max_model_len=self.max_model_len,
             )
         large = request.chars > LARGE_CHARS or len(request.messages or ()) > 200
         ids, pending = await asyncio.to_thread(self._render, request) if large else self._render(request)
@@ -158,7 +147,7 @@ class Generation:
         meter = metering.JobMeter(cache_salt=job.cache_salt if job is not None else None)
         before = metering.current_meter.set(meter)
         try:
-            async with contextlib.aclosing(self.generate(ids, params, request_id)) as steps:
+            async with contextlib.aclosing(self.generate(ids, params, request_id, at_once=True)) as steps:
                 return "".join([delta.text async for step in steps for delta in step.deltas])
         finally:
             metering.current_meter.reset(before)
@@ -180,8 +169,12 @@ class Generation:
         if params.structured_outputs is not None:
             await self._constraints.apply(params.structured_outputs, "sampling_params.structured_outputs")
 
-    async def generate(self, prompt_ids: list[int], params: Any, request_id: str) -> AsyncGenerator[Step, None]:
+    async def generate(
+        self, prompt_ids: list[int], params: Any, request_id: str, *, at_once: bool = False
+    ) -> AsyncGenerator[Step, None]:
         """Yield the steps of one request, the last one `finished`. vLLM merges output that is not read yet.
+
+        `at_once`: a structured output binds the first token on, also of a model that reasons before it answers.
 
         Closing or cancelling the generator aborts the request.
 
@@ -192,7 +185,8 @@ class Generation:
 
         meter = metering.current_meter.get() or metering.JobMeter()
         prompt = metered_engine.salted({"type": "token", "prompt_token_ids": prompt_ids}, meter)
-        stream = self._llm.generate(prompt, params, request_id, **metered_engine.traced({}, meter))
+        named = {"reasoning_ended": True} if at_once else {}
+        stream = self._llm.generate(prompt, params, request_id, **metered_engine.traced(named, meter))
         if params.structured_outputs is not None:
             stream = begun_within(self._settings.engine_stall_seconds, stream)
         try:

@@ -89,13 +89,16 @@ class Prompts:
         return self._render_chat(messages, system=request.system, prefill=request.prefill)
 
     def asked(self, turns: Sequence[tuple[str, str]]) -> list[int]:
-        """Render a question of this worker, as (role, content) turns; without a chat template, one after another."""
+        """Render a question of this worker, as (role, content) turns; without a chat template, one after another.
+
+        A template that knows the switch is told that the model is to answer without reasoning first.
+        """
         if not self.has_chat_template:
             text = "\n\n".join(self._marked(content) for _, content in turns) + "\n"
             return self.encode_guarded(text, add_special_tokens=True)
         system = next((content for role, content in turns if role == "system"), None)
         said = [Message("user", content) for role, content in turns if role == "user"]
-        return self._render_chat(said, system=system)[0]
+        return self._render_chat(said, system=system, enable_thinking=False)[0]
 
     def guard(self, value: Any) -> Any:
         """Put GUARD into every control token in the texts of `value`, keys included. Unchanged if there is none.
@@ -186,12 +189,15 @@ class Prompts:
             return None
 
     def _render_chat(
-        self, messages: Sequence[Message], *, system: str | None = None, prefill: str | None = None
+        self, messages: Sequence[Message], *, system: str | None = None, prefill: str | None = None, **options: Any
     ) -> tuple[list[int], str]:
-        """Token ids and visible text. `system` and `prefill` are this worker's, and no part of the visible text."""
+        """Token ids and visible text. `system` and `prefill` are this worker's, and no part of the visible text.
+
+        `options`: variables of the template.
+        """
         conversation = [{"role": message.role, "content": self._marked(message.content)} for message in messages]
         own = self._marked(system.strip()) if system else ""
-        rendered = self._apply_template(self._with_system(conversation, own))
+        rendered = self._apply_template(self._with_system(conversation, own), **options)
         beginning = self._marked(prefill or "")
         if not isinstance(rendered, str):  # Mistral's tokenizers return ids and keep control tokens apart themselves
             ids = [*rendered, *self.encode_guarded(beginning, add_special_tokens=False)]
@@ -199,10 +205,10 @@ class Prompts:
         ids = self.encode_guarded(rendered + beginning, add_special_tokens=False)
         return ids, self._without(own, self.visible(rendered))
 
-    def _apply_template(self, conversation: list[dict[str, str]]) -> str | list[int]:
+    def _apply_template(self, conversation: list[dict[str, str]], **options: Any) -> str | list[int]:
         try:
             return self._tokenizer.apply_chat_template(
-                conversation, chat_template=self.chat_template, tokenize=False, add_generation_prompt=True
+                conversation, chat_template=self.chat_template, tokenize=False, add_generation_prompt=True, **options
             )
         except Exception as error:  # noqa: BLE001 - a template refuses a conversation by raising whatever it likes
             raise JobError(

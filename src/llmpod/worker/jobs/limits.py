@@ -38,13 +38,44 @@ class MaxTokens:
         return {"requested": self.requested, "effective": self.effective, "reason": self.reason}
 
 
-def check(request: NativeRequest, settings: Settings) -> None:
+@dataclass(frozen=True)
+class Context:
+    """What a model can read: tokens, of which none has more characters than the longest. 0: not known."""
+
+    tokens: int = 0
+    longest_token: int = 0
+
+    @property
+    def chars(self) -> int:
+        """Most characters of a prompt; vLLM has the same bound (vllm/renderers/params.py)."""
+        return self.tokens * self.longest_token
+
+    def check(self, chars: int, *, field: str, prompts: int = 1) -> None:
+        """Check that `prompts` prompts, of `chars` characters together, can fit.
+
+        This comes before the policy, which takes milliseconds for a thousand characters.
+
+        Raises:
+            JobError: context_length_exceeded, with both numbers.
+        """
+        if 0 < prompts * self.chars < chars:
+            raise JobError(
+                Code.CONTEXT_LENGTH_EXCEEDED,
+                f"The prompt has {chars} characters, which are more than {self.tokens} tokens.",
+                field=field,
+                chars=chars,
+                max_model_len=self.tokens,
+            )
+
+
+def check(request: NativeRequest, settings: Settings, context: Context) -> None:
     """Check the limits of a native job that can be read from its input: prompt, answers and constraints.
 
     Raises:
         JobError: the first that it exceeds.
     """
     check_prompt(request, settings)
+    context.check(request.chars, field=request.prompt_field)
     check_n(request, settings)
     check_words(request.sampling, within="sampling_params.")
     check_constraint(request.sampling, settings, within="sampling_params.")

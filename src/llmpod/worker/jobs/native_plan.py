@@ -8,10 +8,11 @@ from typing import Any
 from llmpod.worker.errors import Code, JobError
 from llmpod.worker.jobs import limits
 from llmpod.worker.jobs.inputs import NativeRequest
-from llmpod.worker.jobs.limits import MaxTokens
+from llmpod.worker.jobs.limits import Context, MaxTokens
 from llmpod.worker.jobs.native_reply import Answer, Reply
 from llmpod.worker.profile.answers import assess
-from llmpod.worker.profile.file import IntentData, Profile
+from llmpod.worker.profile.data import IntentData
+from llmpod.worker.profile.file import Profile
 from llmpod.worker.profile.tasks.task import Task, Verdict
 from llmpod.worker.settings import Settings
 
@@ -52,7 +53,7 @@ class Plan:
         return assessed.validation
 
 
-def plan(request: NativeRequest, settings: Settings, profile: Profile | None) -> Plan:
+def plan(request: NativeRequest, settings: Settings, profile: Profile | None, context: Context) -> Plan:
     """Apply a profile's defaults to a native job; the client's own values win, within the limits.
 
     A conversation that brings its own system message, and a prompt that is sent as it is, get none of the profile's;
@@ -65,7 +66,8 @@ def plan(request: NativeRequest, settings: Settings, profile: Profile | None) ->
         return _task(request, request.task, settings, profile)
     if profile is None:
         return Plan(request, limits.clamp_max_tokens(request.max_tokens, settings))
-    too_long = 0 < settings.max_prompt_chars < request.chars  # and about to be refused
+    limits_of_prompt = settings.max_prompt_chars, context.chars
+    too_long = any(0 < most < request.chars for most in limits_of_prompt)  # and about to be refused
     intent = profile.default if too_long else profile.intent_of(request.texts)
     given = {name: value for name, value in request.sampling.items() if value is not None}
     bare = not request.apply_chat_template or any(

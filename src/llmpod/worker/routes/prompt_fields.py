@@ -68,6 +68,17 @@ def _chars(value: object) -> int:
     return sum(len(leaf) or 1 if isinstance(leaf, str) else 1 for leaf in _leaves(value, with_keys=False))
 
 
+def count(body: Mapping[str, Any]) -> int:
+    """Number of prompts in a body: a list of texts, of conversations or of lists of ids has one per entry."""
+    lists = (body.get(name) or [0] for name in ("prompt", "messages", "items"))
+    return max(len(value) if isinstance(value, list) and not isinstance(value[0], int | dict) else 1 for value in lists)
+
+
+def truncated(body: Mapping[str, Any]) -> bool:
+    """Whether vLLM cuts a prompt that is too long, instead of refusing it."""
+    return body.get("truncate_prompt_tokens") is not None or body.get("truncation", "disabled") != "disabled"
+
+
 def prompt_of(body: Mapping[str, Any]) -> Prompt:
     """Collect every text and token id of the fields that become the prompt."""
     texts: list[str] = []

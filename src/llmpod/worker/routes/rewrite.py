@@ -86,10 +86,7 @@ def rewrite(
 
 def _limit_answers(body: Mapping[str, Any], settings: Settings) -> None:
     n = _whole(body, "n")
-    prompts = body.get("prompt") if "prompt" in body else body.get("messages")
-    several = isinstance(prompts, list) and len(prompts) > 1 and not isinstance(prompts[0], int | dict)
-    answers = (1 if n is None else n) * (len(prompts) if several and prompts else 1)
-    limits.check_answers(answers, settings, field="n")
+    limits.check_answers((1 if n is None else n) * prompt_fields.count(body), settings, field="n")
 
 
 def _refuse_text_as_ids(body: Mapping[str, Any]) -> None:

@@ -195,9 +195,9 @@ class Routes:
         if call.rule.kind == "embed":
             return  # each input has been checked (rewrite.py); together they have no limit but their number
         prompt = call.prompt
-        limits.check_chars(prompt.chars + len(prompt.token_ids), self.settings, field=prompt.field)
+        self._check_chars(call, prompt.chars + len(prompt.token_ids))
         decoded = self.engine.application.decode(prompt.token_ids)
-        limits.check_chars(prompt.chars + len(decoded), self.settings, field=prompt.field)
+        self._check_chars(call, prompt.chars + len(decoded))
         if call.rule.kind == "tokens":
             limits.check_bytes(prompt.texts, field=prompt.field)
         if not call.generates:
@@ -219,6 +219,11 @@ class Routes:
             call.record.intent = self.profile.intent_of((*prompt.texts, decoded)).name
         check.check_texts(*prompt.texts, decoded)
         self.engine.application.refuse_control_ids(prompt.token_ids, field=prompt.field)
+
+    def _check_chars(self, call: RouteCall, chars: int) -> None:
+        limits.check_chars(chars, self.settings, field=call.prompt.field)
+        if call.generates and not prompt_fields.truncated(call.given):
+            self.engine.context.check(chars, field=call.prompt.field, prompts=prompt_fields.count(call.given))
 
     def _name_model(self, call: RouteCall) -> None:
         if not call.rule.form:
