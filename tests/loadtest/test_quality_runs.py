@@ -12,7 +12,7 @@ from rich.console import Console
 from llmpod.loadtest.cli import commands
 from llmpod.loadtest.cli.quality import run_quality
 from llmpod.loadtest.errors import Exit, UsageError
-from tests.loadtest.conftest import Ended, door, environment
+from tests.loadtest.conftest import Ended, command, door, environment
 from tests.loadtest.scripted import JobScript, Script, scripted
 
 pytestmark = pytest.mark.process
@@ -53,9 +53,11 @@ def write_rows(path: Path, counts: dict[str, int]) -> Path:
     return path
 
 
-async def quality(tmp_path: Path, counts: dict[str, int], *words: str, gate: str = "") -> tuple[Exit, Json, Ended]:
-    """Runs the command in this process: its exit code, quality.json, and what it printed."""
-    dataset, directory = write_rows(tmp_path / "rows.jsonl", counts), tmp_path / f"out{next(_numbers)}"
+async def quality(
+    tmp_path: Path, counts: dict[str, int], *words: str, gate: str = "", run: str = ""
+) -> tuple[Exit, Json, Ended]:
+    """Runs the command in this process: its exit code, quality.json, and what it printed. `run`: its directory."""
+    dataset, directory = write_rows(tmp_path / "rows.jsonl", counts), tmp_path / (run or f"out{next(_numbers)}")
     argv = ["quality", "--dataset", str(dataset), "--out", str(directory), "--concurrency", "8", *words]
     if gate:
         (tmp_path / "x.gate").write_text(gate)
@@ -135,3 +137,18 @@ async def test_an_endpoint_that_is_not_there_ends_with_1_and_a_report(tmp_path: 
     _, chosen = commands.parse([*words, "--out", str(out)])
     with pytest.raises(UsageError, match="already holds a run"):
         await run_quality(chosen, environment(), Console(quiet=True))
+
+
+async def test_two_runs_are_compared_and_the_worse_one_is_named(tmp_path: Path) -> None:
+    before = {"valid": 40, "blocked": 20}
+    after = {"valid": 22, "invalid": 18, "blocked": 19, "leak": 1}
+    runs = [str(tmp_path / "before"), str(tmp_path / "after")]
+    for counts, run in zip((before, after), runs, strict=True):
+        await quality(tmp_path, counts, run=run)
+    ended = command("compare", *runs, "--fail-on-worse")
+    assert ended.code == Exit.SLO_FAILED, ended.err
+    assert "worse" in ended.out
+    told = {one["intent"]: one for one in json.loads(command("compare", *runs, "--format", "json").out)["quality"]}
+    assert (told["cv"]["a"], told["cv"]["b"], told["cv"]["clear"]) == (1.0, 0.55, True)
+    assert (told["no_intent"]["a"], told["no_intent"]["b"], told["no_intent"]["clear"]) == (1.0, 0.95, False)
+    assert command("compare", *reversed(runs), "--fail-on-worse").code == Exit.PASS
