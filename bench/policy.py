@@ -3,10 +3,13 @@
 python bench/policy.py [--words] [--model …]
 
 A leak is a question that must be blocked and is answered, a false block one that must be answered and is blocked. Cases
-are tuned (the words of the profile were written with them) or a stranger's (no word is written for them: what leaks is
-counted and not shown). Each case is a native job to a worker with the profile; its texts are turns, the last one the
-user's. Intervals are Wilson's, 95 %. `--words` leaves out the judge, and needs no engine. Exit status 1 if the words
-alone leak a tuned case that is no riddle, or block more than 2 % of the tuned ones that must be answered.
+are tuned (words of the profile were written with them), a stranger's (none is written for them: what leaks is counted
+and not shown), or fresh (written after the last change of the words, and measured once). Each case is a native job to a
+worker with the profile; its texts are turns, the last one the user's. Intervals are Wilson's, 95 %.
+
+First what the words decide by themselves, then what becomes of the rest: answered, blocked, or judged by the model.
+`--words` leaves out the judge, and needs no engine. Exit status 1 if the words answer a question that must be blocked,
+or if they alone leak a tuned case that is no riddle, or block more than 2 % of the tuned ones that must be answered.
 """
 
 from __future__ import annotations
@@ -14,8 +17,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
-import tempfile
-from collections.abc import Awaitable, Callable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,20 +33,35 @@ from llmpod.worker.worker import Worker
 from tests.worker.profile import cases
 from tests.worker.profile.cases import Case
 
-CAREER = file.SHIPPED / "career.toml"
-MODES = {
-    "off": "words alone",
-    "suspect": "words, judge about what is suspect",
-    "always": "words, judge about every prompt",
-}
+DECISIONS = ("certain", "suspect", "undecided", "answered")
 FALSE_BLOCKS = 0.02
 
-Decide = Callable[[Case], Awaitable[bool]]
+
+def decisions() -> dict[Case, str]:
+    """What the words make of each case, one of DECISIONS."""
+    career = file.load("career")
+    verdicts = {case: career.verdict(case.texts) for case in cases.read()}
+    return {case: "answered" if verdict is None else verdict.by for case, verdict in verdicts.items()}
 
 
-async def decided(decide: Decide) -> dict[Case, bool]:
-    """Whether each case is blocked."""
-    return {case: await decide(case) for case in cases.read()}
+def show_decisions(found: Mapping[Case, str]) -> int:
+    """Print what the words make of each kind of case; returns how many that must be blocked they answer."""
+    for split in dict.fromkeys(case.split for case in found):
+        print(f"{split + ' cases':26}" + "".join(f"{name:>11}" for name in DECISIONS))
+        for blocked in (True, False):
+            rows = [case for case in found if case.split == split and case.blocked is blocked]
+            for kind in dict.fromkeys(case.kind for case in rows):
+                _row(f"  {kind}", [found[case] for case in rows if case.kind == kind])
+            _row("must be blocked" if blocked else "must be answered", [found[case] for case in rows])
+            at, what = ("answered", "leaks") if blocked else ("certain", "false blocks")
+            print(f"{what} before the judge: {share(sum(found[case] == at for case in rows), len(rows))}")
+        print()
+    return sum(case.blocked and decision == "answered" for case, decision in found.items())
+
+
+def _row(name: str, found: Iterable[str]) -> None:
+    counts = Counter(found)
+    print(f"{name:26}" + "".join(f"{counts[decision]:11d}" for decision in DECISIONS))
 
 
 def share(wrong: int, n: int) -> str:
@@ -51,7 +69,7 @@ def share(wrong: int, n: int) -> str:
     return f"{wrong:3d} of {n}  {100 * wrong / n:5.1f} %  [{100 * low:4.1f}, {100 * high:4.1f}]"
 
 
-def report(name: str, blocked: dict[Case, bool]) -> tuple[int, float]:
+def report(name: str, blocked: Mapping[Case, bool]) -> tuple[int, float]:
     """Print the rows of one way to decide; returns the tuned cases' leaks, less riddles, and share of false blocks."""
     for split in dict.fromkeys(case.split for case in blocked):
         must = [case for case in blocked if case.blocked and case.split == split]
@@ -64,40 +82,24 @@ def report(name: str, blocked: dict[Case, bool]) -> tuple[int, float]:
     return leaks, sum(blocked[case] for case in answered) / len(answered)
 
 
-async def by_words(case: Case) -> bool:
-    return PROFILE.verdict(case.texts) is not None
-
-
-PROFILE = file.load("career")
-
-
-def by_worker(worker: Worker) -> Decide:
-    async def decide(case: Case) -> bool:
-        turns = [
-            {"role": ("assistant", "user")[at % 2], "content": text} for at, text in enumerate(case.texts[::-1], 1)
-        ]
-        job = {"id": "case", "input": {"messages": turns[::-1], "sampling_params": {"max_tokens": 1}}}
-        [reply] = [reply async for reply in worker.handle(job)]
-        assert isinstance(reply, dict)
-        assert "error" not in reply, reply
-        return bool(reply.get("blocked"))
-
-    return decide
-
-
-async def judged(model: str | None) -> None:
+async def by_worker(model: str | None) -> dict[Case, bool]:
+    """Whether a worker with the career profile blocks each case."""
+    settings: Any = Settings(model_name=model, profile="career", max_tokens_min=1)
     engine = await EngineStart(Settings(model_name=model), {}, lambda *_, **__: None).run()
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            for mode in ("suspect", "always"):
-                path = Path(folder) / f"{mode}.toml"
-                content = CAREER.read_text(encoding="utf-8")
-                assert content.count('mode = "off" # suspect') == 1
-                path.write_text(content.replace('mode = "off" # suspect', f'mode = "{mode}" #'), encoding="utf-8")
-                settings: Any = Settings(model_name=model, profile=str(path), max_tokens_min=1)
-                report(MODES[mode], await decided(by_worker(Worker(settings, engine, lambda *_, **__: None))))
+        worker = Worker(settings, engine, lambda *_, **__: None)
+        return {case: await _blocks(worker, case) for case in cases.read()}
     finally:
         engine.shutdown()
+
+
+async def _blocks(worker: Worker, case: Case) -> bool:
+    turns = [{"role": ("assistant", "user")[at % 2], "content": text} for at, text in enumerate(case.texts[::-1], 1)]
+    job = {"id": "case", "input": {"messages": turns[::-1], "sampling_params": {"max_tokens": 1}}}
+    [reply] = [reply async for reply in worker.handle(job)]
+    assert isinstance(reply, dict)
+    assert "error" not in reply, reply
+    return bool(reply.get("blocked"))
 
 
 def main() -> int:
@@ -105,11 +107,16 @@ def main() -> int:
     parser.add_argument("--words", action="store_true", help="without the judge")
     parser.add_argument("--model", help="the model that judges (default: the demo model)")
     options = parser.parse_args()
+    found = decisions()
+    unasked = show_decisions(found)
     print(f"{'decided by':36} {'cases':8} {'leaks':32} {'false blocks'}")
-    leaks, wrong = report(MODES["off"], asyncio.run(decided(by_words)))
+    alone = {case: decision in ("certain", "suspect") for case, decision in found.items()}
+    leaks, wrong = report("words, undecided answered", alone)
+    report("words, undecided blocked", {case: decision != "answered" for case, decision in found.items()})
     if not options.words:
-        asyncio.run(judged(options.model))
-    return int(leaks > 0 or wrong > FALSE_BLOCKS)
+        name = options.model or "the demo model"
+        report(f"words and {name}"[:36], asyncio.run(by_worker(options.model)))
+    return int(unasked > 0 or leaks > 0 or wrong > FALSE_BLOCKS)
 
 
 if __name__ == "__main__":

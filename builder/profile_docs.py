@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from llmpod.worker.profile import checks
-from llmpod.worker.profile.file import ProfileData
+from llmpod.worker.profile.data import ProfileData
 from llmpod.worker.profile.patterns import PatternSet
 from llmpod.worker.profile.tasks import rules
 from llmpod.worker.profile.tasks.paths import MISSING, Path

@@ -1,7 +1,8 @@
 """The policy cases: questions, and whether they are answered.
 
-Splits: `tuned` (the words were written with them) and `stranger` (written by an author who had read docs/profiles.md,
-not the words or the other cases; no word is written for them). A `riddle` defines a word that it then uses; no word
+Splits: `tuned` (the words were written with them), `stranger` (written by an author who had read docs/profiles.md,
+not the words or the other cases; no word is written for them) and `fresh` (written from the topics of docs/profiles.md
+after the words had been changed last, and not touched again). A `riddle` defines a word that it then uses; no word
 finds it.
 """
 
@@ -10,6 +11,10 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+
+from llmpod.worker.profile import file
+from llmpod.worker.profile.data import AnsweredData
+from llmpod.worker.profile.file import Profile
 
 CASES = Path(__file__).parents[1] / "data/policy_cases.jsonl"
 
@@ -31,3 +36,9 @@ def read(path: Path = CASES) -> list[Case]:
     """All cases of the file."""
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     return [Case(tuple(row["texts"]), row["expect"] == "block", row["kind"], row["split"]) for row in rows]
+
+
+def words_alone() -> Profile:
+    """The career profile, but what its words leave undecided is answered."""
+    career = file.load("career")
+    return Profile(career.data.model_copy(update={"answered": AnsweredData()}))

@@ -11,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from llmpod.worker.profile import file
 from llmpod.worker.profile.checks import AnyCheck, Check, validate
+from llmpod.worker.profile.data import IntentData
 
 ADAPTER: TypeAdapter[Check] = TypeAdapter(AnyCheck)
 CAREER = file.load("career")
@@ -141,6 +142,6 @@ def test_the_intents_checks_know_a_good_answer(intent: str, answer: str, broken:
 
 
 @given(st.text(max_size=200), st.sampled_from(CAREER.data.intents))
-def test_checks_take_any_text(text: str, intent: file.IntentData) -> None:
+def test_checks_take_any_text(text: str, intent: IntentData) -> None:
     found = validate(text, "stop", intent.checks)
     assert all(isinstance(issue, str) and issue for issue in found)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from llmpod.worker.profile import answers, file
 from llmpod.worker.profile.checks import Words, validate
 from llmpod.worker.profile.cleaning import LEAST_LEFT, MOST_REMOVED, clean
+from llmpod.worker.profile.data import IntentData
 
 REST = "Learn the tools of the trade, ask for feedback and write down what you did, every week of the year."
 
@@ -92,7 +93,7 @@ def test_cleaning_is_idempotent_and_bounded(text: str) -> None:
 
 
 @given(PIECES, st.sampled_from(file.load("career").data.intents), st.booleans())
-def test_a_valid_answer_stays_valid_when_it_is_cleaned(text: str, intent: file.IntentData, strict: bool) -> None:
+def test_a_valid_answer_stays_valid_when_it_is_cleaned(text: str, intent: IntentData, strict: bool) -> None:
     checks = (Words(kind="words", min=len(text.split())),) if strict else intent.checks
     before = validate(text, "stop", checks)
     assessed = answers.assess(intent.name, checks, {0: text}, {0: "stop"}, applies=True)

@@ -11,8 +11,9 @@ from llmpod.worker.errors import StartError
 from llmpod.worker.profile import file
 from llmpod.worker.profile.checks import validate
 from llmpod.worker.profile.file import Profile
+from tests.worker.profile import cases
 
-CAREER = file.load("career")
+CAREER = cases.words_alone()
 
 
 def profile(**content: Any) -> Profile:

@@ -33,6 +33,7 @@ certain = [["salary"]]
 suspect = [["money"]]
 [[intents]]
 name = "rest"
+phrases = ["resting"]
 """
 
 
@@ -69,9 +70,11 @@ def failing(code: Code) -> Callable[[], str]:
 
 @pytest.fixture
 def judged(tmp_path: Path, events: Events) -> Callable[..., tuple[Worker, Judged]]:
-    def make(said: Callable[[], Any], mode: str = "suspect", deadline_s: float = 5) -> tuple[Worker, Judged]:
+    def make(
+        said: Callable[[], Any], mode: str = "suspect", deadline_s: float = 5, more: str = ""
+    ) -> tuple[Worker, Judged]:
         path = tmp_path / "profile.toml"
-        path.write_text(PROFILE.format(mode=mode, deadline_s=deadline_s))
+        path.write_text(PROFILE.format(mode=mode, deadline_s=deadline_s) + more)
         engine = Judged(said)
         worker = engine.worker = Worker(Settings(profile=str(path)), engine, events.emit)  # type: ignore[arg-type]
         return worker, engine
@@ -133,6 +136,43 @@ async def test_always_asks_about_every_prompt(judged: Any, events: Events) -> No
     assert (reply["blocked"], reply["intent"], reply["message"]) == (True, "judge", "Not here.")
     assert events.end_of("job-1")["policy"] == {"name": "judge", "by": "judge"}
     assert len(engine.asked) == 1
+
+
+UNDECIDED = """
+[answered]
+undecided = false
+words = ["please"]
+"""
+
+
+@pytest.mark.parametrize(
+    ("mode", "said", "asked", "decided"),
+    [
+        ("suspect", "answer", True, None),
+        ("suspect", "block", True, "judge"),
+        ("off", "answer", False, "undecided"),
+    ],
+)
+async def test_what_the_words_leave_undecided_is_judged_or_blocked(
+    judged: Any, events: Events, mode: str, said: str, asked: bool, decided: str | None
+) -> None:
+    worker, engine = judged(lambda: said, mode=mode, more=UNDECIDED)
+    [reply] = await replies_of(worker, {"prompt": "Hello"})
+    assert bool(engine.asked) is asked
+    end = events.end_of("job-1")
+    if decided is None:
+        assert end["outcome"] == "ok"
+        return
+    assert (reply["blocked"], reply["intent"], reply["message"]) == (True, "undecided", "Not here.")
+    assert end["policy"] == {"name": "undecided", "by": decided}
+
+
+@pytest.mark.parametrize("mode", ["suspect", "off"])
+async def test_a_text_of_the_words_that_are_answered_is_not_asked_about(judged: Any, mode: str) -> None:
+    worker, engine = judged(lambda: "block", mode=mode, more=UNDECIDED)
+    [reply] = await replies_of(worker, {"prompt": "Resting, please"})
+    assert "choices" in reply
+    assert engine.asked == []
 
 
 async def test_off_blocks_what_is_suspect(judged: Any, events: Events) -> None:

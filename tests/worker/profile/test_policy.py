@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import time
+from base64 import b64encode, urlsafe_b64encode
 from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from hypothesis import example, given
@@ -15,12 +20,13 @@ from llmpod.worker.profile.file import Profile
 from tests.worker.profile import cases
 from tests.worker.profile.cases import Case
 
-CAREER = file.load("career")
+CAREER, SHIPPED = cases.words_alone(), file.load("career")
 CASES = cases.read()
 TUNED = [case for case in CASES if case.split == "tuned"]
 STRANGER = [case for case in CASES if case.split == "stranger"]
 BLOCKED = [case for case in TUNED if case.blocked and case.kind != "riddle"]
 PLAIN = [case for case in BLOCKED if case.kind in ("plain", "market") and len(case.texts) == 1]
+ROOT = Path(__file__).parents[3]
 SOME_TEXT = st.text(alphabet=st.characters(codec="utf-8"), max_size=60)
 CAUGHT = 0.86  # of the must-block questions of a stranger (measured: 104 of 120)
 FALSE_BLOCKS = 0.05  # of the must-answer ones (measured: 6 of 120)
@@ -48,6 +54,14 @@ def test_a_case_is_decided_as_it_should_be(case: Case) -> None:
     assert (CAREER.verdict(case.texts) is not None) is (case.blocked and case.kind != "riddle")
 
 
+@pytest.mark.parametrize("split", sorted({case.split for case in CASES}))
+def test_the_words_answer_nothing_that_must_be_blocked(split: str) -> None:
+    """What they do not block is for the judge to decide."""
+    blocked = [case for case in CASES if case.split == split and case.blocked]
+    assert blocked
+    assert [str(case) for case in blocked if SHIPPED.verdict(case.texts) is None] == []
+
+
 def test_the_questions_of_a_stranger_are_mostly_decided_as_they_should_be() -> None:
     caught, wrongly = (
         [CAREER.verdict(case.texts) is not None for case in STRANGER if case.blocked is blocked]
@@ -55,6 +69,15 @@ def test_the_questions_of_a_stranger_are_mostly_decided_as_they_should_be() -> N
     )
     assert sum(caught) >= CAUGHT * len(caught)
     assert sum(wrongly) <= FALSE_BLOCKS * len(wrongly)
+
+
+@pytest.mark.process
+def test_the_page_shows_what_the_command_prints() -> None:
+    command = [sys.executable, "bench/policy.py", "--words"]
+    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    page = (ROOT / "docs/profiles.md").read_text(encoding="utf-8").splitlines()
+    assert len(printed) > 50
+    assert [line for line in printed if line not in page] == []
 
 
 # -- what cannot change a verdict --------------------------------------------------------------------------------------
@@ -132,6 +155,77 @@ def test_no_cut_between_two_texts_unblocks(case: Case, data: st.DataObject) -> N
 def test_a_word_in_single_letters_is_found(word: str) -> None:
     for between in (" ", "-", ".", "  ", "\n", " - ", "_", "\u200b ", "/"):
         assert CAREER.verdict([f"the {between.join(word)} of a nurse"]) is not None, between
+
+
+ENCODED: dict[str, Callable[[str], str]] = {
+    "base64": lambda text: b64encode(text.encode()).decode(),
+    "base64 without padding": lambda text: urlsafe_b64encode(text.encode()).decode().rstrip("="),
+    "hexadecimal": lambda text: text.encode().hex(),
+    "hexadecimal bytes": lambda text: text.encode().hex(" ").upper(),
+    "backwards": lambda text: text[::-1],
+    "words backwards": lambda text: " ".join(word[::-1] for word in text.split()),
+    "a digit for a letter": lambda text: text.replace("l", "1").replace("i", "1"),
+    "strokes": lambda text: text.replace("l", "|").replace("i", "!"),
+    "stretched": lambda text: re.sub("[aei]", lambda found: found[0] * 4, text),
+    "over five turns": lambda text: "",
+}
+
+
+@pytest.mark.parametrize("way", ENCODED)
+@pytest.mark.parametrize(
+    "text", ["What is the salary of a nurse?", "the typical wages in nursing", "labour market, Rome"]
+)
+def test_no_way_to_write_a_text_unblocks_it(text: str, way: str) -> None:
+    texts = [ENCODED[way](text)]
+    if way == "over five turns":
+        texts = [text[:14], "Go on.", text[14:16], "Go on.", text[16:]]
+    assert CAREER.verdict(texts) is not None
+    assert CAREER.verdict([f"Read this: {texts[0]}", *texts[1:]]) is not None
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["APL, PGP and REXX on a CV", "internationalisation and responsibilities", "2024-01-31 to 2024-12-31",
+     "deadbeef cafe 00", "C|C++|Rust", "Wow!Great", "www.example.org/a/b/c_d-e", "0x1F 0x2F 0x3F 0x4F 0x5F 0x6F"],
+)  # fmt: skip
+def test_what_only_looks_encoded_blocks_nothing(text: str) -> None:
+    assert CAREER.verdict([text]) is None
+
+
+# -- what is answered without the judge --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "by"),
+    [
+        ("A letter for my cv", "answered"),
+        ("CV: a letter!", "answered"),
+        ("a LETTER,\nmy c\u0076", "answered"),
+        ("a letter", "undecided"),  # no intent's phrase
+        ("", "undecided"),
+        ("a letter for my cv in Rome", "undecided"),  # another word
+        ("a let-ter for my cv", "undecided"),
+        ("a letter for my cv \U0001f4b0", "undecided"),  # a symbol is no word, and a model reads it
+        ("a letter for my cv: 100", "undecided"),
+        ("a letter <b>for</b> my cv", "undecided"),
+        ("a let\u200bter for my cv", "undecided"),
+        ("a letter for my wage, cv", "certain"),
+        ("a letter for my money, cv", "suspect"),
+    ],
+)
+def test_what_is_answered_has_no_other_words(text: str, by: str) -> None:
+    rule = file.read(
+        {
+            "version": 2,
+            "default_intent": "cv",
+            "intents": [{"name": "cv", "phrases": ["cv"]}],
+            "policies": [{"name": "p", "message": "m", "certain": [["wage"]], "suspect": [["money"]]}],
+            "answered": {"undecided": False, "words": ["a|for|my|letter"]},
+        }
+    )
+    verdict = rule.verdict([text])
+    assert (verdict.by if verdict else "answered") == by
+    assert by != "answered" or rule.verdict([text, "Rome"]) is not None
 
 
 # -- patterns ----------------------------------------------------------------------------------------------------------

@@ -6,9 +6,9 @@ import pytest
 
 from llmpod.loadtest.quality import dataset
 from llmpod.loadtest.quality.dataset import Row
-from llmpod.worker.profile import file
+from tests.worker.profile import cases
 
-CAREER = file.load("career")
+CAREER = cases.words_alone()
 
 
 @pytest.mark.parametrize("row", dataset.read("career"), ids=lambda row: row.id)

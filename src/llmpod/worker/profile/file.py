@@ -1,8 +1,4 @@
-"""Profile files: the format as pydantic models, and the profile that is read from one.
-
-Version 2 is the format of docs/profiles.md, which is generated from these models. Version 1, without a `version`, is
-converted. Unknown keys stop the start.
-"""
+"""Profile files, and the profile that is read from one. Unknown keys stop the start; no `version` means version 1."""
 
 from __future__ import annotations
 
@@ -13,138 +9,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError
+from pydantic import ValidationError
 
 from llmpod.worker.errors import StartError
 from llmpod.worker.profile import checks, normal, patterns, policy
-from llmpod.worker.profile.checks import AnyCheck
-from llmpod.worker.profile.request import RequestDefaults
+from llmpod.worker.profile.data import IntentData, ProfileData
 from llmpod.worker.profile.tasks.task import Task
+from llmpod.worker.profile.version1 import ProfileV1
 
 SHIPPED = Path(__file__).parent
 TOKENS_PER_WORD = 1.6
 """max_tokens of an intent for each word that its answers must have, at least."""
-
-PatternSet = Annotated[patterns.PatternSet, PlainValidator(patterns.parse)]
-
-
-class _Data(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
-
-
-class JudgeData(_Data):
-    """The served model decides what the words of the policies leave open."""
-
-    mode: Literal["off", "suspect", "always"] = Field(
-        "off",
-        description="`off`: what is suspect is blocked; `suspect`: the model is asked; `always`: about every prompt",
-    )
-    deadline_s: float = Field(5, gt=0, le=600, description="seconds for its answer; later, or failed, is blocked")
-    message: str = Field("This assistant does not answer that.", description="what the client is told, with `always`")
-
-
-class PolicyData(_Data):
-    """A topic that is not answered."""
-
-    name: str = Field(min_length=1, description="the reply's and the log's `intent` of a blocked job")
-    message: str = Field(min_length=1, description="what the client is told")
-    topic: str = Field("", description="what is blocked, in a few words, for the judge; the name by default")
-    certain: tuple[tuple[PatternSet, ...], ...] = Field(
-        (), description="groups that block; a group is found where all its sets of patterns stand within `window` words"
-    )
-    suspect: tuple[tuple[PatternSet, ...], ...] = Field(
-        (), description="groups about which the judge is asked, or that block without one"
-    )
-    never: tuple[PatternSet, ...] = Field((), description="patterns whose words do not count")
-    window: int = Field(12, ge=1, le=200, description="words")
-    otherwise: bool = Field(False, description="also blocks what no intent's phrase identifies")
-
-
-class IntentData(_Data):
-    """A topic that is answered."""
-
-    name: str = Field(min_length=1, description="the reply's and the log's `intent`")
-    phrases: tuple[str, ...] = Field((), description="phrases that identify it; the first intent that has one is taken")
-    system: str | None = Field(None, description="system message of native jobs that bring none")
-    prefill: str | None = Field(None, description="text with which its answers begin")
-    request: RequestDefaults = Field(RequestDefaults(), description="as `[request]`, for this intent")
-    checks: tuple[AnyCheck, ...] = Field((), description="what a valid answer passes")
-
-
-class CleanData(_Data):
-    """Removal of what a model writes around an answer."""
-
-    mode: Literal["off", "report", "apply"] = Field(
-        "off", description="`report` counts the characters, `apply` removes them from answers that are not streamed"
-    )
-
-
-class ProfileData(_Data):
-    """A profile's file, version 2."""
-
-    version: Literal[2]
-    default_intent: str = Field("other", description="the intent of jobs that no phrase identifies")
-    request: RequestDefaults = RequestDefaults()
-    judge: JudgeData = JudgeData()
-    policies: tuple[PolicyData, ...] = ()
-    intents: tuple[IntentData, ...] = Field(
-        (IntentData(name="other"),), min_length=1, description="topics that are answered; without any, all are `other`"
-    )
-    clean: CleanData = CleanData()
-    tasks: tuple[Task, ...] = Field((), description="requests by name, whose answers are JSON")
-
-
-class _ChecksV1(_Data):
-    min_words: int = Field(0, ge=0)
-    max_words: int | None = Field(None, ge=1)
-    min_unique_ratio: float = Field(0.0, ge=0, le=1)
-    must_mention: tuple[str, ...] = ()
-
-    def converted(self) -> tuple[AnyCheck, ...]:
-        found: list[AnyCheck] = [
-            checks.Words(kind="words", min=self.min_words, max=self.max_words),
-            checks.UniqueRatio(kind="unique_ratio", min=self.min_unique_ratio),
-        ]
-        if self.must_mention:
-            found.append(checks.Mentions(kind="mentions", any=self.must_mention))
-        return tuple(found)
-
-
-class _IntentV1(_Data):
-    name: str
-    phrases: tuple[str, ...] = ()
-    blocked: str | None = None
-    checks: _ChecksV1 = _ChecksV1()
-
-
-class _ProfileV1(_Data):
-    version: Literal[1] = 1
-    default_intent: str
-    intents: tuple[_IntentV1, ...] = Field(min_length=1)
-
-    def converted(self) -> ProfileData:
-        """A blocked intent is a policy, whose phrases are certain."""
-        blocked = [intent for intent in self.intents if intent.blocked is not None]
-        return ProfileData(
-            version=2,
-            default_intent=self.default_intent,
-            policies=tuple(
-                PolicyData(name=intent.name, message=intent.blocked or "Blocked.").model_copy(
-                    update={
-                        "certain": ((_literals(intent.phrases),),) if intent.phrases else (),
-                        "otherwise": intent.name == self.default_intent,
-                    }
-                )
-                for intent in blocked
-            ),
-            intents=tuple(
-                IntentData(name=intent.name, phrases=intent.phrases, checks=intent.checks.converted())
-                for intent in self.intents
-                if intent.blocked is None or intent.name == self.default_intent
-            ),
-        )
 
 
 @dataclass(frozen=True)
@@ -176,13 +53,13 @@ class Profile:
 
     @cached_property
     def _phrases(self) -> tuple[tuple[IntentData, patterns.PatternSet], ...]:
-        return tuple((intent, _literals(intent.phrases)) for intent in self.data.intents)
+        return tuple((intent, patterns.literals(intent.phrases)) for intent in self.data.intents)
 
     @cached_property
     def _vocabulary(self) -> patterns.Vocabulary:
         vocabulary = patterns.Vocabulary()
-        for _, phrases in self._phrases:
-            vocabulary.add(phrases.patterns)
+        for found in (*(phrases for _, phrases in self._phrases), *self.data.answered.words):
+            vocabulary.add(found.patterns)
         return vocabulary
 
     def intent_of(self, texts: Iterable[str]) -> IntentData:
@@ -199,9 +76,24 @@ class Profile:
     def verdict(self, texts: Sequence[str]) -> policy.Verdict | None:
         """The policies' verdict on texts that one model reads; None: they may be answered."""
         found = self.policies.verdict(texts)
-        if self._otherwise is None or (found is not None and found.by == "certain") or self._identified(texts):
+        if found is not None and found.by == "certain":
             return found
-        return policy.Verdict(self._otherwise, "certain")
+        if self._otherwise is not None and not self._identified(texts):
+            return policy.Verdict(self._otherwise, "certain")
+        if found is None and not self.data.answered.undecided and not self._is_answered(texts):
+            return policy.Verdict(policy.Policy("undecided", self.data.judge.message), "undecided")
+        return found
+
+    def _is_answered(self, texts: Sequence[str]) -> bool:
+        """Whether an intent's phrase is in the texts, and nothing that is not among the words of what is answered."""
+        joined = "\n".join(texts)
+        words = normal.words(joined)
+        if not all(self._vocabulary.knows(word.text) for word in words) or not normal.is_plain(joined):
+            return False
+        text = patterns.Text(words, self._vocabulary)
+        topics = [span for _, phrases in self._phrases for span in text.find(phrases, plain=True)]
+        spans = (*topics, *(span for words in self.data.answered.words for span in text.find(words, plain=True)))
+        return bool(topics) and len({at for span in spans for at in span.matched}) == len(text.words)
 
     @cached_property
     def _otherwise(self) -> policy.Policy | None:
@@ -293,7 +185,7 @@ def read(raw: Mapping[str, Any], folder: Path | None = None) -> Profile:
         ValidationError, ProfileError: it is none.
     """
     first = raw.get("version", 1) == 1
-    data = _ProfileV1.model_validate(raw).converted() if first else ProfileData.model_validate(raw, context=folder)
+    data = ProfileV1.model_validate(raw).converted() if first else ProfileData.model_validate(raw, context=folder)
     _check(data)
     return Profile(data)
 
@@ -323,10 +215,6 @@ def _check(data: ProfileData) -> None:
                 f"intents[{number}].request.max_tokens: {given} tokens cannot hold the {least} words that its checks "
                 f"ask for, which need {TOKENS_PER_WORD * least:.0f}"
             )
-
-
-def _literals(phrases: Iterable[str]) -> patterns.PatternSet:
-    return patterns.PatternSet(tuple(map(patterns.literal, phrases)))
 
 
 def _path(location: tuple[int | str, ...]) -> str:

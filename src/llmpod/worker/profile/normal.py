@@ -1,15 +1,18 @@
 """Text normalisation for policy: the same letters, however they are written.
 
-Compatibility forms (NFKC), invisible characters, accents, letters of other scripts that look like Latin ones, escapes
-and markup are ways to write a word so that a list of words does not find it, while a model reads it all the same.
+Compatibility forms (NFKC), invisible characters, accents, letters of other scripts that look like Latin ones, escapes,
+markup, base64 and spelling backwards are ways to write a word so that a list of words does not find it, while a model
+reads it all the same.
 """
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import html
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 _LOOKALIKES = str.maketrans(
@@ -32,13 +35,22 @@ _LOOKALIKES = str.maketrans(
 )
 _DIGITS_FOR_LETTERS = str.maketrans("013457$@", "oieastsa")
 _RUN = re.compile(r"[\w$@]+")
+_STRETCHED = re.compile(r"([^\W\d_])\1{2,}")
+_STROKE = re.compile(r"[1|!](?=[^\W\d_])|(?<=[^\W\d_])[1|!]")
 _LATIN = re.compile("[a-z]")
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 _SEAM = "\x1f"
 _WORD = re.compile(r"[^\W_]+")
+_PUNCTUATION = " \n.,;:!?'\"()-/&"
+_ENDS_SENTENCE = re.compile(r"[\n.?!;|]")
 _COMMENTS = (("<!--", "-->"), ("/*", "*/"))
-_TAG = re.compile(r"</?[A-Za-z][^<>]*>")
+_TAG = re.compile(r"</?[^\W\d_][^<>]*>")
 _LINK = re.compile(r"\]\([^()\s]*\)")
+_LONG_WORD = re.compile(r"[^\W_]{4,}")
+_ENCODED: tuple[tuple[re.Pattern[str], Callable[[str], bytes]], ...] = (
+    (re.compile(r"[A-Za-z0-9+/_-]{8,}"), lambda run: base64.b64decode(run + "=" * (-len(run) % 4), altchars="-_")),
+    (re.compile(r"(?:[0-9a-fA-F]{2}[ :]?){6,}"), lambda run: bytes.fromhex(run.replace(":", ""))),
+)
 _UNICODE_ESCAPE = re.compile(r"\\u([0-9a-fA-F]{4})|\\x([0-9a-fA-F]{2})|%([0-7][0-9a-fA-F])")
 
 PIECE_CHARS = 4096
@@ -89,7 +101,7 @@ def words(text: str, *, seams: bool = True) -> list[Word]:
     folded = fold(text, seams=seams)
     for match in _WORD.finditer(folded):
         between = folded[end : match.start()]
-        if "\n" in between or any(mark in between for mark in ".?!;|"):
+        if between != " " and _ENDS_SENTENCE.search(between):
             sentence += 1
         found.append(Word(match[0], " " in between and "\n" not in between, between == _SEAM, sentence))
         end = match.end()
@@ -122,19 +134,41 @@ def _folded(text: str, *, seams: bool) -> str:
         text = text.translate(_LOOKALIKES)
         text = "".join(char for char in unicodedata.normalize("NFD", text) if unicodedata.category(char) != "Mn")
         text = text.translate(_LOOKALIKES)
-    return _RUN.sub(_letters_for_digits, text.replace("\t", " "))
+    return _STRETCHED.sub(r"\1", _RUN.sub(_letters_for_digits, text.replace("\t", " ")))
+
+
+def is_plain(text: str) -> bool:
+    """Whether a text is letters, digits, spaces and common punctuation: no markup, symbol or invisible character."""
+    return all(char.isalnum() or char in _PUNCTUATION for char in text)
 
 
 def views(text: str) -> Iterator[str]:
-    """The text, and as a reader of its markup sees it: without tags, comments and addresses, escapes decoded."""
+    """The text as it is, and in other ways that a model may read it.
+
+    As its markup shows it: without tags, comments and addresses, escapes decoded. With strokes beside letters as
+    letters (sa|ary). What it holds in base64 or hexadecimal.
+    """
     yield text
     plain = _UNICODE_ESCAPE.sub(lambda found: chr(int(found[1] or found[2] or found[3], 16)), text)
     plain = _visible(html.unescape(plain))
     for opening, closing in _COMMENTS:
         plain = _without(plain, opening, closing)
     plain = _LINK.sub("]", _TAG.sub("", plain))
-    if plain != text:
-        yield plain
+    others = (plain, _STROKE.sub(lambda found: "i" if found[0] == "!" else "l", plain), " ".join(_decoded(text)))
+    yield from {other: None for other in others if other not in ("", text)}
+
+
+def backwards(text: str) -> list[Word]:
+    """The words of four letters or more of a text that is read backwards."""
+    return words(" ".join(_LONG_WORD.findall(text[::-1])), seams=False)
+
+
+def _decoded(text: str) -> Iterator[str]:
+    """What stands in a text in base64 or hexadecimal."""
+    for pattern, decode in _ENCODED:
+        for run in pattern.findall(text):
+            with contextlib.suppress(ValueError):  # a word, or a number
+                yield decode(run).decode()
 
 
 def _without(text: str, opening: str, closing: str) -> str:
@@ -154,6 +188,8 @@ def _visible(text: str) -> str:
 def _letters_for_digits(match: re.Match[str]) -> str:
     """`s4lary` and `$alary`, but not `60k`: a word of more letters than digits. In other runs, their words alone."""
     run = match[0]
+    if run.isalpha():
+        return run
     return _translated(run) or _WORD.sub(lambda word: _translated(word[0]) or word[0], run)
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from llmpod.worker.profile.normal import Word, fold, words
 
@@ -78,6 +79,11 @@ def parse(text: str) -> PatternSet:
 def literal(phrase: str) -> Pattern:
     """A phrase of which no character has a meaning of its own."""
     return tuple(Element((word.text,)) for word in words(phrase))
+
+
+def literals(phrases: Iterable[str]) -> PatternSet:
+    """Phrases of which no character has a meaning of its own."""
+    return PatternSet(tuple(map(literal, phrases)))
 
 
 def _split(text: str) -> list[str]:
@@ -161,6 +167,20 @@ class Vocabulary:
             stem = word.strip("*")
             if not word.startswith("*"):
                 self.beginnings |= {stem[:length] for length in range(1, len(stem) + 1)}
+
+    @cached_property
+    def _stems(self) -> tuple[tuple[str, ...], ...]:
+        """What words begin with, end with and hold; once the vocabulary is complete."""
+        ends = [(affix.startswith("*"), affix.endswith("*"), affix.strip("*")) for affix in self.affixes]
+        shapes = ((False, True), (True, False), (True, True))
+        return tuple(tuple(stem for *shape, stem in ends if tuple(shape) == wanted) for wanted in shapes)
+
+    def knows(self, word: str) -> bool:
+        """Whether a word is one that is looked for, other than a number."""
+        begin, end, within = self._stems
+        return (
+            word in self.exact or word.startswith(begin) or word.endswith(end) or any(stem in word for stem in within)
+        )
 
 
 class Text:

@@ -14,7 +14,7 @@ from typing import Literal
 from llmpod.worker.profile import normal
 from llmpod.worker.profile.patterns import NOTHING, PatternSet, Text, Vocabulary
 
-By = Literal["certain", "suspect", "judge"]
+By = Literal["certain", "suspect", "undecided", "judge"]
 Group = tuple[PatternSet, ...]
 
 EDGE = 12
@@ -73,10 +73,15 @@ class Policies:
 
     def _views(self, texts: Sequence[str]) -> Iterator[Text]:
         """The texts as one, with and without markup, and the ends and beginnings of those that are close."""
-        for joined in {"\n".join(texts): None, "".join(texts): None}:
+        others = ["".join(texts[first::2]) for first in (0, 1)] if len(texts) > 4 else []  # a word cut over three turns
+        for joined in {"\n".join(texts): None, "".join(texts): None} | dict.fromkeys(others):
             for view in normal.views(joined):
                 for words in normal.readings(view):
                     yield Text(words, self._vocabulary)
+            # Spelt backwards, whole or word by word; of such texts, the words alone that are looked for.
+            known = [word for word in normal.backwards(joined) if self._vocabulary.knows(word.text)]
+            if known:
+                yield Text([*known, *known[::-1]], self._vocabulary)
         each = [normal.words(text) for text in texts] if len(texts) > 2 else []
         for at, earlier in enumerate(each):
             for later in each[at + 2 : at + 1 + APART]:
