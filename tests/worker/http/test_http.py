@@ -157,6 +157,17 @@ async def test_a_connection_serves_many_requests(shared: Served) -> None:
     writer.close()
 
 
+async def test_small_writes_leave_at_once(shared: Served) -> None:
+    _, writer = await shared.connect()
+    connections = shared.server._server.server_state.connections
+    mine = writer.get_extra_info("sockname")
+    await until(lambda: mine in [one.client for one in connections])
+    for connection in connections:
+        sock = connection.transport.get_extra_info("socket")
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+    writer.close()
+
+
 async def test_a_body_that_is_too_large_is_a_413_before_it_is_read() -> None:
     async with serving(ScriptedEngine(), max_body_bytes=1000) as served:
         # 1 GB is declared and nothing of it is sent; of the second, more than sockets hold.
