@@ -178,7 +178,8 @@ async def test_many_slow_readers_hold_up_nobody(pair):
         sock = socket.socket()
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # or the kernel reads it all
         sock.connect(("127.0.0.1", pair.endpoint.port))
-        sock.sendall(f"GET /bytes?n={LIMIT} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
+        request = f"GET /bytes?n={LIMIT} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode()
+        sock.sendall(4 * request)  # one answer may fit into what the kernel buffers for a sender
         connections.append(sock)
     await eventually(lambda: pair.endpoint.pool.in_flight == 40)
     async with asyncio.timeout(30):  # those connections are never read
