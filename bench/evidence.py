@@ -8,8 +8,9 @@ is known, nothing is measured, and the same seed prints the same tables. Exit co
 - Of those that are printed, at least 92 % hold, where a tenth of the runs or more print one: also where only the runs
   that met few busy times do.
 
-All allow for the noise of the number of runs (two standard errors). The constants of stats.py were chosen on other
-worlds (lognormal and Erlang services, autoregressive series, other loads) with other seeds.
+All allow for the noise of the number of runs (two standard errors). The constants of stats.py and dependence.py were
+chosen on other worlds (lognormal, Erlang and hyperexponential services, several workers, other closed loops,
+autoregressive series, other loads) with other seeds.
 """
 
 import argparse

@@ -9,9 +9,10 @@ from bench import evidence
 from llmpod.loadtest.analysis.analyse import analyse
 from llmpod.loadtest.analysis.phase import PhaseReport, View
 from llmpod.loadtest.analysis.timeline import Scaler
+from llmpod.loadtest.cli.compare import compare
 from llmpod.loadtest.model.job_record import Job
 from llmpod.loadtest.model.plan import Phase
-from llmpod.loadtest.stats import share_is_clear, student_8, two_shares
+from llmpod.loadtest.stats import share_is_clear, student, two_shares
 
 pytestmark = pytest.mark.process
 
@@ -39,12 +40,33 @@ def test_intervals_hold_on_independent_samples_and_in_queues() -> None:
     assert [line.cells[:2] for line in lines if not line.met] == []
     printed = {line.cells[:2]: line.cells for line in lines}
     assert "(n/a)" in printed["M/M/1 0.7", "100"][4]  # a queue's p95 needs far more than 100 jobs
-    assert printed["independent", "100"][4].endswith("of 40)") or "of 3" in printed["independent", "100"][4]
+    for system, column in (("independent", 4), ("4 clients on 1", 3), ("4 clients on 1", 2)):
+        assert printed[system, "1000"][column].endswith("of 40)")
+
+
+def test_phases_are_compared_one_by_one_and_together() -> None:
+    draw = random.Random("phases")
+    a, b = evidence.recorded(draw, 0.5, 150, 3), evidence.recorded(draw, 0.65, 150, 3)
+    found = [one for one in compare(a, b, [50.0]).differences if one.metric == "exec"]
+    *phases, together = found
+    assert sorted(one.phase for one in phases) == ["c=1", "c=2", "c=4"]
+    assert together.phase == "all phases"
+    assert together.n_a == sum(one.n_a for one in phases)
+    assert together.low_ms is not None
+    assert together.low_ms < 0.3 * together.a_ms < together.high_ms
+    assert together.clear
+    assert all(together.high_ms - together.low_ms < one.high_ms - one.low_ms for one in phases)
+    assert together.detectable < min(one.detectable for one in phases)
+    assert all(
+        one.phase != "all phases" for one in compare(a, evidence.recorded(draw, 0.6, 150, 1), [50.0]).differences
+    )
 
 
 def test_the_tests_of_shares_and_means_are_those_of_the_tables() -> None:
-    assert student_8(0.05) == pytest.approx(2.365, abs=0.001)
-    assert student_8(0.01) == pytest.approx(3.499, abs=0.001)
+    assert student(0.05, 7) == pytest.approx(2.365, abs=0.001)
+    assert student(0.01, 7) == pytest.approx(3.499, abs=0.001)
+    assert student(0.05, 10) == pytest.approx(2.228, abs=0.001)
+    assert student(0.05, 1) == pytest.approx(12.706, abs=0.001)
     assert two_shares(3, 20, 12, 20) == pytest.approx(0.0079, abs=0.0001)
     assert two_shares(5, 10, 5, 10) == pytest.approx(1.0)
     assert not share_is_clear(0, 40, 0.01)

@@ -14,7 +14,7 @@ from llmpod.loadtest.capacity.fit import fit, on_one_axis
 from llmpod.loadtest.capacity.simulate import Autoscaler, Fixed, Outcome, Service, Simulation, Withheld
 from llmpod.loadtest.cli.compare import compare
 from llmpod.loadtest.model.arrivals import Arrivals, steady
-from llmpod.loadtest.stats import effective_n, lag1, nearest_rank, quantiles
+from llmpod.loadtest.stats import nearest_rank, quantiles
 from tests.loadtest.conftest import DATA, ROOT, Result, command, door
 from tests.loadtest.scripted import JobScript, Script, scripted
 from tools import import_old_csv
@@ -101,17 +101,15 @@ def test_the_scaler_change_alone_changed_nothing_the_second_worker_did() -> None
     assert two.steady_p50_ms == pytest.approx(after.steady_p50_ms / 2, rel=0.02)
 
 
-def test_the_soak_is_two_states_and_its_2000_jobs_are_worth_about_50() -> None:
+def test_the_soak_is_two_states_and_its_2000_jobs_are_worth_few() -> None:
     (soak,) = import_old_csv.import_files([old("121412")], [2])
     totals = [job.total_ms for job in soak.jobs if job.total_ms is not None]
     assert len(totals) == 2000
     assert nearest_rank(sorted(totals), 50) == pytest.approx(3449, abs=1)
     assert nearest_rank(sorted(totals), 95) == pytest.approx(6929, abs=1)
-    assert lag1(totals) == pytest.approx(0.95, abs=0.01)
-    assert effective_n(totals) == pytest.approx(53, abs=3)
-    (p95,) = quantiles(totals, [95])
-    assert (p95.low, p95.high) == (None, None)  # two states: no interval of the whole holds
-    assert p95.n_eff < 60
+    for found in quantiles(totals, [50, 90, 95, 99]):
+        assert (found.low, found.high) == (None, None)  # two states: no interval of the whole holds
+        assert found.n_eff < 40
     (said,) = [line for line in import_old_csv.story([soak], CYCLE_MS) if "two states" in line]
     assert "of 69.6 min" in said
     minutes = float(said.split("two states: ")[1].split(" of")[0])
@@ -338,16 +336,16 @@ async def test_the_capacity_command_answers_in_workers_and_dollars(load_test: Lo
 async def test_compare_finds_a_slower_run_and_leaves_an_equal_one_in_peace(load_test: LoadTest) -> None:
     def script(exec_ms: float, seed: int) -> Script:
         draw = random.Random(seed)
-        return Script(job=lambda _: JobScript(exec_s=(exec_ms + draw.uniform(-15, 15)) / 1000))
+        return Script(job=lambda _: JobScript(exec_s=(exec_ms + draw.uniform(-50, 50)) / 1000))
 
     runs = []
-    for exec_ms, seed in ((60, 1), (60, 2), (90, 3)):
+    for exec_ms, seed in ((200, 1), (200, 2), (300, 3)):
         async with scripted(script(exec_ms, seed)) as server:
             runs.append(await load_test(server.url, "-c", "4", "--runs", "60"))
     a, same, slower = runs
     found = {(one.metric, one.p): one for one in compare(a.recorded, slower.recorded, [50, 95]).differences}
     assert found["total", 50].clear
-    assert found["total", 50].low_ms < 30 < found["total", 50].high_ms + 8
+    assert found["total", 50].low_ms < 100 < found["total", 50].high_ms + 8
     assert not {(one.metric, one.p): one for one in compare(a.recorded, same.recorded, [50]).differences}[
         "exec", 50
     ].clear

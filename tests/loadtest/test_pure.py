@@ -6,22 +6,21 @@ import random
 from itertools import pairwise
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llmpod.loadtest.dependence import correlation_time, looks_independent, upper_bound
 from llmpod.loadtest.model.arrivals import Arrivals, Segment, stages, steady
 from llmpod.loadtest.run.correct import correct_total
 from llmpod.loadtest.run.polling import PollPace
 from llmpod.loadtest.run.rate_limit import RUNPOD_LIMITS, TokenBucket
 from llmpod.loadtest.run.sse import SseParser
 from llmpod.loadtest.stats import (
-    ERRORS,
-    correlation_time,
-    difference_intervals,
-    effective_n,
+    difference_interval,
     jain,
     nearest_rank,
     needed_n,
+    pooled,
     quantile,
     quantile_ranks,
     quantiles,
@@ -142,10 +141,15 @@ def test_dependent_samples_are_worth_fewer() -> None:
     for _ in range(4000):
         level = 0.9 * level + draw.gauss(0, 1)
         values.append(level)
-    assert 4000 * 0.1 / 1.9 * 0.7 < effective_n(values) < 4000 * 0.1 / 1.9 * 1.4
-    independent = [draw.gauss(0, 1) for _ in range(4000)]
-    assert effective_n(independent) > 3500
-    assert effective_n([1.0] * 50) == 50
+    assert not looks_independent(values, sorted(values))
+    # "Above the median" of such a series has autocorrelations of 2/pi asin(0.9^lag): 13 jobs are worth one.
+    expected = 1 + 2 * sum(2 / math.pi * math.asin(0.9**lag) for lag in range(1, 200))
+    (p50,) = quantiles(values, [50])
+    assert 4000 / expected * 0.6 < p50.n_eff < 4000 / expected * 1.6
+    assert p50.worth < p50.n_eff
+    assert p50.low is not None
+    constant = quantiles([1.0] * 100, [50])[0]
+    assert (constant.low, constant.high, constant.n_eff) == (1.0, 1.0, 100)
 
 
 def test_an_interval_at_a_small_effective_n_is_wider() -> None:
@@ -171,21 +175,33 @@ def test_a_run_in_two_states_gets_no_interval_however_many_jobs_it_has() -> None
 
 
 @settings(deadline=None)
-@given(st.lists(st.booleans(), min_size=1, max_size=200))
-def test_a_correlation_time_is_that_of_the_plain_sum(above: list[bool]) -> None:
-    n, mean = len(above), sum(above) / len(above)
-    variance = mean * (1 - mean)
+@given(st.lists(st.booleans(), min_size=8, max_size=400))
+def test_a_correlation_time_is_the_mean_power_of_the_lowest_cosine_terms(above: list[bool]) -> None:
+    n, share = len(above), sum(above) / len(above)
+    time, terms = correlation_time(above)
+    assert terms <= max(6, 0.4 * n ** (2 / 3))
     expected = 1.0
-    if variance:
-        total, lag = 1.0, 0
-        while lag < n - 1 and lag < 6 * total:
-            lag += 1
-            pairs = zip(above, above[lag:], strict=False)
-            total += 2 * sum((a - mean) * (b - mean) for a, b in pairs) / n / variance
-            assume(abs(lag - 6 * total) > 1e-9)  # else rounding decides whether the sum goes on
-        rarer = min(sum(above), n - sum(above))
-        expected = max(1.0, total) * (1 + ERRORS * math.sqrt(12 * max(1.0, total) / rarer))
-    assert correlation_time(above) == pytest.approx(expected if n > 1 else 1.0)
+    if 0 < share < 1:
+        power = []
+        for term in range(1, terms + 1):
+            wave = (math.cos(math.pi * term * (at + 0.5) / n) for at in range(n))
+            power.append(2 / n * sum((one - share) * up for one, up in zip(above, wave, strict=True)) ** 2)
+        expected = sum(power) / terms / (share * (1 - share))
+        assert terms <= 6 or n / terms >= 3 * max(1.0, time) * upper_bound(terms) - 1e-9
+    assert time == pytest.approx(expected)
+
+
+def test_long_samples_are_counted_in_batches_and_keep_their_correlation_time() -> None:
+    draw = random.Random(9)
+    above = [draw.random() < 0.3 for _ in range(4000)]
+    steps = [one for one in above for _ in range(5)]  # every one five times
+    assert correlation_time(above)[0] == pytest.approx(1, abs=0.6)
+    assert correlation_time(steps)[0] == pytest.approx(5, abs=3)
+
+
+def test_pooled_estimates_are_weighted_by_their_precision() -> None:
+    assert pooled([(1.0, 0.1), (2.0, 0.1)]) == pytest.approx((1.5, 0.1 / math.sqrt(2)))
+    assert pooled([(1.0, 0.1), (2.0, 10.0)])[0] == pytest.approx(1.0, abs=0.001)
 
 
 def test_a_difference_is_found_where_there_is_one_and_not_where_there_is_none() -> None:
@@ -193,10 +209,12 @@ def test_a_difference_is_found_where_there_is_one_and_not_where_there_is_none() 
     a = sorted(draw.gauss(3450, 80) for _ in range(300))
     same = sorted(draw.gauss(3450, 80) for _ in range(300))
     slower = sorted(draw.gauss(3550, 80) for _ in range(300))
-    ((low, high),) = difference_intervals(a, same, 50, 300, 300)
-    assert low < 0 < high
-    ((low, high),) = difference_intervals(a, slower, 50, 300, 300)
-    assert 0 < low < 100 < high < 200
+    of_same, of_slower = (difference_interval(a, b, 50, 300, 300) for b in (same, slower))
+    assert of_same is not None
+    assert of_slower is not None
+    assert of_same[0] < 0 < of_same[1]
+    assert 0 < of_slower[0] < 100 < of_slower[1] < 200
+    assert difference_interval(a[:5], slower, 50, 5, 300) is None
 
 
 def test_jain_is_one_for_equals_and_one_kth_for_a_loner() -> None:

@@ -111,7 +111,7 @@ async def test_the_soaks_page_shows_its_two_states(tmp_path: Path, browser: webd
     browser.get(page.as_uri())
     text = browser.find_element(By.TAG_NAME, "body").text
     assert "Two states, not one" in text
-    assert "n_eff 5" in text
+    assert "n_eff 26" in text
     assert len(browser.find_elements(By.TAG_NAME, "svg")) == 4
     assert "Not drawn: no percentile of these jobs has a 95 % interval." in text
 

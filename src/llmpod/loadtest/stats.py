@@ -1,33 +1,33 @@
-"""Percentiles with distribution-free confidence intervals, or "n/a" where the sample is too small.
+"""Percentiles with 95 % confidence intervals, or "n/a" where the sample is too small.
 
 Percentile: nearest rank (the smallest value that at least p % of the sample do not exceed): always a latency that
 happened. Interval: distribution-free, from order statistics: the number of samples below the true quantile is binomial,
 so two ranks bracket it with a known probability. When n is too small for any pair of ranks to reach 95 %, there is no
-interval, and `needed_n` says what would do. Dependence: latencies of one run are often not independent; `quantiles`
-finds out, and then counts how many independent ones they are worth.
+interval, and `needed_n` says what would do.
+
+Dependence: latencies of one run are often not independent. `quantiles` counts how many independent ones they are worth,
+and how well that is known (dependence.py).
 """
 
-import itertools
 import math
-import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from operator import mul
+from functools import lru_cache
 from statistics import NormalDist
 
+from llmpod.loadtest.dependence import LEAST_TERMS, SHORT, STRETCHES, correlation_time, looks_independent, upper_bound
+
 CONFIDENCE = 0.95
-# See `dependent` and `quantiles`. Chosen on other queues and series than `make bench-evidence` judges them by.
-SUSPECTED, SUSPECTED_SHORT, SHORT = 1.9, 0.8, 300
-ERRORS = 2.5
-LEAST, LEAST_OF_TAIL = 30, 60
-HIDDEN_BELOW, HIDDEN = 100, 2
-MANY = 3000
-_DIGITS = bytes.maketrans(b"\x00\x01", b"01")
+# See `quantiles`. Chosen on other queues, closed loops and series than those that `make bench-evidence` judges by.
+LEAST, LEAST_OF_TAIL, LONG = 30, 60, 300
+KURTOSIS = 4  # of a sum of busy times, per number of them: 3 if their lengths are exponential; a queue's vary more
 
 
 @dataclass(frozen=True, slots=True)
 class Quantile:
-    """A percentile of a sample. `low`/`high` are None when n (or n_eff) is below `needed_n`."""
+    """A percentile of a sample. `low`/`high` are None when `n_eff`, the number of independent samples that these are
+    worth, is below `needed_n`. `worth`: the number of independent samples whose interval would be as wide: fewer than
+    n_eff, where that is itself an estimate."""
 
     p: float
     value: float
@@ -36,11 +36,7 @@ class Quantile:
     low: float | None
     high: float | None
     needed_n: int
-
-    @property
-    def worth(self) -> float:
-        """The number of independent samples that the interval is as wide as: fewer than n_eff in a short run."""
-        return self.n_eff / HIDDEN if self.n_eff == self.n < HIDDEN_BELOW else self.n_eff
+    worth: float
 
 
 def nearest_rank(ordered: Sequence[float], p: float) -> float:
@@ -62,6 +58,7 @@ def needed_n(p: float, confidence: float = CONFIDENCE) -> int:
     return n
 
 
+@lru_cache(maxsize=4096)
 def quantile_ranks(n: int, p: float, confidence: float = CONFIDENCE) -> tuple[int, int] | None:
     """1-based ranks (l, u) with P(X_l <= true percentile <= X_u) >= confidence, or None when n is too small."""
     if p < 50:
@@ -130,42 +127,27 @@ def two_shares(hits_a: int, n_a: int, hits_b: int, n_b: int) -> float:
     return min(1.0, math.fsum(value for k in span if (value := chance(k)) <= seen * (1 + 1e-9)))
 
 
-def student_8(level: float) -> float:
-    """The two-sided critical value, at that level, of Student's t with the 7 degrees of freedom of 8 batches."""
+@lru_cache(maxsize=1024)
+def student(level: float, degrees: int) -> float:
+    """The two-sided critical value, at that level, of Student's t with so many degrees of freedom."""
 
     def beyond(t: float) -> float:
-        # The closed form of the distribution for 7 degrees of freedom.
-        theta = math.atan(t / math.sqrt(7))
-        cosine = math.cos(theta)
-        series = cosine + 2 / 3 * cosine**3 + 8 / 15 * cosine**5
-        return 1 - 2 / math.pi * (theta + math.sin(theta) * series)
+        # Abramowitz and Stegun, 26.7.3 and 26.7.4.
+        theta = math.atan(t / math.sqrt(degrees))
+        odd = degrees % 2
+        term = math.cos(theta) if odd else 1.0
+        series = term if degrees > 1 else 0.0
+        for k in range(2 + odd, degrees - 1, 2):
+            term *= math.cos(theta) ** 2 * (k - 1) / k
+            series += term
+        within = math.sin(theta) * series
+        return 1 - (2 / math.pi * (theta + within) if odd else within)
 
-    low, high = 0.0, 1000.0
-    for _ in range(60):
+    low, high = 0.0, 1e6
+    for _ in range(80):
         middle = (low + high) / 2
         low, high = (middle, high) if beyond(middle) > level else (low, middle)
     return high
-
-
-def lag1(values: Sequence[float]) -> float:
-    """Lag-1 autocorrelation; 0 for fewer than 10 values, constant ones, and what chance alone would give."""
-    n = len(values)
-    if n < 10:
-        return 0.0
-    mean = math.fsum(values) / n
-    deviations = [value - mean for value in values]
-    variance = sum(map(mul, deviations, deviations))
-    if variance <= 0:
-        return 0.0
-    r = sum(map(mul, deviations, itertools.islice(deviations, 1, None))) / variance
-    return r if abs(r) > 2 / math.sqrt(n) else 0.0
-
-
-def effective_n(values: Sequence[float]) -> float:
-    """How many independent samples these (in order of sending) are worth. Never more than there are."""
-    n = len(values)
-    r = min(lag1(values), 0.9999)
-    return float(n) if r <= 0 else max(1.0, n * (1 - r) / (1 + r))
 
 
 def quantile(
@@ -178,60 +160,10 @@ def quantile(
     ranks = quantile_ranks(whole, p, confidence)
     low = high = None
     if ranks is not None:
-        # Ranks of whole samples, carried over to n: the same share of the sample lies below.
-        low = ordered[max(0, math.floor((ranks[0] - 1) * n / whole))]
-        high = ordered[min(n - 1, math.ceil(ranks[1] * n / whole) - 1)]
-    return Quantile(p, nearest_rank(ordered, p), n, eff, low, high, needed_n(p, confidence))
-
-
-def dependent(values: Sequence[float]) -> bool:
-    """Whether neighbours (in order of sending) are more alike than chance makes them: on ranks, by lag 1 and by lags 1
-    to 3 together. Short runs are suspected sooner: a queue hides well there.
-    """
-    n = len(values)
-    if n < 10:
-        return False
-    if n > MANY:  # enough for the coarsest of ranks: above the median or not
-        middle = nearest_rank(sorted(values), 50)
-        r = list(itertools.islice(_autocorrelations([value > middle for value in values]), 3))
-    else:
-        ranks = [0.0] * n
-        for rank, at in enumerate(sorted(range(n), key=values.__getitem__)):
-            ranks[at] = rank - (n - 1) / 2
-        variance = n * (n * n - 1) / 12
-        r = [sum(map(mul, ranks, itertools.islice(ranks, lag, None))) / variance for lag in (1, 2, 3)]
-    return bool(r) and max(r[0], sum(r) / math.sqrt(3)) * math.sqrt(n) > (SUSPECTED_SHORT if n < SHORT else SUSPECTED)
-
-
-def correlation_time(above: Sequence[bool]) -> float:
-    """How many jobs in a row are worth one, for a percentile: 1 + 2 x the sum of the autocorrelations of "was above
-    it", summed up to six such times (Sokal's window), and ERRORS standard errors more. At least 1.
-
-    A run that met few of the busy times shows too small a value, and with it would get an interval that does not hold:
-    hence the upper bound. Its error is that of the number of independent stretches on the rarer side of the percentile.
-    """
-    n, ones = len(above), sum(above)
-    total, lag = 1.0, 0
-    for r in _autocorrelations(above):
-        lag += 1
-        total += 2 * r
-        if lag >= 6 * total:
-            break
-    total = max(1.0, total)
-    return total * (1 + ERRORS * math.sqrt(12 * total / min(ones, n - ones))) if lag else 1.0
-
-
-def _autocorrelations(above: Sequence[bool]) -> Iterator[float]:
-    """At lags 1, 2, 3, …; nothing where all are alike."""
-    n = len(above)
-    # As one whole number, a bit per job: counting pairs at a lag is an AND and a count, for any number of jobs.
-    bits = int(bytes(above).translate(_DIGITS), 2) if n else 0
-    ones = bits.bit_count()
-    mean = ones / n if n else 0.0
-    for lag in range(1, n if 0 < ones < n else 0):
-        pairs = (bits & (bits >> lag)).bit_count()
-        ends = (bits >> lag).bit_count() + (bits & ((1 << (n - lag)) - 1)).bit_count()
-        yield (pairs - mean * ends + (n - lag) * mean * mean) / n / (mean * (1 - mean))
+        # Ranks of whole samples, carried over to n: the same share of the sample lies below their middle.
+        low = ordered[max(1, math.floor((ranks[0] - 0.5) * n / whole + 0.5)) - 1]
+        high = ordered[min(n, math.ceil((ranks[1] - 0.5) * n / whole + 0.5)) - 1]
+    return Quantile(p, nearest_rank(ordered, p), n, eff, low, high, needed_n(p, confidence), eff)
 
 
 def quantiles(
@@ -239,56 +171,69 @@ def quantiles(
 ) -> tuple[Quantile, ...]:
     """The percentiles of a sample in order of sending, each with its interval or without one.
 
-    Where neighbours depend on each other (a queue, a change of workers), an interval is computed from n divided by the
-    upper bound of the percentile's correlation time, and needs 60 of those at least. Below 30 jobs there is no
-    interval, below 60 none of a tail. Below 100 jobs a weak dependence cannot be seen, and `hidden` makes the interval
-    as wide as half as many would: not where a queue cannot be the reason. `make bench-evidence` measures how often
-    intervals hold.
-    """
-    n, ordered, linked = len(values), sorted(values), dependent(values)
-    # Above the median or not: what changes in a run as a whole shows there first.
-    middle = nearest_rank(ordered, 50)
-    whole = correlation_time([value > middle for value in values]) if linked else 1.0
-    short = hidden and n < HIDDEN_BELOW and not linked
+    - A sample of 300 and more that looks independent is taken to be so. Below that a dependence may hide: the interval
+      of a sample that looks independent pays for the error of its correlation time all the same (not with
+      `hidden=False`, where a queue cannot be the reason). Below 30 jobs there is no interval, below 60 none of a tail.
+    - Any other is worth n / correlation time, and needs 100 jobs, and six stretches of three correlation times, by an
+      upper bound, at the median and at the percentile itself.
+    - Runs near that limit get there by having met few of the busy times. Their correlation time is drawn towards its
+      upper bound, by the share of the limit in n_eff.
+
+    `make bench-evidence` measures how often intervals hold."""
+    n, ordered = len(values), sorted(values)
+    independent = looks_independent(values, ordered)
+    normal = NormalDist().inv_cdf((1 + confidence) / 2)
+
+    def sized(p: float) -> tuple[float, float, float]:
+        """(n_eff, worth, the least n_eff)"""
+        plain = max(LEAST_OF_TAIL if abs(p - 50) > 25 else LEAST, needed_n(p, confidence))
+        if independent and (n >= LONG or not hidden):
+            return n, n, plain
+        at = nearest_rank(ordered, p)
+        time, terms = correlation_time([value > at for value in values])
+        n_eff = n / max(1.0, time)
+        # Times above a percentile are few, and of unequal length: their kurtosis costs degrees of freedom.
+        kurtosis = (1 if independent else KURTOSIS) / (p / 100 * (1 - p / 100))
+        degrees = max(4, int(1 / (1 / terms + kurtosis / 2 / n_eff)))
+        shrink = (normal / student(1 - confidence, degrees)) ** 2
+        worth = n / max(time, 1e-9) * shrink
+        if independent:
+            return n, min(n, worth), plain
+        least = max(STRETCHES * LEAST_TERMS * upper_bound(terms), needed_n(p, confidence) / shrink)
+        worth /= 1 + (upper_bound(degrees) - 1) * min(1.0, least / n_eff)
+        return n_eff, min(n, worth), max(SHORT, least) if n < SHORT else least
+
+    whole = sized(50) if values else (0, 1, 1)
     out = []
     for p in percentiles:
-        at, n_eff, needed = nearest_rank(ordered, p), float(n), needed_n(p, confidence)
-        if linked:
-            n_eff /= max(whole, correlation_time([value > at for value in values]))
-        elif short:
-            needed = max(needed, min(HIDDEN_BELOW, HIDDEN * needed))
-        needed = max(LEAST_OF_TAIL if linked or abs(p - 50) > 25 else LEAST, needed)
-        found = quantile(ordered, p, n_eff / HIDDEN if short else n_eff, confidence)
-        found = replace(found, n_eff=n_eff, needed_n=needed)
-        out.append(found if n_eff >= needed else replace(found, low=None, high=None))
+        n_eff, worth, least = sized(p)
+        if whole[0] < whole[2]:  # what changes in a run as a whole shows at the median
+            n_eff, least = min(n_eff, whole[0]), max(least, whole[2])
+        if n_eff >= least:
+            least = max(least, needed_n(p, confidence) * n_eff / worth)
+        found = replace(quantile(ordered, p, worth, confidence), n_eff=float(n_eff), needed_n=math.ceil(least))
+        out.append(found if n_eff >= least else replace(found, low=None, high=None))
     return tuple(out)
 
 
-def difference_intervals(
-    a: Sequence[float],
-    b: Sequence[float],
-    p: float,
-    eff_a: float,
-    eff_b: float,
-    confidences: Sequence[float] = (CONFIDENCE,),
-    *,
-    rounds: int = 4000,
-    seed: int = 1,
-) -> list[tuple[float, float]]:
-    """Intervals of percentile(b) - percentile(a), both ascending, one per confidence.
-
-    The rank of a true quantile is Beta distributed, so each round draws a rank from that instead of resampling the
-    data.
-    """
-    draw = random.Random(seed)  # noqa: S311 - resampling
-    gaps = sorted(_draw_quantile(draw, b, p, eff_b) - _draw_quantile(draw, a, p, eff_a) for _ in range(rounds))
-    return [(nearest_rank(gaps, 50 * (1 - one)), nearest_rank(gaps, 50 * (1 + one))) for one in confidences]
+def difference_interval(
+    a: Sequence[float], b: Sequence[float], p: float, eff_a: float, eff_b: float, confidence: float = CONFIDENCE
+) -> tuple[float, float] | None:
+    """An interval of percentile(b) - percentile(a), both ascending, from their own intervals: Zou and Donner's MOVER
+    (Statistics in Medicine, 2008). None where one of them has none."""
+    of_a, of_b = quantile(a, p, eff_a, confidence), quantile(b, p, eff_b, confidence)
+    if of_a.low is None or of_a.high is None or of_b.low is None or of_b.high is None:
+        return None
+    gap = of_b.value - of_a.value
+    below = math.hypot(of_b.value - of_b.low, of_a.high - of_a.value)
+    return gap - below, gap + math.hypot(of_b.high - of_b.value, of_a.value - of_a.low)
 
 
-def _draw_quantile(draw: random.Random, ordered: Sequence[float], p: float, n_eff: float) -> float:
-    n = max(n_eff, 2.0)
-    share = draw.betavariate(p / 100 * n + 0.5, (1 - p / 100) * n + 0.5)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+def pooled(estimates: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """The mean of (value, half-width of its interval) weighted by precision, with its half-width: a fixed-effect
+    meta-analysis."""
+    weight = math.fsum(reach**-2 for _, reach in estimates)
+    return math.fsum(value / reach**2 for value, reach in estimates) / weight, weight**-0.5
 
 
 def jain(values: Sequence[float]) -> float | None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 
 from llmpod.loadtest.model.job_record import Job
-from llmpod.loadtest.stats import Quantile, effective_n, nearest_rank, needed_n, quantiles
+from llmpod.loadtest.stats import Quantile, nearest_rank, needed_n, quantiles
 
 # As attrgetters: a report of a hundred thousand jobs calls them millions of times.
 METRICS: dict[str, Callable[[Job], float | None]] = {
@@ -41,8 +41,9 @@ FAILURE_AWARE = frozenset({"total", "scheduled", "ttft"})
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One metric of one phase. `missing`: successful jobs that did not report it. `adjusted`: p -> percentile with
-    every failed job counted as infinitely slow; None where failures say nothing about the metric."""
+    """One metric of one phase. `missing`: successful jobs that did not report it. `n_eff`: the least of its
+    percentiles'. `adjusted`: p -> percentile with every failed job counted as infinitely slow; None where failures say
+    nothing about the metric."""
 
     metric: str
     n: int
@@ -73,6 +74,7 @@ def row(
     if metric in FAILURE_AWARE:
         with_failures = ordered + [math.inf] * failed
         adjusted = {f"p{p:g}": nearest_rank(with_failures, p) for p in percentiles}
+    found = quantiles(values, percentiles) if intervals else _plain(ordered, percentiles)
     return Row(
         metric=metric,
         n=len(values),
@@ -80,8 +82,8 @@ def row(
         mean_ms=math.fsum(values) / len(values),
         min_ms=ordered[0],
         max_ms=ordered[-1],
-        n_eff=effective_n(values) if intervals else float(len(values)),
-        quantiles=quantiles(values, percentiles) if intervals else _plain(ordered, percentiles),
+        n_eff=min((one.n_eff for one in found), default=float(len(values))),
+        quantiles=found,
         adjusted=adjusted,
         interval_method="order statistics",
     )
@@ -134,7 +136,9 @@ def _tokens_per_s(job: Job) -> float | None:
 
 def _plain(ordered: Sequence[float], percentiles: Sequence[float]) -> tuple[Quantile, ...]:
     n = len(ordered)
-    return tuple(Quantile(p, nearest_rank(ordered, p), n, float(n), None, None, needed_n(p)) for p in percentiles)
+    return tuple(
+        Quantile(p, nearest_rank(ordered, p), n, float(n), None, None, needed_n(p), float(n)) for p in percentiles
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llmpod.loadtest.analysis.phase import PhaseReport
+from llmpod.loadtest.analysis.stretches import BATCHES
 from llmpod.loadtest.model.plan import Sweep
-from llmpod.loadtest.stats import student_8
+from llmpod.loadtest.stats import student
 from llmpod.loadtest.units import show_rate
 
 # A further rung that brings less than this much more throughput is not worth its latency.
@@ -47,7 +48,7 @@ def end(sweep: Sweep, before: PhaseReport | None, now: PhaseReport) -> End | Non
     asked = now.achieved_per_s if sweep.by_rate else None
     if asked is not None and now.throughput_per_s < BEHIND * asked:
         error = now.throughput_error
-        sure = error is not None and now.throughput_per_s * (1 + student_8(0.05) * error) < asked
+        sure = error is not None and now.throughput_per_s * (1 + student(0.05, BATCHES - 1) * error) < asked
         if sure:
             done = f"{show_rate(now.throughput_per_s)} of {show_rate(asked)}"
             return End("behind", f"{done} asked was answered: the queue grows", certain=True)
@@ -72,7 +73,7 @@ def gain_interval(before: PhaseReport, now: PhaseReport) -> tuple[float, float]:
     gain = (now.throughput_per_s or 0.0) / (before.throughput_per_s or 1.0)
     if before.throughput_error is None or now.throughput_error is None:
         return 0.0, math.inf
-    reach = math.exp(student_8(0.05) * math.hypot(before.throughput_error, now.throughput_error))
+    reach = math.exp(student(0.05, BATCHES - 1) * math.hypot(before.throughput_error, now.throughput_error))
     return gain / reach, gain * reach
 
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 from statistics import median
 
 from llmpod.loadtest.model.job_record import Job
-from llmpod.loadtest.stats import jain, nearest_rank, quantile, quantiles
+from llmpod.loadtest.stats import difference_interval, jain, nearest_rank, quantiles
 
 # A delay this much above what the phase's other jobs waited, on a worker's first job, is a start from nothing; the
 # smaller one is a worker that was woken (FlashBoot, an idle flex worker). Measured wakes took 0.7 to 2.6 s, cold starts
@@ -21,8 +21,9 @@ CLASSES = ("cold", "wake", "warm")
 @dataclass(frozen=True, slots=True)
 class WorkerRow:
     """`busy_s`: seconds with at least one job; `at_once`: the most jobs it ran at the same time. Both are inferred from
-    the jobs' own times. `slow`: its p50 is more than 5 % above that of all others, by a test that is wrong about any
-    worker of a phase in at most 5 % of phases; None where its jobs are too few, or too alike in time, to tell."""
+    the jobs' own times. `slow`: its p50 was more than 5 % above that of all others, and above it beyond chance, by a
+    test that is wrong about any worker of a phase in at most 5 % of phases; None where its jobs are too few, or too
+    alike in time, to tell."""
 
     worker_id: str
     jobs: int
@@ -86,10 +87,13 @@ def _slow(name: str, exec_ms: Mapping[str, Sequence[float]]) -> bool | None:
     others = [value for other, values in exec_ms.items() if other != name for value in values]
     if not others or not exec_ms[name]:
         return None
-    confidence = 1 - 0.05 / len(exec_ms)
-    low = quantiles(exec_ms[name], [50], confidence, hidden=False)[0].low
-    usual = quantile(sorted(others), 50, confidence=0.5)
-    return None if low is None or usual.high is None else low > SLOW * usual.high
+    (own,) = quantiles(exec_ms[name], [50], hidden=False)
+    if own.low is None or len(others) < own.needed_n:
+        return None
+    mine, usual = sorted(exec_ms[name]), sorted(others)
+    confidence = 1 - 2 * 0.05 / len(exec_ms)  # one of its two sides is tested
+    above = difference_interval(usual, mine, 50, len(usual), own.worth, confidence)
+    return above is not None and above[0] > 0 and own.value > SLOW * nearest_rank(usual, 50)
 
 
 def execution_span(job: Job) -> tuple[float, float] | None:

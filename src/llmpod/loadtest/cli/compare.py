@@ -1,17 +1,19 @@
 """Command `compare`: differences of two runs, each with an interval and a test.
 
 Every line is a test, and all lines of a comparison are wrong together in at most 5 % of comparisons of equal runs: each
-is tested at 5 % divided by their number (Bonferroni). What the samples do not support is called unknown, and each line
-says which difference would have been found in four of five such pairs.
+is tested at 5 % divided by their number (Bonferroni). Phases that both runs have are also compared together ("all
+phases"). What the samples do not support is called unknown, and each line says which difference would have been found
+in four of five such pairs.
 """
 
 import json
 import math
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import NormalDist
+from statistics import NormalDist, geometric_mean
 from typing import Any
 
 from rich.console import Console
@@ -20,9 +22,11 @@ from rich.text import Text
 
 from llmpod.loadtest.analysis.latency import METRICS
 from llmpod.loadtest.analysis.phase import PhaseReport, View
+from llmpod.loadtest.analysis.stretches import BATCHES
 from llmpod.loadtest.cli.messages import make_console
 from llmpod.loadtest.cli.quality import compare_quality, is_quality
 from llmpod.loadtest.cli.viewing import make_saved_view, parse_percentiles
+from llmpod.loadtest.dependence import SHORT
 from llmpod.loadtest.environ import Environment
 from llmpod.loadtest.errors import Exit, UsageError
 from llmpod.loadtest.model import run_files
@@ -30,7 +34,7 @@ from llmpod.loadtest.model.job_record import Job
 from llmpod.loadtest.model.run_files import Recorded
 from llmpod.loadtest.options import CompareOptions
 from llmpod.loadtest.report.report import build
-from llmpod.loadtest.stats import difference_intervals, needed_n, quantiles, student_8, two_shares
+from llmpod.loadtest.stats import Quantile, difference_interval, pooled, quantiles, student, two_shares
 from llmpod.loadtest.units import show_ms, show_rate, show_share, show_usd
 
 COMPARED = ("total", "delay", "exec", "overhead", "scheduled", "ttft", "tpot")
@@ -96,13 +100,17 @@ def compare(a: Recorded, b: Recorded, percentiles: Sequence[float], view: View |
     drafts = [
         rate for x, y in pairs if x in reports_a and y in reports_b for rate in _rates(reports_a[x], reports_b[y])
     ]
-    lines = len(metrics) * len(percentiles) + len(drafts)
+    shared = [metric for metric, times in Counter(one[2] for one in metrics).items() if times > 1]
+    lines = (len(metrics) + len(shared)) * len(percentiles) + len(drafts)
     level = 0.05 / max(1, lines)
     found = [
         _difference(_label(x, y), metric, p, values_a, values_b, level)
         for x, y, metric, values_a, values_b in metrics
         for p in percentiles
     ]
+    for metric in shared:
+        for p in percentiles:
+            found += _pooled([one for one in found if (one.metric, one.p) == (metric, p)], level)
     rates = [
         Rate(draft["phase"], draft["name"], draft["a"], draft["b"], _clear(draft, level), draft["worse"])
         for draft in drafts
@@ -115,20 +123,48 @@ def _label(a: str, b: str) -> str:
 
 
 def _difference(label: str, metric: str, p: float, a: Sequence[float], b: Sequence[float], level: float) -> Difference:
-    (of_a,), (of_b,) = quantiles(a, [p]), quantiles(b, [p])
+    hidden = metric != "exec"  # jobs do not wait for each other while they run
+    (of_a,), (of_b,) = quantiles(a, [p], hidden=hidden), quantiles(b, [p], hidden=hidden)
     at_a, at_b = of_a.value, of_b.value
-    if min(of_a.worth, of_b.worth) < needed_n(p):
-        return Difference(label, metric, p, at_a, at_b, None, None, len(a), len(b), None, None)
     pair = sorted(a), sorted(b), p
-    ((low, high),) = difference_intervals(*pair, of_a.worth, of_b.worth)
-    ((least, most),) = difference_intervals(*pair, of_a.n_eff, of_b.n_eff, (1 - level,))
+    found = difference_interval(*pair, of_a.worth, of_b.worth)
+    if found is None:
+        return Difference(label, metric, p, at_a, at_b, None, None, len(a), len(b), None, None)
+    tested = difference_interval(*pair, _size(a, of_a, level), _size(b, of_b, level), 1 - level)
+    clear = tested is not None and (min(*found, *tested) > 0 or max(*found, *tested) < 0)
+    detectable = _detectable((found[1] - found[0]) / 2, level) / at_a if at_a > 0 else None
+    return Difference(label, metric, p, at_a, at_b, *found, len(a), len(b), clear, detectable)
+
+
+def _size(values: Sequence[float], found: Quantile, level: float) -> float:
+    """The number of independent samples that a test at that level counts with."""
+    return found.n_eff if found.n < SHORT else quantiles(values, [found.p], 1 - level)[0].worth
+
+
+def _detectable(reach: float, level: float) -> float:
+    """What a test at that level finds in four of five cases, from the half-width of a 95 % interval."""
     normal = NormalDist()
-    error = (high - low) / 2 / normal.inv_cdf(0.975)
-    needed = (normal.inv_cdf(1 - level / 2) + normal.inv_cdf(POWER)) * error
-    clear = min(low, least) > 0 or max(high, most) < 0
-    return Difference(
-        label, metric, p, at_a, at_b, low, high, len(a), len(b), clear, needed / at_a if at_a > 0 else None
-    )
+    return (normal.inv_cdf(1 - level / 2) + normal.inv_cdf(POWER)) * reach / normal.inv_cdf(0.975)
+
+
+def _pooled(phases: Sequence[Difference], level: float) -> list[Difference]:
+    """One percentile over all phases, if two or more know it, from the phases' log ratios. The phases are different
+    loads, but a slower endpoint is slower in all of them."""
+    known = [
+        (one, (one.high_ms - one.low_ms) / 2 / math.sqrt(one.a_ms * one.b_ms))
+        for one in phases
+        if one.low_ms is not None and one.high_ms is not None and one.high_ms > one.low_ms and one.a_ms * one.b_ms > 0
+    ]
+    if len(known) < 2:
+        return []
+    ratio, reach = pooled([(math.log(one.b_ms / one.a_ms), error) for one, error in known])
+    a_ms, normal = geometric_mean(one.a_ms for one, _ in known), NormalDist()
+    low, b_ms, high = (a_ms * math.exp(one) for one in (ratio - reach, ratio, ratio + reach))
+    n_a, n_b = sum(one.n_a for one, _ in known), sum(one.n_b for one, _ in known)
+    clear = abs(ratio) * normal.inv_cdf(0.975) > reach * normal.inv_cdf(1 - level / 2)
+    metric, p = known[0][0].metric, known[0][0].p
+    found = _detectable(reach, level)
+    return [Difference("all phases", metric, p, a_ms, b_ms, low - a_ms, high - a_ms, n_a, n_b, clear, found)]
 
 
 def _rates(a: PhaseReport, b: PhaseReport) -> list[dict[str, Any]]:
@@ -161,7 +197,7 @@ def _clear(draft: dict[str, Any], level: float) -> bool | None:
     error_a, error_b = draft["errors"]
     if error_a is None or error_b is None or not draft["a"] or not draft["b"]:
         return None
-    return abs(math.log(draft["b"] / draft["a"])) > student_8(level) * math.hypot(error_a, error_b)
+    return abs(math.log(draft["b"] / draft["a"])) > student(level, BATCHES - 1) * math.hypot(error_a, error_b)
 
 
 def _phases(recorded: Recorded) -> dict[str, list[Job]]:

@@ -23,10 +23,11 @@ METHODS = {
     "clock": "monotonic (perf_counter); timestamps are UTC",
     "percentiles": "nearest rank, over successful measured jobs",
     "adjusted percentiles": "the same with every failed job counted as infinitely slow; objectives are judged on these",
-    "intervals": "95 %, distribution-free, from order statistics; where neighbours depend on each other, from n / the "
-    "percentile's correlation time, if that is 60 or more; below 100 jobs as wide as half as many would make it",
-    "n_eff": "of a row: n(1-r)/(1+r), r = lag-1 autocorrelation in order of sending; of a percentile: n divided by an "
-    "upper bound of the correlation time of being above it",
+    "intervals": "95 %, distribution-free, from order statistics; below 100 jobs, and where neighbours depend on each "
+    "other, as wide as those of n_eff independent samples times (1.96 / Student's t of the correlation time's degrees "
+    "of freedom) squared; near the least n_eff wider still",
+    "n_eff": "of a percentile: n divided by the correlation time of being above it, from the spectrum at frequency 0; "
+    "of a row: the least of its percentiles'",
     "starts": "a worker's first job, or one sent while no worker was live, is cold if it waited 10 s longer than the "
     "median of the other jobs, a wake if 0.5 s; all others are warm",
     "polled totals": "clamp(rtt_min + delayTime + executionTime) between the last unfinished poll sent and "
