@@ -77,12 +77,12 @@ async def test_what_arrives_just_before_the_server_closes_is_answered(monkeypatc
     sent: list[socket.socket] = []
     stop_listening, shut_down = server.Server.stop_listening, server.Server.shutdown
 
-    def send_then_stop(self: server.Server, listeners: list[socket.socket]) -> None:
+    async def send_then_stop(self: server.Server, listeners: list[socket.socket]) -> None:
         for _ in range(20):  # they wait in the backlog
             client = socket.create_connection(("127.0.0.1", served.port))
             client.sendall(JOB)
             sent.append(client)
-        stop_listening(self, listeners)
+        await stop_listening(self, listeners)
 
     async def send_then_shut_down(self: server.Server, sockets: list[socket.socket] | None = None) -> None:
         kept.sendall(JOB)

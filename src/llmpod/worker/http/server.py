@@ -14,7 +14,7 @@ import signal
 import socket
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import Any, cast
+from typing import cast
 
 import uvicorn
 import uvloop
@@ -154,25 +154,24 @@ class Protocol(HttpToolsProtocol):
 class Server(uvicorn.Server):
     """uvicorn's server without its handling of signals."""
 
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self._accepting: list[asyncio.Task[Any]] = []
-
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
 
-    def stop_listening(self, listeners: Iterable[socket.socket]) -> None:
+    async def stop_listening(self, listeners: Iterable[socket.socket]) -> None:
         """Close the listening sockets, whose backlogs are accepted first: the kernel would reset what waits in them."""
         loop = asyncio.get_running_loop()
+        accepted = []
         for listener in listeners:
             with contextlib.suppress(OSError):  # nobody waits any more
                 while True:
                     client, _ = listener.accept()
                     client.setblocking(False)
-                    self._accepting.append(loop.create_task(loop.connect_accepted_socket(self._protocol, client)))
+                    accepted.append(client)
         for server in self.servers:
             server.close()
+        connecting = (loop.connect_accepted_socket(self._protocol, client) for client in accepted)
+        await asyncio.gather(*connecting, return_exceptions=True)  # a client may have gone already
 
     def _protocol(self) -> Protocol:
         return Protocol(self.config, self.server_state, self.lifespan.state)
@@ -238,7 +237,7 @@ class HttpServer(Lifecycle):
         for connection in self._server.server_state.connections:
             cast(Protocol, connection).end_with_response()
         await self.application.drain(seconds, self.failure or stopping)
-        self._server.stop_listening(sockets)
+        await self._server.stop_listening(sockets)
         for _ in range(LINGER_STEPS):  # who is about to use an idle connection gets an answer
             if self._server.server_state.connections:
                 await asyncio.sleep(LINGER_STEP_S)
