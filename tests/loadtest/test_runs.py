@@ -252,12 +252,12 @@ async def test_ctrl_c_cancels_what_is_out_and_writes_the_report(tmp_path: Path, 
 
 
 async def test_a_second_ctrl_c_ends_the_clean_up_and_not_the_report(tmp_path: Path) -> None:
-    # From 3 s on nothing is answered any more, /cancel included.
-    async with scripted(Script(job=lambda _: JobScript(exec_s=60), stall=(3.0, 30.0))) as server:
+    # From 8 s on nothing is answered any more, /cancel included.
+    async with scripted(Script(job=lambda _: JobScript(exec_s=60), stall=(8.0, 40.0))) as server:
         out = tmp_path / "run"
         process = await start_door("--base-url", server.url, "--mode", "run", "-c", "2", "--out", str(out))
-        async with asyncio.timeout(25):
-            while len(server.submitted) < 2 or server.now < 3.2:
+        async with asyncio.timeout(35):
+            while len(server.submitted) < 2 or server.now < 8.2:
                 await asyncio.sleep(0.05)
             process.send_signal(signal.SIGINT)
             await asyncio.sleep(0.7)

@@ -47,6 +47,7 @@ async def worker(endpoint: LocalEndpoint) -> AsyncIterator[WorkerProcess]:
     finally:
         if worker.process.returncode is None:
             worker.process.kill()
+            await worker.end()
 
 
 async def post(client: aiohttp.ClientSession, url: str, job_input: object) -> Json:
