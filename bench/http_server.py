@@ -222,8 +222,9 @@ class Client:
         else:
             length = answer.lower().partition(b"content-length: ")[2].partition(b"\r")[0]
             said = await reader.readexactly(int(length))
-        tokens = said.rpartition(b'"completion_tokens":')[2][:8]
-        assert int(tokens.partition(b",")[0].partition(b"}")[0]) == TOKENS, said[-300:]
+        tokens = re.search(rb'"completion_tokens":(\d+)', said)
+        assert tokens is not None, said[-300:]
+        assert int(tokens[1]) == TOKENS, said[-300:]
 
 
 async def measure(server: Server, clients: int, requests: int, *, stream: bool, tools: bool) -> Figures:
@@ -260,6 +261,8 @@ def cpu_of(name: str, log: Path, cells: list[tuple[int, bool]], rounds: int) -> 
             found = asyncio.run(measure(server, clients, jobs, stream=stream, tools=False))
             figures |= cpu(found.cpu_us_per_token * jobs * TOKENS / 1e6, jobs, found.chunks, kind_of(clients, stream))
         return figures
+    except RequestError as error:
+        raise SystemExit(f"{error}\n{server.said()}") from None
     finally:
         server.stop()
 
