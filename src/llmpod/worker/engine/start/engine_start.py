@@ -110,14 +110,17 @@ class EngineStart:
             found = await preflight.run(self._settings, self._environment, self._emit)
             progress.download = found.download
             local = snapshots.local(self._settings, found.snapshots)  # with folders for the hub's ids
-            if self._compile_cache is not None:
+            filling = None
+            if self._compile_cache is not None:  # beside the import: it takes as long as the network volume does
                 factors = compile_cache.factors_of(local, found.gpus)
-                await asyncio.to_thread(self._compile_cache.load, factors)
+                filling = asyncio.get_running_loop().run_in_executor(None, self._compile_cache.load, factors)
         with progress.phase("import"):
             from vllm.engine.async_llm_engine import AsyncLLMEngine
             from vllm.envs import disable_envs_cache, enable_envs_cache
 
             disable_envs_cache()  # of an engine that this process had before
+            if filling is not None:
+                await filling
         with progress.phase("fit"):
             expected = await fit.report(local, found, self._emit)
         with progress.phase("load"):
