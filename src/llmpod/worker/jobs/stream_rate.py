@@ -8,7 +8,11 @@ tokens each chunk holds. A single stream is hardly limited, and a first chunk ne
 from __future__ import annotations
 
 import asyncio
+import math
 import time
+
+STEP = 0.25
+"""Of the gap between two chunks of a stream: by so much a chunk may come later, for the company of others."""
 
 
 class Pace:
@@ -53,7 +57,10 @@ class Turns:
         # A chunk that comes a whole gap later than it might is followed without a wait: a timer for each chunk of a
         # stream that is slower than its limit costs more than it saves.
         slow = self._due and now - self._due >= gap_s
-        self._due = now + (self._pace.min_gap_s if slow else gap_s)
+        due = now + (self._pace.min_gap_s if slow else gap_s)
+        # Streams whose chunks are due at about the same time wake together, which shares turns of the event loop.
+        step_s = gap_s * STEP
+        self._due = due if slow else math.ceil(due / step_s) * step_s
 
     def close(self) -> None:
         """Unregister the stream."""
