@@ -6,7 +6,11 @@ import sys
 from collections.abc import Generator
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+hypothesis.settings.register_profile("any-machine", deadline=None)  # a busy one may take any time
+hypothesis.settings.load_profile("any-machine")
 
 MARKERS = ("process", "engine", "browser")
 

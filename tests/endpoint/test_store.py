@@ -259,5 +259,5 @@ class AnyOrder(RuleBasedStateMachine):
             assert self.ends.get(job_id, 0) == lives - still_open
 
 
-AnyOrder.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+AnyOrder.TestCase.settings = settings(max_examples=60, stateful_step_count=40)
 TestAnyOrder = AnyOrder.TestCase

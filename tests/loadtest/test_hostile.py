@@ -149,7 +149,7 @@ bodies = replies.map(lambda body: json.dumps(body).encode()) | st.binary(max_siz
     lambda events: b"".join(b"data: " + json.dumps(event).encode() + b"\n\n" for event in events))  # fmt: skip
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, suppress_health_check=list(HealthCheck))
 @given(
     mode=st.sampled_from(MODES),
     bodies=st.lists(bodies, min_size=1, max_size=4),
@@ -175,7 +175,7 @@ records_on_disk = st.dictionaries(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, suppress_health_check=list(HealthCheck))
 @given(st.lists(records_on_disk | values, min_size=1, max_size=4))
 async def test_any_lines_on_disk_are_reported_or_counted_as_unreadable(
     load_test: LoadTest, lines: list[dict[str, Any]]
@@ -259,7 +259,6 @@ def test_no_text_is_a_formula_in_a_cell(text: str) -> None:
     assert cell in (text, "'" + text)
 
 
-@settings(deadline=None)
 @given(st.text() | values.map(str))
 def test_a_line_is_printable_and_short(text: str) -> None:
     found = intake.line(text, 50)

@@ -6,7 +6,7 @@ import random
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llmpod.loadtest.dependence import correlation_time, looks_independent, upper_bound
@@ -99,7 +99,6 @@ def test_there_is_an_interval_exactly_from_the_needed_n_on(p: float) -> None:
     assert (short.low, short.high, short.needed_n) == (None, None, least)
 
 
-@settings(deadline=None)
 @given(st.integers(6, 3000), st.sampled_from([10.0, 50.0, 90.0, 95.0, 99.0]))
 def test_the_ranks_of_an_interval_have_the_probability_they_claim(n: int, p: float) -> None:
     ranks = quantile_ranks(n, p)
@@ -174,7 +173,6 @@ def test_a_run_in_two_states_gets_no_interval_however_many_jobs_it_has() -> None
     assert all(found.low is not None and found.n_eff == 2400 for found in quantiles(values, [50, 70, 95]))
 
 
-@settings(deadline=None)
 @given(st.lists(st.booleans(), min_size=8, max_size=400))
 def test_a_correlation_time_is_the_mean_power_of_the_lowest_cosine_terms(above: list[bool]) -> None:
     n, share = len(above), sum(above) / len(above)

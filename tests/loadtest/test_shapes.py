@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llmpod.loadtest.analysis.analyse import drift
@@ -183,7 +183,6 @@ def test_the_outcome_of_a_stream_whatever_it_is_wrapped_in(name: str) -> None:
     assert read_output(sse(*events)) == reading.whole  # the official worker passes the bytes on as text
 
 
-@settings(deadline=None)  # the machine may be slow
 @given(st.sampled_from(sorted(EVENTS)), st.lists(st.integers(0, 2000), max_size=8))
 def test_raw_events_read_the_same_wherever_a_worker_cuts_them(name: str, cuts: list[int]) -> None:
     text = sse(*EVENTS[name][0])
@@ -202,7 +201,6 @@ json_values = st.recursive(
 )  # fmt: skip
 
 
-@settings(deadline=None)  # the machine may be slow
 @given(json_values, st.sampled_from(["COMPLETED", "FAILED", "TIMED_OUT", "CANCELLED", "ODD"]), json_values)
 def test_any_output_has_an_outcome_and_any_failure_a_class_and_a_line(output: Any, status: str, error: Any) -> None:
     verdict = judge(read_output(output), status, error)

@@ -39,7 +39,7 @@ def shape(cache: tuple[CacheLayers, ...]) -> Shape:
 
 
 @given(CACHES, st.integers(1, 50_000), st.integers(1, 200))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_more_requests_and_longer_ones_never_need_less(cache: tuple[CacheLayers, ...], length: int, seqs: int) -> None:
     need = kv_bytes(cache, length, seqs, 2, Request())
     assert kv_bytes(cache, length, seqs + 1, 2, Request()) >= need
@@ -47,7 +47,7 @@ def test_more_requests_and_longer_ones_never_need_less(cache: tuple[CacheLayers,
 
 
 @given(CACHES, SIZES, st.integers(1, 50_000), st.integers(1, 16))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_more_gpus_never_need_more_on_each(cache: tuple[CacheLayers, ...], heads: int, length: int, gpus: int) -> None:
     """Of layers with the same heads. (A state's share is rounded up to whole blocks, which may differ by one.)"""
     same = tuple(replace(one, heads=heads) for one in cache if one.kind not in ("state", "latent"))
@@ -57,7 +57,7 @@ def test_more_gpus_never_need_more_on_each(cache: tuple[CacheLayers, ...], heads
 
 
 @given(CACHES, WEIGHTS, st.integers(1 << 30, 200 << 30), st.sampled_from([1, 2, 4, 8]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_largest_that_fits_is_the_edge(
     cache: tuple[CacheLayers, ...], weights: Weights, memory: int, gpus: int
 ) -> None:
@@ -79,7 +79,7 @@ def test_the_largest_that_fits_is_the_edge(
 
 
 @given(CACHES, st.integers(0, 1 << 36))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_tokens_that_a_cache_holds_fit_into_it(cache: tuple[CacheLayers, ...], size: int) -> None:
     model = Model("any", shape(cache), None, "not read")
     tokens = kv_cache_tokens(model, size)
@@ -97,7 +97,6 @@ VALUES = PLAIN | st.lists(PLAIN, max_size=3) | st.dictionaries(KEYS, PLAIN, max_
 
 
 @given(st.dictionaries(KEYS, VALUES, max_size=10), st.booleans())
-@settings(deadline=None)
 def test_a_hostile_config_is_an_estimate_or_one_line(config: dict[str, Any], complete: bool) -> None:
     try:
         made = read_shape(config, complete=complete)

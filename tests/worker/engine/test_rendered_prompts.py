@@ -358,7 +358,7 @@ def test_no_control_token_comes_about_where_texts_meet(engine: Engine, fields: J
     assert rendered(engine, [plain | fields]) == rendered(engine, [plain]) > 0
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(drawn=conversations, extra=st.lists(values, max_size=2), described=texts)
 def test_no_value_in_a_conversation_adds_a_control_token(
     engine: Engine, drawn: list[Json], extra: list[Any], described: str

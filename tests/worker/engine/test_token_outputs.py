@@ -39,7 +39,7 @@ async def outputs_of(outputs: Any, *, finish_reason: str, **sampling: Any) -> li
     ]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     ids=st.lists(st.integers(0, 3000), min_size=1, max_size=40)
     | st.text("abc日🙂é .", min_size=1).map(lambda text: list(tokenizer().encode(text))),

@@ -6,7 +6,7 @@ import asyncio
 import random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llmpod.worker.errors import Code, JobError
@@ -142,7 +142,6 @@ async def test_beyond_max_queue_size_a_job_fails_at_once_with_when_to_come_back(
     assert (slots.in_use, slots.waiting) == (0, 0)
 
 
-@settings(deadline=None)  # the machine's business, not a limit of ours
 @given(st.data())
 async def test_admission_keeps_its_promises_for_any_weights_and_any_order_of_events(data: st.DataObject) -> None:
     """Never beyond capacity; in order of arrival; refused only if as many wait as may; nothing left at the end."""

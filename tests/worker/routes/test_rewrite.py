@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llmpod.worker.errors import Code, JobError, StartError
@@ -504,7 +504,6 @@ def test_inputs_are_counted_one_by_one(body: dict[str, Any], chars: dict[str, li
 TWENTY = Settings(max_inputs=20, max_input_chars=20, max_prompt_chars=1)
 
 
-@settings(deadline=None)  # the machine's business, not a limit of ours
 @given(st.integers(1, 40), st.integers(1, 40))
 def test_inputs_are_limited_in_number_and_length_and_not_together(count: int, length: int) -> None:
     rule = route_catalog.RULES["/v1/embeddings"]
