@@ -177,3 +177,15 @@ async def test_a_constraint_of_the_wrong_type_is_the_clients_error(
         error = json.loads(replies[-1]["error"])
     assert (error["status"], error["retryable"]) == (400, False), error
     assert error["field"].removeprefix("sampling_params.").startswith("structured_outputs")
+
+
+async def test_a_seed_gives_the_same_answer_however_the_prompt_is_computed(make_worker: Callable[..., Worker]) -> None:
+    """A prompt above a step's token budget is computed in pieces the first time; the second time it is cached."""
+    worker = make_worker(max_prompt_chars=0)
+    job_input = {
+        "prompt": "question " * 2500,
+        "sampling_params": {"seed": 7, "temperature": 1.5, "max_tokens": 64, "ignore_eos": True},
+    }
+    cut, cached = [(await replies_of(worker, job_input, f"job-{number}"))[-1] for number in (1, 2)]
+    assert cut["usage"]["input"] > 2048, "the budget of a step"
+    assert cut["choices"] == cached["choices"]

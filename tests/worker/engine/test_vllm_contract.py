@@ -40,6 +40,7 @@ PARAMETERS: list[tuple[str, str, set[str]]] = [
     ("vllm.v1.engine.detokenizer", "IncrementalDetokenizer.update", {"new_token_ids", "stop_terminated"}),
     ("vllm.v1.engine.detokenizer", "IncrementalDetokenizer.get_next_output_text", {"finished", "delta"}),
     ("vllm.platforms.interface", "Platform.is_cpu", set()),
+    ("vllm.v1.worker.cpu_model_runner", "CPUModelRunner.sample_tokens", {"grammar_output"}),
     ("vllm.engine.async_llm_engine", "AsyncLLMEngine.abort", {"request_id", "internal"}),
     ("vllm.engine.async_llm_engine", "AsyncLLMEngine.is_sleeping", set()),
     ("vllm.v1.engine.core_client", "AsyncMPClient.add_request_async", {"request"}),

@@ -16,6 +16,8 @@ from llmpod.worker.errors import StartError
 from llmpod.worker.event_log import Emit
 from llmpod.worker.settings import Settings
 
+CPU_EXTENSION = "llmpod.worker.engine.cpu_seeds.Extension"
+
 
 class Arguments(NamedTuple):
     """Arguments that vLLM is started with."""
@@ -50,6 +52,8 @@ def read(settings: Settings, environment: Mapping[str, str], emit: Emit) -> Argu
 
     if on_cpu and args.kv_cache_memory_bytes is None:
         provide({"VLLM_CPU_KVCACHE_SPACE": "1"})  # GiB; vLLM would take a share of all memory
+    if on_cpu and not args.worker_extension_cls:
+        args.worker_extension_cls = CPU_EXTENSION
     if settings.tensor_parallel_size is None and not on_cpu:
         args.tensor_parallel_size = _all_gpus(args, current_platform.device_count(), emit)
     if settings.max_num_batched_tokens is not None:
