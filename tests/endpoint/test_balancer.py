@@ -249,6 +249,7 @@ async def test_a_worker_killed_in_mid_stream_cuts_its_own_streams_only(pair):
     await eventually(lambda: not alive(pid))
     await pair.get("/open?gate=kill", worker=other)
     assert await streams[1].read() == b"data: 2\n\n"
+    await eventually(lambda: pair.endpoint.worker(victim).state == "dead")
     assert victim not in await pair.endpoint.ready(2), "another worker takes its place"
     assert pair.endpoint.traffic.totals["worker failed"] >= 1
 
