@@ -209,7 +209,7 @@ async def end(task: asyncio.Task[Any]) -> None:
         task.exception()  # marks it as retrieved
 
 
-async def until(condition: Callable[[], Any], timeout_s: float = 10.0) -> None:
+async def until(condition: Callable[[], Any], timeout_s: float = 30.0) -> None:
     async with asyncio.timeout(timeout_s):
         while not condition():
             await asyncio.sleep(0.002)
