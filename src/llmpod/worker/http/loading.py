@@ -18,8 +18,8 @@ from collections.abc import Collection
 from llmpod.worker.errors import StartError
 from llmpod.worker.settings import Settings
 
-PATIENCE_S = 2.0
-"""How long a client may take to send its request."""
+PATIENCE_S = 20.0
+"""How long a client may take to send its request: as long as later for its headers (server.py)."""
 BACKLOG = 2048
 
 _ANSWER = "HTTP/1.1 {status}\r\n{headers}content-length: {length}\r\nconnection: close\r\n\r\n{body}"
