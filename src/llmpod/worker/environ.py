@@ -43,7 +43,8 @@ class Environment:
     mode: ServeMode
 
 
-_NONE_WORDS = {"none", "null", "undefined"}
+NONE_WORDS = frozenset({"none", "null", "undefined"})
+"""Values that stand for no value, as web forms and templates send them."""
 
 
 def names() -> dict[str, str]:
@@ -162,7 +163,7 @@ def _correct(environ: MutableMapping[str, str], known: Mapping[str, str]) -> Ite
         if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'":
             value = value[1:-1].strip()
             yield Correction(name, given, value, "the quotes were part of the value")
-        if value.lower() in _NONE_WORDS:
+        if value.lower() in NONE_WORDS:
             yield Correction(name, given, None, "the word stands for no value")
             value = ""
         elif value.lower() in ("0", "auto") and _vllm_can_decide(known[name]):
@@ -194,7 +195,7 @@ def refuse_renamed(environ: Mapping[str, str]) -> None:
     """
     for name in sorted(environ):
         ours, value = meant_by(name), environ[name].strip()
-        if not value or value.lower() in _NONE_WORDS:
+        if not value or value.lower() in NONE_WORDS:
             continue
         if name in REFUSED:
             raise StartError(f"{name} is not a setting of this worker.", REFUSED[name], setting=name)

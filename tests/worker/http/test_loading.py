@@ -63,7 +63,7 @@ def test_ping_is_204_and_everything_else_503_while_the_main_thread_is_busy() -> 
 
 
 def test_slow_and_broken_clients_hold_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loading, "PATIENCE_S", 0.3)
+    monkeypatch.setattr(loading, "HEADERS_S", 0.3)
     with server() as (_, port):
         silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(50)]
         assert ask(port, request("GET", "/ping")).status == 204
@@ -73,7 +73,7 @@ def test_slow_and_broken_clients_hold_nobody_up(monkeypatch: pytest.MonkeyPatch)
                 assert client.recv(10) == b""
         for client in silent:
             client.settimeout(10)
-            assert client.recv(10) == b"", "closed after PATIENCE_S"
+            assert client.recv(10) == b"", "closed after HEADERS_S"
             client.close()
 
 

@@ -98,9 +98,8 @@ class Generation:
         self._steps = loaded.steps
         config = loaded.llm.model_config
         self.model_name = loaded.settings.served_name
-        self.generates = (
-            config.runner_type == "generate"
-        )  # false: a pooling runner, which embeds, scores and classifies
+        # Otherwise it is a pooling runner, which embeds, scores and classifies.
+        self.generates: bool = config.runner_type == "generate"
         self.max_model_len: int = config.max_model_len
         self.max_num_seqs: int = loaded.llm.vllm_config.scheduler_config.max_num_seqs
         self.sampling_names = loaded.sampling.names

@@ -6,8 +6,7 @@ A body is refused by its declared length before any of it is read, and a chunked
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, MutableMapping
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMapping
 from typing import Any
 
 import orjson
@@ -15,6 +14,7 @@ import orjson
 from llmpod.worker.errors import Code, JobError
 from llmpod.worker.http import form
 from llmpod.worker.http.json_size import JsonSize
+from llmpod.worker.http.time_limit import time_limit
 from llmpod.worker.settings import Settings
 
 Message = MutableMapping[str, Any]
@@ -22,8 +22,6 @@ Receive = Callable[[], Awaitable[Message]]
 
 BODY_S = 60.0
 """How long a body may take to arrive."""
-UNREAD_S = 0.1
-"""After that, time to read what arrived while the process was suspended."""
 BUDGET_BODIES = 16
 """All bodies together may have the bytes of so many of the largest kind."""
 DISCARD_S = 2.0
@@ -32,18 +30,6 @@ _JSON = ("application/json",)
 _FORM = ("multipart/form-data", "application/json")
 LARGE_BYTES = 100_000
 """A larger body is parsed in a thread."""
-
-
-@asynccontextmanager
-async def _time_limit(seconds: float) -> AsyncIterator[None]:
-    """As asyncio.timeout, but the event loop reads once more before the time is over."""
-    loop = asyncio.get_running_loop()
-    async with asyncio.timeout(None) as limit:
-        timer = loop.call_later(seconds, lambda: limit.reschedule(loop.time() + UNREAD_S))
-        try:
-            yield
-        finally:
-            timer.cancel()
 
 
 class Gone(Exception):  # noqa: N818 - a state of the connection
@@ -99,7 +85,7 @@ class Body:
             return None
         media_type = self._check_type(_FORM if form_numbers is not None else _JSON)
         try:
-            async with _time_limit(BODY_S):
+            async with time_limit(BODY_S):
                 is_json = media_type == "application/json"
                 content = await self._read(JsonSize(self._max_values) if is_json else None)
         except TimeoutError:

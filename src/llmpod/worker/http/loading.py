@@ -18,8 +18,8 @@ from collections.abc import Collection
 from llmpod.worker.errors import StartError
 from llmpod.worker.settings import Settings
 
-PATIENCE_S = 20.0
-"""How long a client may take to send its request: as long as later for its headers (server.py)."""
+HEADERS_S = 20.0
+"""How long a request's headers may take, from the connection's or the request's first byte."""
 BACKLOG = 2048
 
 _ANSWER = "HTTP/1.1 {status}\r\n{headers}content-length: {length}\r\nconnection: close\r\n\r\n{body}"
@@ -117,7 +117,7 @@ class LoadingServer:
     def _answer(self, client: socket.socket) -> None:
         try:
             with client:
-                client.settimeout(PATIENCE_S)
+                client.settimeout(HEADERS_S)
                 request = b""
                 while b"\r\n\r\n" not in request and len(request) < 1 << 16:
                     received = client.recv(1 << 16)

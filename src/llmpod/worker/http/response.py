@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
@@ -11,6 +10,7 @@ import orjson
 
 from llmpod.worker.errors import Code
 from llmpod.worker.http.body import Body
+from llmpod.worker.http.time_limit import time_limit
 from llmpod.worker.jobs.job_log import JobRecord
 from llmpod.worker.plain_json import dumps
 from llmpod.worker.routes.answer import Reply
@@ -19,8 +19,6 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 READER_S = 30.0
 """How long a client may take to read what has been written, before the next piece is."""
-READ_S = 0.1
-"""After that, time to notice what was read while the process was suspended."""
 RETRY_AFTER_S = 1
 """Of errors that name no other time."""
 EVENTS = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache", "x-accel-buffering": "no"}
@@ -139,11 +137,8 @@ class Response:
         if not self._paused():  # a timer per chunk costs as much as the chunk's event
             await self._send_message(message)
             return
-        for seconds in (READER_S, READ_S):
-            try:
-                async with asyncio.timeout(seconds):
-                    await self._send_message(message)  # waits before it writes, and not after that
-                return
-            except TimeoutError:
-                continue
-        raise SlowReaderError
+        try:
+            async with time_limit(READER_S):
+                await self._send_message(message)
+        except TimeoutError:
+            raise SlowReaderError from None

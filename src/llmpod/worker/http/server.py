@@ -22,15 +22,12 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from llmpod.worker.errors import Code, JobError
 from llmpod.worker.http.application import Application
-from llmpod.worker.http.loading import BACKLOG, LoadingServer
+from llmpod.worker.http.loading import BACKLOG, HEADERS_S, LoadingServer
 from llmpod.worker.http.response import READER_S
+from llmpod.worker.http.time_limit import UNREAD_S
 from llmpod.worker.lifecycle import Lifecycle
 from llmpod.worker.worker_start import WorkerStart
 
-HEADERS_S = 20.0
-"""How long a request's headers may take, from the connection's or the request's first byte."""
-UNREAD_S = 0.1
-"""How much longer they have where some of them have arrived and not been read: the process may have been suspended."""
 HEAD_BYTES = 1 << 16
 """Most bytes of a request's first line and headers."""
 KEEP_ALIVE_S = 75

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from llmpod.worker.engine.start import lora
-from llmpod.worker.environ import Correction, ignored, refuse_mistyped
+from llmpod.worker.environ import NONE_WORDS, Correction, ignored, refuse_mistyped
 from llmpod.worker.errors import StartError
 from llmpod.worker.event_log import Emit
 from llmpod.worker.settings import Settings
@@ -190,7 +190,7 @@ def _option(action: argparse.Action, name: str, value: str) -> list[str]:
 
 def _correction(name: str, value: str, default: object) -> Correction | None:
     """Correct `None` as a word, or 0 where vLLM's default is "not set", as web forms send them (ranks start at 0)."""
-    if value.lower() in ("none", "null", "undefined"):
+    if value.lower() in NONE_WORDS:
         return Correction(name.upper(), value, None, "the word stands for no value")
     if value == "0" and default is None and not name.endswith("_rank"):
         return Correction(name.upper(), value, None, "0 is not a valid value; left to vLLM")

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from llmpod.worker.engine.start import load_format
 from llmpod.worker.settings import Settings
 
-_MEASURED_FORMATS = ("", "auto", "hf", "safetensors")  # LOAD_FORMAT, of which it is known which files are read
 _DEFINITE = {
     "GatedRepoError",
     "RepositoryNotFoundError",
@@ -135,7 +135,7 @@ def download(
     """What of a repository's weights is to be downloaded. `files`: what the hub listed, if it answered."""
     blobs = folder / folder_name(repository) / "blobs"
     there = {name for name, _ in _files(blobs)}
-    known = files is not None and environment.get("LOAD_FORMAT", "").strip().lower() in _MEASURED_FORMATS
+    known = files is not None and load_format.of(environment) in load_format.SAFETENSORS
     total = sum(file.size for file in weights(files or ()) if file.blob not in there) if known else None
     return Download(blobs, total, _size_of(blobs))
 

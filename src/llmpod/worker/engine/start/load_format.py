@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
+from llmpod.worker.environ import NONE_WORDS
 from llmpod.worker.errors import StartError
 
 FREE_SHARE = 0.9
@@ -43,12 +44,14 @@ FORMATS = {
     "ipc_cache": Need(gpu=True),
 }
 """The formats of vLLM 0.32; a test holds them against its registry."""
+SAFETENSORS = frozenset({"auto", "hf", "safetensors"})
+"""Those that read safetensors where there are some."""
 
 
 def of(environment: Mapping[str, str]) -> str:
     """The format that LOAD_FORMAT names."""
     chosen = environment.get("LOAD_FORMAT", "").strip().lower()
-    return "auto" if chosen in ("", "none", "null", "undefined") else chosen
+    return "auto" if not chosen or chosen in NONE_WORDS else chosen
 
 
 def check(environment: Mapping[str, str], model: str, *, on_cpu: bool) -> None:
@@ -88,7 +91,7 @@ def advice(environment: Mapping[str, str], weights: Path, free_mib: int | None) 
     None where vLLM's default suits: on a local disk, where vLLM prefetches by itself, and where an operator has chosen.
     `free_mib`: available main memory.
     """
-    if of(environment) not in ("auto", "hf", "safetensors") or environment.get("SAFETENSORS_LOAD_STRATEGY"):
+    if of(environment) not in SAFETENSORS or environment.get("SAFETENSORS_LOAD_STRATEGY"):
         return None
     kind = filesystem(os.path.realpath(weights), Path("/proc/mounts").read_text())
     return recommend(kind, sum(file.stat().st_size for file in weights.glob("*.safetensors")), free_mib)
