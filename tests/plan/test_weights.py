@@ -64,13 +64,13 @@ def test_a_file_as_large_as_a_real_one_is_read_by_its_header_alone(tmp_path: Pat
 @pytest.mark.parametrize(
     ("name", "content", "why"),
     [
-        ("model.safetensors", b"", "no safetensors header"),
+        ("model.safetensors", b"", "header too small"),
         ("model.safetensors", b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 5\n", "a pointer"),
-        ("model.safetensors", (1 << 62).to_bytes(8, "little") + b"{}", "no safetensors header"),
-        ("model.safetensors", (2).to_bytes(8, "little") + b"[]", "no object"),
+        ("model.safetensors", (1 << 62).to_bytes(8, "little") + b"{}", "header too large"),
+        ("model.safetensors", (2).to_bytes(8, "little") + b"[]", "invalid JSON in header"),
         ("model.safetensors", (2).to_bytes(8, "little") + b"{}", "no tensors"),
-        ("model.safetensors", (4).to_bytes(8, "little") + b"nope", "no JSON"),
-        ("model.safetensors", (7).to_bytes(8, "little") + b'{"a":1}', "in a way that safetensors does not"),
+        ("model.safetensors", (4).to_bytes(8, "little") + b"nope", "invalid JSON in header"),
+        ("model.safetensors", (7).to_bytes(8, "little") + b'{"a":1}', "expected struct TensorInfo"),
         ("pytorch_model.bin", b"x", "no safetensors files"),
         (INDEX, b"{}", "no index"),
         (INDEX, b'{"weight_map": {"a": "model-1.safetensors"}}', "model-1.safetensors"),

@@ -8,6 +8,7 @@ import logging
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 
 from llmpod.plan.errors import Exit, PlanError, UsageError
 from llmpod.plan.estimate import Estimate, estimate
@@ -15,6 +16,8 @@ from llmpod.plan.gpus import POOLS, gpu_bytes, memory_bytes, pool_bytes
 from llmpod.plan.memory import Request
 from llmpod.plan.source import Model, read_model
 
+REQUEST_OPTIONS = ("gpus", "max_model_len", "max_num_seqs", "utilization", "dtype", "kv_cache_dtype", "quantization")
+"""Options that are fields of `Request`."""
 EXIT_CODES = "exit codes: 0 it fits, 3 it does not, 1 it could not be told, 2 wrong usage"
 
 
@@ -53,24 +56,14 @@ def main(argv: Sequence[str]) -> int:
         sys.stderr.write(f"llmpod plan: {error}\n")
         return Exit.USAGE if isinstance(error, UsageError) else Exit.UNKNOWN
     if chosen.json:
-        sys.stdout.write(json.dumps(made.as_dict(), indent=1) + "\n")
+        sys.stdout.write(json.dumps(asdict(made), indent=1) + "\n")
     else:
         sys.stdout.write("\n".join(lines(made)) + "\n")
-    if made.fits is None:
-        return Exit.UNKNOWN
-    return Exit.FITS if made.fits else Exit.TOO_LARGE
+    return {True: Exit.FITS, False: Exit.TOO_LARGE, None: Exit.UNKNOWN}[made.fits]
 
 
 def _estimate(model: Model, chosen: argparse.Namespace) -> Estimate:
-    request = Request(
-        gpus=chosen.gpus,
-        max_model_len=chosen.max_model_len,
-        max_num_seqs=chosen.max_num_seqs,
-        utilization=chosen.utilization,
-        dtype=chosen.dtype,
-        kv_cache_dtype=chosen.kv_cache_dtype,
-        quantization=chosen.quantization,
-    )
+    request = Request(**{name: getattr(chosen, name) for name in REQUEST_OPTIONS})
     if chosen.memory is not None:
         return estimate(model, memory_bytes(chosen.memory), request)
     if chosen.gpu is not None:
@@ -112,15 +105,14 @@ def lines(made: Estimate) -> list[str]:
         row("largest MAX_MODEL_LEN", f"{made.largest_max_model_len:,} with {made.max_num_seqs} at once")
         row("largest MAX_NUM_SEQS", f"{made.largest_max_num_seqs:,} of {made.max_model_len:,} tokens, none preempted")
         row("fewest such GPUs", str(made.smallest_gpus or "more than 8"))
-        row("GPU types", ", ".join(_placement(one.pool, one.gpus) for one in made.placements) or "none")
+        row(
+            "GPU types",
+            ", ".join(one.pool if one.gpus == 1 else f"{one.gpus} x {one.pool}" for one in made.placements) or "none",
+        )
     out += [f"  unknown: {reason}" for reason in made.unknown]
     if made.settings:
         out += ["", " ".join(f"{name}={shlex.quote(value)}" for name, value in made.settings.items())]
     return out
-
-
-def _placement(pool: str, gpus: int) -> str:
-    return pool if gpus == 1 else f"{gpus} x {pool}"
 
 
 def _size(size: float | None) -> str:

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
+from llmpod.plan.cache_layers import CacheLayers
 from llmpod.plan.errors import UsageError
 from llmpod.plan.gpus import POOLS, pool_bytes
-from llmpod.plan.memory import (
-    Request,
-    cache_element_bytes,
-    kv_bytes,
-    largest,
-    need_bytes,
-    weight_bytes,
-)
+from llmpod.plan.memory import Request, cache_element_bytes, kv_bytes, largest, need_bytes, weight_bytes
 from llmpod.plan.source import Model
 
 MOST_SEQS = 1024
@@ -60,9 +53,6 @@ class Estimate:
     settings: dict[str, str]
     unknown: tuple[str, ...]
 
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 def estimate(model: Model, memory_bytes: int, request: Request | None = None) -> Estimate:
     """The estimate for GPUs of `memory_bytes` each. Pure: it reads nothing.
@@ -78,17 +68,21 @@ def estimate(model: Model, memory_bytes: int, request: Request | None = None) ->
     length = request.max_model_len or model.shape.longest
     weights = weight_bytes(model.weights, model, request) if model.weights is not None else None
     size = cache_element_bytes(model, request)
+    cache = model.shape.cache
     kv = token = need = longest = seqs = smallest = None
-    if model.shape.cache is not None:
+    placements: list[Placement] = []
+    if cache is not None:
         token = sum(one.layers * (one.heads * one.elements * size + one.fixed_bytes) for one in _tokens(model))
-        kv = kv_bytes(model.shape.cache, length, request.max_num_seqs, size, request) if length else None
-    sizes = None if weights is None or length is None or kv is None else _Sizes(model, weights, size, memory_bytes)
-    if sizes is not None and length is not None:
+        kv = kv_bytes(cache, length, request.max_num_seqs, size, request) if length else None
+    if weights is not None and length is not None and cache is not None:
+        sizes = _Sizes(model, cache, weights, size, memory_bytes)
         need = sizes.need(request, length, request.max_num_seqs)
         limit = max(length, model.shape.longest or 0)
         longest = largest(lambda tokens: sizes.fits(request, tokens, request.max_num_seqs), limit)
         seqs = largest(lambda number: sizes.fits(request, length, number), MOST_SEQS)
         smallest = sizes.smallest(request, length)
+        fewest = ((pool, replace(sizes, memory=pool_bytes(pool)).smallest(request, length)) for pool in POOLS)
+        placements = [Placement(pool, gpus) for pool, gpus in fewest if gpus is not None]
     out = Estimate(
         model=model.name,
         architecture=model.shape.architecture,
@@ -105,7 +99,7 @@ def estimate(model: Model, memory_bytes: int, request: Request | None = None) ->
         largest_max_model_len=longest,
         largest_max_num_seqs=seqs,
         smallest_gpus=smallest,
-        placements=_placements(sizes, request, length) if sizes is not None and length else (),
+        placements=tuple(placements),
         settings={},
         unknown=unknown,
     )
@@ -131,14 +125,13 @@ class _Sizes:
     """A model whose weights and layers are known, on GPUs of a memory."""
 
     model: Model
+    cache: tuple[CacheLayers, ...]
     weights: int
     element: int
     memory: int
 
     def need(self, request: Request, length: int, seqs: int) -> int:
-        assert self.model.shape.cache is not None
-        kv = kv_bytes(self.model.shape.cache, length, seqs, self.element, request)
-        return need_bytes(self.weights, kv, request.gpus)
+        return need_bytes(self.weights, kv_bytes(self.cache, length, seqs, self.element, request), request.gpus)
 
     def fits(self, request: Request, length: int, seqs: int) -> bool:
         return self.need(request, length, seqs) <= request.utilization * self.memory
@@ -151,7 +144,7 @@ class _Sizes:
         return next(fitting, None)
 
 
-def _tokens(model: Model) -> list[Any]:
+def _tokens(model: Model) -> list[CacheLayers]:
     """The layers that keep something of every token."""
     return [one for one in model.shape.cache or () if one.kind != "state"]
 
@@ -165,15 +158,6 @@ def _unknown(model: Model, request: Request) -> tuple[str, ...]:
     if request.max_model_len is None and model.shape.longest is None:
         out.append("length: config.json does not say how long a request may be; give --max-model-len")
     return tuple(out)
-
-
-def _placements(sizes: _Sizes, request: Request, length: int) -> tuple[Placement, ...]:
-    found = []
-    for pool in POOLS:
-        gpus = replace(sizes, memory=pool_bytes(pool)).smallest(request, length)
-        if gpus is not None:
-            found.append(Placement(pool, gpus))
-    return tuple(found)
 
 
 def _settings(made: Estimate, request: Request) -> dict[str, str]:

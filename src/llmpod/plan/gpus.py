@@ -8,39 +8,31 @@ so the smallest counts.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 from llmpod.plan.errors import UsageError
 
 MIB = 1 << 20
 LARGEST_MEMORY = 1 << 50
 
-
-@dataclass(frozen=True, slots=True)
-class Card:
-    name: str
-    mib: int
-
-
-POOLS: dict[str, tuple[Card, ...]] = {
-    "AMPERE_16": (Card("RTX A4000", 16376), Card("RTX 2000 Ada", 16380), Card("RTX 4000 Ada", 20475)),
-    "AMPERE_24": (Card("RTX A4500", 20470), Card("RTX A5000", 24564), Card("RTX 3090", 24576)),
-    "ADA_24": (Card("L4", 23034), Card("RTX 4090", 24564)),
-    "ADA_32_PRO": (Card("RTX 5090", 32607),),
-    "AMPERE_48": (Card("A40", 46068), Card("RTX A6000", 49140)),
-    "ADA_48_PRO": (Card("L40", 46068), Card("L40S", 46068), Card("RTX 6000 Ada", 49140)),
-    "AMPERE_80": (Card("A100 80GB", 81920),),
-    "ADA_80_PRO": (Card("H100 80GB", 81559), Card("H100 NVL", 95830)),
-    "BLACKWELL_96": (Card("RTX PRO 6000", 97887),),
-    "HOPPER_141": (Card("H200", 143771),),
-    "BLACKWELL_180": (Card("B200", 183359),),
+POOLS: dict[str, dict[str, int]] = {
+    "AMPERE_16": {"RTX A4000": 16376, "RTX 2000 Ada": 16380, "RTX 4000 Ada": 20475},
+    "AMPERE_24": {"RTX A4500": 20470, "RTX A5000": 24564, "RTX 3090": 24576},
+    "ADA_24": {"L4": 23034, "RTX 4090": 24564},
+    "ADA_32_PRO": {"RTX 5090": 32607},
+    "AMPERE_48": {"A40": 46068, "RTX A6000": 49140},
+    "ADA_48_PRO": {"L40": 46068, "L40S": 46068, "RTX 6000 Ada": 49140},
+    "AMPERE_80": {"A100 80GB": 81920},
+    "ADA_80_PRO": {"H100 80GB": 81559, "H100 NVL": 95830},
+    "BLACKWELL_96": {"RTX PRO 6000": 97887},
+    "HOPPER_141": {"H200": 143771},
+    "BLACKWELL_180": {"B200": 183359},
 }
-"""By memory, the smallest first."""
+"""Cards of each pool and their MiB; pools by memory, the smallest first."""
 
 
 def pool_bytes(pool: str) -> int:
     """Memory of the smallest card of a pool."""
-    return min(card.mib for card in POOLS[pool]) * MIB
+    return min(POOLS[pool].values()) * MIB
 
 
 def gpu_bytes(name: str) -> int:
@@ -51,14 +43,13 @@ def gpu_bytes(name: str) -> int:
     """
     if name.upper() in POOLS:
         return pool_bytes(name.upper())
-    wanted = re.sub(r"[^a-z0-9]", "", name.lower().replace("nvidia", "").replace("geforce", ""))
-    cards = [card for pool in POOLS.values() for card in pool]
-    plain = {re.sub(r"[^a-z0-9]", "", card.name.lower()): card for card in cards}
-    found = [plain[wanted]] if wanted in plain else [card for key, card in plain.items() if wanted and wanted in key]
+    wanted = re.sub(r"nvidia|geforce|[^a-z0-9]", "", name.lower())
+    cards = {re.sub(r"[^a-z0-9]", "", card.lower()): mib for pool in POOLS.values() for card, mib in pool.items()}
+    found = [cards[wanted]] if wanted in cards else [mib for card, mib in cards.items() if wanted and wanted in card]
     if not found:
         pools = ", ".join(POOLS)
         raise UsageError(f"{name!r} is no GPU type: use one of {pools}, a card such as 'RTX 4090', or --memory.")
-    return min(card.mib for card in found) * MIB
+    return min(found) * MIB
 
 
 def memory_bytes(text: str) -> int:
