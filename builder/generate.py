@@ -30,9 +30,9 @@ from llmpod.loadtest.smoke import checks  # noqa: E402
 from llmpod.worker.environ import names  # noqa: E402
 from llmpod.worker.errors import Code  # noqa: E402
 from llmpod.worker.other_workers import REFUSED, RENAMED, RETIRED  # noqa: E402
-from llmpod.worker.settings import Group, Settings  # noqa: E402
+from llmpod.worker.settings import Settings  # noqa: E402
 
-GROUPS = get_args(Group)
+GROUPS = {group.__name__: group for group in Settings.__bases__}
 VLLM = next(line for line in (ROOT / "requirements.txt").read_text().splitlines() if line.startswith("vllm=="))
 VLLM_VERSION = VLLM.split("==")[1].split()[0]
 
@@ -60,13 +60,13 @@ def default(info: FieldInfo) -> str:
     return json.dumps(info.default) if isinstance(info.default, dict) else str(info.default)
 
 
-def group(info: FieldInfo) -> str:
-    assert isinstance(info.json_schema_extra, dict)
-    return str(info.json_schema_extra["group"])
+def in_group(title: str) -> list[tuple[str, FieldInfo]]:
+    return [(name.upper(), info) for name, info in GROUPS[title].model_fields.items()]
 
 
-def in_group(wanted: str) -> list[tuple[str, FieldInfo]]:
-    return [(name.upper(), info) for name, info in Settings.model_fields.items() if group(info) == wanted]
+def help_of(info: FieldInfo) -> str:
+    """The help of a setting on one line."""
+    return " ".join((info.description or "").split())
 
 
 def configuration() -> str:
@@ -90,7 +90,7 @@ def configuration() -> str:
         for name, info in in_group(title):
             also = "".join(f" Also: `{alias}`." for alias in aliases.get(name, ()))
             shown = default(info)
-            meaning = f"{info.description}{also}".replace("|", "\\|").replace("<", "&lt;")
+            meaning = f"{help_of(info)}{also}".replace("|", "\\|").replace("<", "&lt;")
             out.append(f"| `{name}` | {kind(info.annotation)} | {f'`{shown}`' if shown else '—'} | {meaning} |")
     out += [
         "",
@@ -210,7 +210,7 @@ def hub_field(name: str, info: FieldInfo) -> dict[str, Any]:
     field: dict[str, Any] = {
         "name": name.replace("_", " ").capitalize(),
         "type": {"true or false": "boolean", "whole number": "number", "number": "number"}.get(kind_name, "string"),
-        "description": info.description,
+        "description": help_of(info),
         "advanced": name not in ("MODEL_NAME", "MAX_MODEL_LEN", "MAX_PROMPT_CHARS", "MAX_TOKENS_MAX"),
     }
     if name == "MODEL_NAME":
