@@ -12,10 +12,10 @@ from llmpod.worker.errors import Code, JobError
 from llmpod.worker.jobs import limits
 from llmpod.worker.jobs.inputs import NativeRequest, parse
 from llmpod.worker.jobs.limits import (
+    Context,
     MaxTokens,
+    check,
     check_constraint,
-    check_n,
-    check_prompt,
     check_words,
     clamp_max_tokens,
     fit_context,
@@ -65,10 +65,10 @@ def test_the_effective_value_is_always_within_the_limits(
 def test_prompt_length_is_limited_in_characters(length: int, limit: int, fits: bool) -> None:
     settings = Settings(max_prompt_chars=limit)
     if fits:
-        check_prompt(request("x" * length), settings)
+        check(request("x" * length), settings, Context())
         return
     with pytest.raises(JobError) as caught:
-        check_prompt(request("x" * length), settings)
+        check(request("x" * length), settings, Context())
     assert caught.value.failure.code == "prompt_too_long"
     assert str(length) in caught.value.message
     assert str(limit) in caught.value.message
@@ -77,19 +77,19 @@ def test_prompt_length_is_limited_in_characters(length: int, limit: int, fits: b
 def test_the_limit_counts_all_messages_together() -> None:
     long_talk = parse({"messages": [{"role": "user", "content": "x" * 600}] * 2}, set())
     with pytest.raises(JobError) as caught:
-        check_prompt(long_talk, Settings())
+        check(long_talk, Settings(), Context())
     assert caught.value.details == {"chars": 1200, "limit": 1024}
     assert caught.value.field == "messages"
 
 
 def test_characters_are_counted_not_bytes() -> None:
-    check_prompt(request("é" * 1024), Settings())
+    check(request("é" * 1024), Settings(), Context())
 
 
 def test_the_number_of_answers_is_limited() -> None:
-    check_n(request(n=4), Settings())
+    check(request(n=4), Settings(), Context())
     with pytest.raises(JobError, match="at most 4"):
-        check_n(request(n=5), Settings())
+        check(request(n=5), Settings(), Context())
 
 
 @pytest.mark.parametrize(

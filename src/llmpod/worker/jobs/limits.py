@@ -1,4 +1,7 @@
-"""Guardrails: limits on prompts, answers and constraints of a job. Pure functions, called before the engine."""
+"""Guardrails: limits on prompts, answers and constraints of a job. Pure functions, called before the engine.
+
+A check raises JobError, with what was given and the limit: invalid_input, where it names no other code.
+"""
 
 from __future__ import annotations
 
@@ -37,6 +40,12 @@ class MaxTokens:
         """The fields for the reply's `limits` and the log."""
         return {"requested": self.requested, "effective": self.effective, "reason": self.reason}
 
+    def fitting(self, tokens: int | None) -> MaxTokens:
+        """Lowered to `tokens`, where the model's context leaves no more. None: not known."""
+        if tokens is None or tokens >= self.effective:
+            return self
+        return replace(self, effective=tokens, reason="context")
+
 
 @dataclass(frozen=True)
 class Context:
@@ -51,12 +60,9 @@ class Context:
         return self.tokens * self.longest_token
 
     def check(self, chars: int, *, field: str, prompts: int = 1) -> None:
-        """Check that `prompts` prompts, of `chars` characters together, can fit.
+        """Check that `prompts` prompts, of `chars` characters together, can fit: context_length_exceeded.
 
         This comes before the policy, which takes milliseconds for a thousand characters.
-
-        Raises:
-            JobError: context_length_exceeded, with both numbers.
         """
         if 0 < prompts * self.chars < chars:
             raise JobError(
@@ -69,33 +75,17 @@ class Context:
 
 
 def check(request: NativeRequest, settings: Settings, context: Context) -> None:
-    """Check the limits of a native job that can be read from its input: prompt, answers and constraints.
-
-    Raises:
-        JobError: the first that it exceeds.
-    """
-    check_prompt(request, settings)
+    """Check the limits of a native job that can be read from its input: prompt, answers and constraints."""
+    check_chars(request.chars, settings, field=request.prompt_field)
     context.check(request.chars, field=request.prompt_field)
-    check_n(request, settings)
+    if isinstance(n := request.sampling.get("n"), int):
+        check_answers(n, settings, field="sampling_params.n")
     check_words(request.sampling, within="sampling_params.")
     check_constraint(request.sampling, settings, within="sampling_params.")
 
 
-def check_prompt(request: NativeRequest, settings: Settings) -> None:
-    """Check MAX_PROMPT_CHARS for all messages together.
-
-    Raises:
-        JobError: prompt_too_long, with both numbers.
-    """
-    check_chars(request.chars, settings, field=request.prompt_field)
-
-
 def check_chars(chars: int, settings: Settings, *, field: str) -> None:
-    """Check MAX_PROMPT_CHARS for `chars` characters in `field`.
-
-    Raises:
-        JobError: prompt_too_long, with both numbers.
-    """
+    """Check MAX_PROMPT_CHARS for `chars` characters in `field`: prompt_too_long."""
     limit = settings.max_prompt_chars
     if limit and chars > limit:
         raise JobError(
@@ -111,9 +101,6 @@ def check_constraint(given: Mapping[str, Any], settings: Settings, *, within: st
     """Check MAX_CONSTRAINT_CHARS for a structured output; `within` is the path of the fields in `given`.
 
     The time to compile it is limited in constraints.py. The schemas of tools count as part of the prompt.
-
-    Raises:
-        JobError: invalid_input, with both numbers.
     """
     for field in CONSTRAINTS:
         if not isinstance(given.get(field), dict | None):
@@ -149,10 +136,9 @@ def check_whole(
     *,
     tokens: int,
 ) -> None:
-    """Fail an answer with a structured output that max_tokens cut; `tokens` are those of all answers.
+    """Fail an answer with a structured output that max_tokens cut, unless the client allowed that: incomplete_output.
 
-    Raises:
-        JobError: incomplete_output; max_tokens cut it, and the client has not allowed that.
+    `tokens`: of all answers.
     """
     if request.allow_partial or not constrained(request.sampling) or "length" not in finish_reasons.values():
         return
@@ -171,9 +157,6 @@ def check_words(given: Mapping[str, Any], *, within: str = "") -> None:
     """Check MAX_WORDS and MAX_WORD_CHARS for stop strings and bad words.
 
     The event loop and the engine compare each of them with each token, and bad words are tokenised first.
-
-    Raises:
-        JobError: invalid_input, with both numbers.
     """
     for field in ("stop", "stop_sequences", "bad_words"):
         value = given.get(field)
@@ -195,11 +178,7 @@ def _check_count(count: int, limit: int, what: str, *, field: str) -> None:
 
 
 def check_bytes(texts: Sequence[str], *, field: str) -> None:
-    """Check MAX_TOKENIZED_BYTES for texts that are only tokenized, which gives up to one id per byte.
-
-    Raises:
-        JobError: prompt_too_long, with both numbers.
-    """
+    """Check MAX_TOKENIZED_BYTES for texts that are only tokenized, into up to one id per byte: prompt_too_long."""
     count = sum(map(len, texts))
     if count > MAX_TOKENIZED_BYTES // 4:  # no character has more than four
         count = sum(len(text.encode()) for text in texts)
@@ -213,23 +192,8 @@ def check_bytes(texts: Sequence[str], *, field: str) -> None:
         )
 
 
-def check_n(request: NativeRequest, settings: Settings) -> None:
-    """Check MAX_N: each answer of a job uses one sequence of the engine's batch.
-
-    Raises:
-        JobError: invalid_input, with both numbers.
-    """
-    n = request.sampling.get("n")
-    if isinstance(n, int):
-        check_answers(n, settings, field="sampling_params.n")
-
-
 def check_answers(n: int, settings: Settings, *, field: str) -> None:
-    """Check MAX_N for `n` answers requested in `field`.
-
-    Raises:
-        JobError: invalid_input, with both numbers.
-    """
+    """Check MAX_N for `n` answers requested in `field`: each uses one sequence of the engine's batch."""
     if n > settings.max_n:
         raise JobError(
             Code.INVALID_INPUT, f"n is {n}; this worker gives at most {settings.max_n} answers.", field=field
@@ -237,11 +201,7 @@ def check_answers(n: int, settings: Settings, *, field: str) -> None:
 
 
 def check_inputs(chars: Sequence[int], settings: Settings, *, field: str) -> None:
-    """Check MAX_INPUTS and MAX_INPUT_CHARS for inputs of a length each, to embed, score or classify.
-
-    Raises:
-        JobError: invalid_input or prompt_too_long, with both numbers.
-    """
+    """Check MAX_INPUTS, and MAX_INPUT_CHARS (prompt_too_long), for inputs of a length each, to embed or score."""
     _check_count(len(chars), settings.max_inputs, "inputs", field=field)
     limit = settings.max_input_chars
     for index, count in enumerate(chars):
@@ -256,21 +216,12 @@ def check_inputs(chars: Sequence[int], settings: Settings, *, field: str) -> Non
             )
 
 
-def most_at_once(settings: Settings, *, scores: bool) -> int:
-    """Most answers, or inputs to score, of one job that may be in the engine or queued for it at once."""
-    return MAX_SCORED if scores else settings.max_n
-
-
 def cap_max_tokens(requested: int | None, settings: Settings, *, field: str) -> MaxTokens:
-    """Apply MAX_TOKENS_MAX to a route job: max_tokens is lowered or rejected (MAX_TOKENS_POLICY), never raised.
-
-    Raises:
-        JobError: invalid_input, with both numbers.
-    """
+    """Apply MAX_TOKENS_MAX to a route job: max_tokens is lowered or refused (MAX_TOKENS_POLICY), never raised."""
     clamped = clamp_max_tokens(requested, settings)
-    if requested is None or clamped.effective == requested:
+    if requested is None:
         return clamped
-    if clamped.reason == "raised":
+    if clamped.effective >= requested:
         return MaxTokens(requested, requested)
     if settings.max_tokens_policy == "reject":
         raise JobError(
@@ -293,58 +244,19 @@ def clamp_max_tokens(
     most = cap or settings.max_tokens_max
     if most:
         effective = min(effective, most)
-    if requested is None:
-        return MaxTokens(None, effective, "profile" if usual else "default")
     if effective == requested:
         return MaxTokens(requested, effective)
-    if effective > requested:
-        return MaxTokens(requested, effective, "raised")
-    return MaxTokens(requested, effective, "profile" if cap else "lowered")
-
-
-def fit_model(max_tokens: MaxTokens, max_model_len: int) -> MaxTokens:
-    """Lower a max_tokens chosen by this worker to the model's context length (0: not known)."""
-    if max_tokens.requested is None and 0 < max_model_len < max_tokens.effective:
-        return replace(max_tokens, effective=max_model_len, reason="context")
-    return max_tokens
-
-
-def granted(max_tokens: MaxTokens, tokens: int | None) -> MaxTokens:
-    """`max_tokens` as the engine got it, lower if the prompt left less context. None: the engine was not called."""
-    if tokens is None or tokens >= max_tokens.effective:
-        return max_tokens
-    return replace(max_tokens, effective=tokens, reason="context")
-
-
-def check_min_tokens(min_tokens: object, max_tokens: int, *, field: str) -> None:
-    """Check that min_tokens is not above max_tokens. A value that is not a number is left to vLLM to reject.
-
-    Raises:
-        JobError: invalid_input, with both numbers.
-    """
-    if isinstance(min_tokens, int | float) and min_tokens > max_tokens:
-        raise JobError(
-            Code.INVALID_INPUT,
-            f"{field} is {min_tokens}, but this answer has at most {max_tokens} tokens.",
-            field=field,
-        )
-
-
-def default_sampling(settings: Settings, max_tokens: int | None) -> dict[str, Any]:
-    """DEFAULT_SAMPLING_PARAMS for an answer of at most `max_tokens`; min_tokens in it is lowered to that."""
-    wanted = dict(settings.default_sampling_params)
-    if max_tokens is not None and isinstance(wanted.get("min_tokens"), int):
-        wanted["min_tokens"] = min(wanted["min_tokens"], max_tokens)
-    return wanted
+    if requested is None:
+        reason = "profile" if usual else "default"
+    else:
+        reason = "raised" if effective > requested else "profile" if cap else "lowered"
+    return MaxTokens(requested, effective, reason)
 
 
 def fit_context(max_tokens: MaxTokens, prompt_tokens: int, max_model_len: int) -> MaxTokens:
-    """Check that prompt and answer fit MAX_MODEL_LEN.
+    """Check that prompt and answer fit MAX_MODEL_LEN: context_length_exceeded.
 
     A client's max_tokens that does not fit is an error; one that this worker chose or raised is lowered.
-
-    Raises:
-        JobError: context_length_exceeded, with the numbers.
     """
     left = max_model_len - prompt_tokens
     needed = 1 if max_tokens.requested is None else min(max_tokens.requested, max_tokens.effective)
@@ -357,6 +269,4 @@ def fit_context(max_tokens: MaxTokens, prompt_tokens: int, max_model_len: int) -
             max_tokens=needed,
             max_model_len=max_model_len,
         )
-    if max_tokens.effective > left:
-        return replace(max_tokens, effective=left, reason="context")
-    return max_tokens
+    return max_tokens.fitting(left)

@@ -49,7 +49,7 @@ class RouteCall:
         max_tokens = self.new.max_tokens
         if max_tokens is None or self.given.get("use_beam_search"):
             return max_tokens
-        return limits.granted(max_tokens, self.record.meter.granted)
+        return max_tokens.fitting(self.record.meter.granted)
 
     @property
     def reported_limits(self) -> dict[str, Any] | None:

@@ -73,15 +73,22 @@ def rewrite(
     if rule.max_tokens:
         _limit_answers(body, settings)
         new.max_tokens = _limit_max_tokens(rule, new.body, settings, max_model_len, fields)
-        limits.check_min_tokens(body.get("min_tokens"), max(1, new.max_tokens.effective), field="min_tokens")
+        _check_min_tokens(body.get("min_tokens"), max(1, new.max_tokens.effective))
     if tool_choice.forced(body):
         new.body["tools"] = tool_choice.strict(body["tools"])
         new.required_call = tool_choice.RequiredToolCall()
-    wanted = limits.default_sampling(settings, new.max_tokens.effective if new.max_tokens else None)
-    for name in wanted if rule.sampling is None else [name for name in wanted if name in rule.sampling]:
-        if new.body.get(name) is None:
-            new.body[name] = wanted[name]
+    for name, value in settings.default_sampling_params.items():
+        if new.body.get(name) is None and (rule.sampling is None or name in rule.sampling):
+            bounded = name == "min_tokens" and isinstance(value, int) and new.max_tokens
+            new.body[name] = min(value, bounded.effective) if bounded else value
     return new
+
+
+def _check_min_tokens(min_tokens: object, most: int) -> None:
+    """Check that min_tokens is not above max_tokens. A value that is not a number is left to vLLM to reject."""
+    if isinstance(min_tokens, int | float) and min_tokens > most:
+        message = f"min_tokens is {min_tokens}, but this answer has at most {most} tokens."
+        raise JobError(Code.INVALID_INPUT, message, field="min_tokens")
 
 
 def _limit_answers(body: Mapping[str, Any], settings: Settings) -> None:
@@ -104,7 +111,9 @@ def _limit_max_tokens(
     """Set max_tokens in the body, also where the client did not: vLLM has other defaults."""
     given = {name: value for name in rule.max_tokens if (value := _whole(body, name)) is not None}
     first = next(iter(given), rule.max_tokens[0])
-    max_tokens = limits.fit_model(limits.cap_max_tokens(given.get(first), settings, field=first), max_model_len)
+    max_tokens = limits.cap_max_tokens(given.get(first), settings, field=first)
+    if max_tokens.requested is None:  # this worker's choice must fit the model, a client's is refused by vLLM
+        max_tokens = max_tokens.fitting(max_model_len or None)
     for name, value in given.items():
         body[name] = min(value, max_tokens.effective)
     # A path that only ALLOWED_ROUTES opens may take neither field: metered_engine.py refuses what exceeds the limit.

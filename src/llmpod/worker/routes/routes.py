@@ -114,7 +114,7 @@ class Routes:
         record.meter.max_tokens = None if new.max_tokens is None else max(1, new.max_tokens.effective)
         record.meter.constraint = error_fields.field_from_message("schema", new.body)
         record.meter.calls = error_fields.field_from_message("structural tag", new.body)
-        record.meter.most = limits.most_at_once(self.settings, scores=rule.scores)
+        record.meter.most = limits.MAX_SCORED if rule.scores else self.settings.max_n
         if (
             rule.path == "/generative_scoring"
         ):  # which keeps one token for the answer, and one shows that it cut nothing
