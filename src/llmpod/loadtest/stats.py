@@ -10,7 +10,7 @@ and how well that is known (dependence.py).
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from statistics import NormalDist
@@ -38,6 +38,10 @@ class Quantile:
     needed_n: int
     worth: float
 
+    @property
+    def size(self) -> str:
+        return f"n={self.n}" if self.n_eff > 0.9 * self.n else f"n_eff={self.n_eff:.0f}"
+
 
 def nearest_rank(ordered: Sequence[float], p: float) -> float:
     """The p-th percentile (0 < p <= 100) of an ascending sample."""
@@ -46,6 +50,12 @@ def nearest_rank(ordered: Sequence[float], p: float) -> float:
     # The epsilon undoes binary fractions: 0.07 * 100 is 7.000000000000001, and rank 8 would be wrong.
     rank = math.ceil(p / 100 * len(ordered) - 1e-9)
     return ordered[min(max(rank, 1), len(ordered)) - 1]
+
+
+def ranked(values: Iterable[float | None], *percentiles: float) -> list[float | None]:
+    """Percentiles of a sample in any order. What is None is left out; of nothing, every percentile is None."""
+    ordered = sorted(value for value in values if value is not None)
+    return [nearest_rank(ordered, p) if ordered else None for p in percentiles]
 
 
 def needed_n(p: float, confidence: float = CONFIDENCE) -> int:

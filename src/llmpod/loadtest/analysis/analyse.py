@@ -10,19 +10,18 @@ from typing import Any
 
 from llmpod.loadtest.analysis.cost import cost
 from llmpod.loadtest.analysis.explain import why
-from llmpod.loadtest.analysis.latency import METRICS, row, shares, spreads
-from llmpod.loadtest.analysis.littles_law import little
+from llmpod.loadtest.analysis.latency import METRICS, row, shares, spreads, totals
 from llmpod.loadtest.analysis.phase import Failures, PhaseReport, Prompts, View
 from llmpod.loadtest.analysis.slo import judge
-from llmpod.loadtest.analysis.stretches import over_time, silences, slice_width_s, slices, throughput_error
+from llmpod.loadtest.analysis.stretches import little, over_time, silences, slice_width_s, slices, throughput_error
 from llmpod.loadtest.analysis.timeline import InFlight
 from llmpod.loadtest.analysis.timeline import report as health_report
 from llmpod.loadtest.analysis.validity import doubts
 from llmpod.loadtest.analysis.workers import class_rows, start_classes, strata, worker_rows
 from llmpod.loadtest.model.failures import ERROR_CLASSES, OUTCOMES, WARNINGS
-from llmpod.loadtest.model.job_record import Job
+from llmpod.loadtest.model.job_record import Job, grouped
 from llmpod.loadtest.model.plan import Phase
-from llmpod.loadtest.stats import nearest_rank
+from llmpod.loadtest.stats import ranked
 
 DRIFT_JOBS = 5
 # A target that invents names must not make the report as long as its inventions.
@@ -44,11 +43,7 @@ def analyse(
     start_ms, end_ms = window(measured)
     span_s = (end_ms - start_ms) / 1000
     failed = len(measured) - len(ok)
-    rows = {}
-    for metric in METRICS:
-        found = row(metric, ok, failed, view.all_percentiles)
-        if found is not None:
-            rows[metric] = found
+    rows = {metric: found for metric in METRICS if (found := row(metric, ok, failed, view.all_percentiles)) is not None}
     classes = start_classes(everyone, measured)
     warm = [job for job in ok if classes.get(id(job)) in ("warm", None)]
     per_worker, fairness = worker_rows(measured)
@@ -187,12 +182,12 @@ def drift(ok: Sequence[Job], start_ms: float, end_ms: float) -> float | None:
     read = METRICS["exec"] if any(job.exec_ms is not None for job in ok) else METRICS["total"]
     quarter_ms = (end_ms - start_ms) / 4
     known = [(value, job.done_ms) for job in ok if job.done_ms is not None and (value := read(job)) is not None]
-    first = sorted(value for value, done_ms in known if done_ms < start_ms + quarter_ms)
-    last = sorted(value for value, done_ms in known if done_ms >= end_ms - quarter_ms)
+    first = [value for value, done_ms in known if done_ms < start_ms + quarter_ms]
+    last = [value for value, done_ms in known if done_ms >= end_ms - quarter_ms]
     if min(len(first), len(last)) < DRIFT_JOBS:
         return None
-    before, after = nearest_rank(first, 50), nearest_rank(last, 50)
-    return abs(after / before - 1) if before > 0 else None
+    (before,), (after,) = ranked(first, 50), ranked(last, 50)
+    return abs(after / before - 1) if before and after is not None else None
 
 
 def _refusal(entry: str) -> str:
@@ -218,16 +213,10 @@ def failures(measured: Sequence[Job]) -> tuple[Failures, ...]:
 
 
 def prompts(measured: Sequence[Job]) -> tuple[Prompts, ...]:
-    groups: dict[str, list[Job]] = defaultdict(list)
-    for job in measured:
-        if job.prompt is not None:
-            groups[job.prompt].append(job)
-    out = []
-    for name, some in sorted(groups.items()):
-        totals = sorted(job.total_ms for job in some if job.ok and job.total_ms is not None)
-        p50, p95 = (nearest_rank(totals, p) if totals else None for p in (50, 95))
-        out.append(Prompts(name, len(some), sum(1 for job in some if not job.ok), p50, p95))
-    return tuple(out)
+    return tuple(
+        Prompts(name, len(some), sum(not job.ok for job in some), *totals(some))
+        for name, some in sorted(grouped(measured, lambda job: job.prompt).items())
+    )
 
 
 def _is_good(job: Job, limits: Sequence[tuple[str, float]]) -> bool:

@@ -1,6 +1,7 @@
 """Explanation in one sentence: where the time went, or why that cannot be told."""
 
 import math
+from operator import itemgetter
 
 from llmpod.loadtest.analysis.latency import Share
 from llmpod.loadtest.analysis.phase import PhaseReport
@@ -10,6 +11,13 @@ from llmpod.loadtest.units import count, show_duration, show_ms
 
 # So many looks at /health must have seen too few workers before the latency is put down to that.
 SHORT_SAMPLES = 3
+PARTS = {
+    "wait": "Client wait",
+    "retries": "Waiting to submit again",
+    "delay": "Queue",
+    "exec": "Execution",
+    "overhead": "Overhead",
+}
 
 
 def why(report: PhaseReport) -> str:
@@ -51,8 +59,7 @@ def _workers_missing(report: PhaseReport) -> str | None:
     health = report.health
     if health is None or health.short_s is None or health.short_s < 0.1 * health.span_s:
         return None
-    delay, total = _mean(report, "delay_ms"), _mean(report, "total_ms")
-    if delay is None or total is None or delay < 0.3 * total:
+    if not report.shares or report.shares[0].delay_ms < 0.3 * report.shares[0].total_ms:
         return None
     short = [point for point in health.points if point.live < point.wanted]
     if len(short) < SHORT_SAMPLES:
@@ -65,19 +72,19 @@ def _workers_missing(report: PhaseReport) -> str | None:
     )
     if health.throttled_s > 0:
         text += f", {show_duration(health.throttled_s)} of it with throttled workers"
-    return text + f"; {delay / total:.0%} of the mean total is queue."
+    return text + f"; {report.shares[0].delay_ms / report.shares[0].total_ms:.0%} of the mean total is queue."
 
 
 def _cold(report: PhaseReport) -> str | None:
     cold = next((one for one in report.classes if one.name == "cold"), None)
     if cold is None or not cold.n or report.without_cold is None:
         return None
-    with_all, p95 = report.rows["total"].at(95.0), report.without_cold.at(95.0)
-    if with_all is None or p95 is None or with_all.value < 1.2 * p95.value:
+    with_all, p95 = report.value("total", 95), report.without_cold.value(95)
+    if with_all is None or p95 is None or with_all < 1.2 * p95:
         return None
     return (
-        f"{cold.n} cold starts of {show_ms(cold.delay_p50_ms)} make the p95 {show_ms(with_all.value)}; "
-        f"without them and the wakes it is {show_ms(p95.value)}."
+        f"{cold.n} cold starts of {show_ms(cold.delay_p50_ms)} make the p95 {show_ms(with_all)}; "
+        f"without them and the wakes it is {show_ms(p95)}."
     )
 
 
@@ -106,12 +113,12 @@ def _two_states(report: PhaseReport) -> str | None:
 def _where(report: PhaseReport) -> str:
     if not report.shares:
         ttft = report.rows.get("ttft")
-        if ttft is not None and (found := ttft.at(50.0)) is not None:
+        if ttft is not None and (p50 := ttft.value(50)) is not None:
             total = report.rows["total"].mean_ms
             inside = "a wait for a worker" if report.mode == "http" else "the queue"
             return (
                 "Queue and execution are not measurable on this route; the first token took "
-                f"{ttft.mean_ms / total:.0%} of the mean total (p50 {show_ms(found.value)}), {inside} included."
+                f"{ttft.mean_ms / total:.0%} of the mean total (p50 {show_ms(p50)}), {inside} included."
             )
         if report.mode in ONE_REQUEST:
             return "Queue and execution are not measurable on this route; an answer in one piece has no first token."
@@ -139,17 +146,5 @@ def _where(report: PhaseReport) -> str:
 
 
 def _biggest(share: Share) -> tuple[str, float]:
-    parts = [
-        ("Client wait", share.wait_ms),
-        ("Waiting to submit again", share.retry_ms),
-        ("Queue", share.delay_ms),
-        ("Execution", share.exec_ms),
-        ("Overhead", share.overhead_ms),
-    ]
-    return max(parts, key=lambda part: part[1])
-
-
-def _mean(report: PhaseReport, name: str) -> float | None:
-    if not report.shares:
-        return None
-    return report.shares[0].delay_ms if name == "delay_ms" else report.shares[0].total_ms
+    name, ms = max(share.parts.items(), key=itemgetter(1))
+    return PARTS[name], ms

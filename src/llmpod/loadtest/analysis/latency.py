@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 
 from llmpod.loadtest.model.job_record import Job
-from llmpod.loadtest.stats import Quantile, nearest_rank, needed_n, quantiles
+from llmpod.loadtest.stats import Quantile, nearest_rank, needed_n, quantiles, ranked
 
 # As attrgetters: a report of a hundred thousand jobs calls them millions of times.
 METRICS: dict[str, Callable[[Job], float | None]] = {
@@ -58,6 +58,10 @@ class Row:
 
     def at(self, p: float) -> Quantile | None:
         return next((q for q in self.quantiles if q.p == p), None)
+
+    def value(self, p: float) -> float | None:
+        found = self.at(p)
+        return found.value if found else None
 
 
 def row(
@@ -153,8 +157,24 @@ class Share:
     retry_ms: float = 0.0  # from the first sending to that of the submit that was taken
 
     @property
+    def parts(self) -> dict[str, float]:
+        """In the order of a job's life."""
+        return {
+            "wait": self.wait_ms,
+            "retries": self.retry_ms,
+            "delay": self.delay_ms,
+            "exec": self.exec_ms,
+            "overhead": self.overhead_ms,
+        }
+
+    @property
     def total_ms(self) -> float:
-        return self.wait_ms + self.retry_ms + self.delay_ms + self.exec_ms + self.overhead_ms
+        return sum(self.parts.values())
+
+
+def totals(jobs: Sequence[Job]) -> list[float | None]:
+    """p50 and p95 of the successful jobs' totals."""
+    return ranked((job.total_ms for job in jobs if job.ok), 50, 95)
 
 
 def shares(ok: Sequence[Job]) -> tuple[Share, ...]:

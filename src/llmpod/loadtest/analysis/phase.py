@@ -5,9 +5,8 @@ from typing import Any
 
 from llmpod.loadtest.analysis.cost import Cost
 from llmpod.loadtest.analysis.latency import Row, Share, Spread
-from llmpod.loadtest.analysis.littles_law import Little
-from llmpod.loadtest.analysis.slo import Slo, Verdict
-from llmpod.loadtest.analysis.stretches import Bin, Silence, Slice
+from llmpod.loadtest.analysis.slo import Figures, Slo, Verdict
+from llmpod.loadtest.analysis.stretches import Bin, Little, Silence, Slice
 from llmpod.loadtest.analysis.timeline import HealthReport, Scaler
 from llmpod.loadtest.analysis.workers import StartClass, Stratum, WorkerRow
 from llmpod.loadtest.model.plan import Phase
@@ -67,29 +66,22 @@ class Prompts:
     p95_ms: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class PhaseReport:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhaseReport(Figures):
     phase: Phase
     mode: str
-    counted: int
     ok: int
-    failed: int
     excluded: dict[str, int]
     window_s: float
     window_start_ms: float
     requested_per_s: float | None
-    achieved_per_s: float | None
-    throughput_per_s: float | None
     throughput_error: float | None  # relative standard error, from batches of the window
-    tokens_per_s: float | None
     output_tokens: int
     tokens_estimated: int
     finish_reasons: dict[str, int]
-    rows: dict[str, Row]
     spreads: tuple[Spread, ...]
     shares: tuple[Share, ...]
     failures: tuple[Failures, ...]
-    warnings: dict[str, int]
     prompts: tuple[Prompts, ...]
     classes: tuple[StartClass, ...]
     without_cold: Row | None
@@ -102,12 +94,8 @@ class PhaseReport:
     silences: tuple[Silence, ...]
     health: HealthReport | None
     cost: Cost | None
-    goodput_share: float | None
     goodput_per_s: float | None
     client: dict[str, Any]
-    outcomes: dict[str, int]
-    validated: dict[str, tuple[int, int]]  # intent -> (valid, judged by the worker); "" is all of them
-    drift: float | None  # by what share the median execution of the last quarter differs from the first's
     refusals: dict[str, int]  # why submits were refused before one was taken: "429" -> 2
     retry_wait_s: float
     poll_overshoot_ms: float | None  # the mean that polling would have added to the total, had it not been corrected

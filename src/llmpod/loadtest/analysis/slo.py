@@ -5,10 +5,10 @@ on something that was not measured fails, for the same reason.
 """
 
 import math
+import operator
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 from llmpod.loadtest.analysis.latency import METRICS, Row
 from llmpod.loadtest.errors import UsageError
@@ -18,6 +18,13 @@ from llmpod.loadtest.units import show_ms, show_rate, show_share
 
 SHARES = ("error_rate", "success_rate", "goodput", "blocked_rate", "valid_rate", "truncated_rate", "drift")
 RATES = ("throughput", "achieved_rate", "tokens_per_s")
+OPERATORS: dict[str, Callable[[float, float], bool]] = {
+    ">=": operator.ge,
+    "<=": operator.le,
+    "==": operator.eq,
+    ">": operator.gt,
+    "<": operator.lt,
+}
 _EXPRESSION = re.compile(
     r"^\s*([a-z_]+)(?:\[([\w.-]{1,100})\])?(?:\.(p\d+(?:\.\d+)?|mean|max|min))?"
     r"\s*(<=|>=|<|>)\s*(\d+(?:\.\d+)?)\s*(ms|s|m|%|/s|/min)?\s*$"
@@ -58,31 +65,27 @@ class Verdict:
         return show_share(self.value) if self.slo.name in SHARES else show_rate(self.value)
 
 
-class Judged(Protocol):
-    """What of a phase's report an objective can be about."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figures:
+    """What of a phase an objective can be about. None: it was not measured."""
 
-    @property
-    def rows(self) -> dict[str, Row]: ...
-    @property
-    def failed(self) -> int: ...
-    @property
-    def counted(self) -> int: ...
-    @property
-    def throughput_per_s(self) -> float | None: ...
-    @property
-    def achieved_per_s(self) -> float | None: ...
-    @property
-    def tokens_per_s(self) -> float | None: ...
-    @property
-    def goodput_share(self) -> float | None: ...
-    @property
-    def outcomes(self) -> dict[str, int]: ...
-    @property
-    def warnings(self) -> dict[str, int]: ...
-    @property
-    def validated(self) -> dict[str, tuple[int, int]]: ...
-    @property
-    def drift(self) -> float | None: ...
+    rows: dict[str, Row]
+    counted: int
+    failed: int = 0
+    throughput_per_s: float | None = None
+    achieved_per_s: float | None = None
+    tokens_per_s: float | None = None
+    goodput_share: float | None = None
+    outcomes: dict[str, int] = field(default_factory=dict)
+    warnings: dict[str, int] = field(default_factory=dict)
+    validated: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """intent -> (valid, judged by the worker); "" is all of them"""
+    drift: float | None = None
+    """by what share the median execution of the last quarter differs from the first's"""
+
+    def value(self, metric: str, p: float) -> float | None:
+        row = self.rows.get(metric)
+        return row.value(p) if row else None
 
 
 def parse(text: str) -> Slo:
@@ -90,7 +93,7 @@ def parse(text: str) -> Slo:
     match = _EXPRESSION.match(text)
     if not match:
         raise UsageError(f"--slo '{text}': write it like total.p95<8s, error_rate<1% or throughput>=0.5/s")
-    name, intent, statistic, operator, number, unit = match.groups()
+    name, intent, statistic, compare, number, unit = match.groups()
     value = float(number)
     if intent is not None and name != "valid_rate":
         raise UsageError(
@@ -103,20 +106,20 @@ def parse(text: str) -> Slo:
             raise UsageError(f"--slo '{text}': a percentile lies between 0 and 100")
         if unit not in (None, "ms", "s", "m"):
             raise UsageError(f"--slo '{text}': {name} is a time; its unit is ms, s or m")
-        return Slo(text, name, statistic, operator, value * {"ms": 1, "s": 1000, "m": 60_000, None: 1}[unit])
+        return Slo(text, name, statistic, compare, value * {"ms": 1, "s": 1000, "m": 60_000, None: 1}[unit])
     if statistic is not None and name in (*SHARES, *RATES):
-        raise UsageError(f"--slo '{text}': {name} has no percentiles; write {name}{operator}{number}{unit or ''}")
+        raise UsageError(f"--slo '{text}': {name} has no percentiles; write {name}{compare}{number}{unit or ''}")
     if name in SHARES:
         if unit not in (None, "%"):
             raise UsageError(f"--slo '{text}': {name} is a share; write it like 1% or 0.01")
         limit = value / 100 if unit == "%" else value
         if limit > 1:
             raise UsageError(f"--slo '{text}': a share above 100 %; did you mean {number}%?")
-        return Slo(text, name, None, operator, limit, intent)
+        return Slo(text, name, None, compare, limit, intent)
     if name in RATES:
         if unit not in (None, "/s", "/min"):
             raise UsageError(f"--slo '{text}': {name} is a rate; its unit is /s or /min")
-        return Slo(text, name, None, operator, value / 60 if unit == "/min" else value)
+        return Slo(text, name, None, compare, value / 60 if unit == "/min" else value)
     known = ", ".join([*(f"{metric}.pNN" for metric in METRICS), *SHARES, *RATES])
     raise UsageError(f"--slo '{text}': no metric is called '{name}'. There are {known}")
 
@@ -127,24 +130,15 @@ def preset(name: str) -> tuple[Slo, ...]:
     return tuple(parse(text) for text in PRESETS[name])
 
 
-def judge(slos: Sequence[Slo], phase: Judged) -> tuple[Verdict, ...]:
-    return tuple(_judge(slo, phase) for slo in slos)
+def judge(slos: Sequence[Slo], phase: Figures) -> tuple[Verdict, ...]:
+    measured = [(slo, *_measure(slo, phase)) for slo in slos]
+    return tuple(
+        Verdict(slo, value, value is not None and OPERATORS[slo.operator](value, slo.limit), unsure)
+        for slo, value, unsure in measured
+    )
 
 
-def _judge(slo: Slo, phase: Judged) -> Verdict:
-    value, unsure = _measure(slo, phase)
-    if value is None:
-        return Verdict(slo, None, passed=False, unsure=None)
-    passed = {
-        "<": value < slo.limit,
-        "<=": value <= slo.limit,
-        ">": value > slo.limit,
-        ">=": value >= slo.limit,
-    }[slo.operator]
-    return Verdict(slo, value, passed, unsure)
-
-
-def _measure(slo: Slo, phase: Judged) -> tuple[float | None, str | None]:
+def _measure(slo: Slo, phase: Figures) -> tuple[float | None, str | None]:
     if slo.name in METRICS:
         row = phase.rows.get(slo.name)
         if row is None:
@@ -188,8 +182,7 @@ def _latency(slo: Slo, row: Row) -> tuple[float | None, str | None]:
         return None, None
     value = row.adjusted[f"p{slo.percentile:g}"] if row.adjusted is not None else found.value
     if found.low is None or found.high is None:
-        size = f"n={found.n}" if found.n_eff > 0.9 * found.n else f"n_eff={found.n_eff:.0f}"
-        return value, f"{size}, need {found.needed_n} to be sure"
+        return value, f"{found.size}, need {found.needed_n} to be sure"
     if found.low < slo.limit < found.high:
         return value, f"95% interval {show_ms(found.low)} to {show_ms(found.high)} spans the limit"
     return value, None

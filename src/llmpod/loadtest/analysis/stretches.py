@@ -1,16 +1,17 @@
-"""Stretches of a phase's time: slices and bins with their jobs, silences, and the spread of the throughput."""
+"""Stretches of a phase's time: slices and bins with their jobs, silences, and batches for what needs a spread."""
 
 import itertools
 import math
 from bisect import bisect_right
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from statistics import stdev
 
+from llmpod.loadtest.analysis.latency import totals
 from llmpod.loadtest.analysis.timeline import HealthReport, InFlight
-from llmpod.loadtest.model.job_record import Job
+from llmpod.loadtest.model.job_record import Job, grouped
 from llmpod.loadtest.model.plan import Phase
-from llmpod.loadtest.stats import nearest_rank
+from llmpod.loadtest.stats import nearest_rank, ranked
 
 LONG_RUN_S = 600.0
 BATCHES = 8
@@ -51,31 +52,45 @@ class Silence:
     in_flight: int
 
 
+@dataclass(frozen=True, slots=True)
+class Little:
+    """Little's law as a check of a closed loop: `ratio` = throughput * mean latency / clients. Within its error of 1,
+    the clients were never idle."""
+
+    clients: int
+    throughput_per_s: float
+    latency_s: float
+    ratio: float
+    error: float
+    holds: bool
+
+
 def slices(
     measured: Sequence[Job], start_ms: float, end_ms: float, timeline: HealthReport | None, slice_s: float | None
 ) -> tuple[Slice, ...]:
     if not slice_s or end_ms <= start_ms:
         return ()
-    groups: dict[int, list[Job]] = defaultdict(list)
-    for job in measured:
-        if job.done_ms is not None:
-            groups[int((job.done_ms - start_ms) / 1000 // slice_s)].append(job)
+
+    def number_of(job: Job) -> int | None:
+        return None if job.done_ms is None else int((job.done_ms - start_ms) / 1000 // slice_s)
+
+    groups = grouped(measured, number_of)
     out = []
     for number in range(math.ceil((end_ms - start_ms) / 1000 / slice_s)):
-        some = groups.get(number, [])
-        totals = sorted(job.total_ms for job in some if job.ok and job.total_ms is not None)
+        some = groups[number]
+        p50, p95 = totals(some)
         low, high = start_ms + number * slice_s * 1000, start_ms + (number + 1) * slice_s * 1000
-        live = sorted(point.live for point in timeline.points if low <= point.t_ms < high) if timeline else []
+        live = [point.live for point in timeline.points if low <= point.t_ms < high] if timeline else []
         width_s = min(slice_s, (end_ms - low) / 1000)
         out.append(
             Slice(
                 start_s=number * slice_s,
                 n=len(some),
-                failed=sum(1 for job in some if not job.ok),
-                p50_ms=nearest_rank(totals, 50) if totals else None,
-                p95_ms=nearest_rank(totals, 95) if totals else None,
+                failed=sum(not job.ok for job in some),
+                p50_ms=p50,
+                p95_ms=p95,
                 per_s=len(some) / width_s if width_s > 0 else 0.0,
-                live=nearest_rank(live, 50) if live else None,
+                live=ranked(live, 50)[0],
             )
         )
     return tuple(out)
@@ -102,7 +117,39 @@ def throughput_error(jobs: Sequence[Job], start_ms: float, end_ms: float) -> flo
     mean = math.fsum(counts) / BATCHES
     if mean < 2:
         return None
-    return math.sqrt(math.fsum((one - mean) ** 2 for one in counts) / (BATCHES - 1) / BATCHES) / mean
+    return stdev(counts, mean) / math.sqrt(BATCHES) / mean
+
+
+def little(jobs: Sequence[Job], clients: int, start_ms: float, end_ms: float) -> Little | None:
+    """Little's law from the jobs (of any role) that were under way inside the window, each with the share of it that
+    was. The window is split into batches whose means are nearly independent; None with too few jobs for that."""
+    batch_ms = (end_ms - start_ms) / BATCHES
+    if batch_ms <= 0:
+        return None
+    done, busy_ms = 0.0, [0.0] * BATCHES
+    for job in jobs:
+        share = job.share_within(start_ms, end_ms)
+        if job.sent_ms is None or job.done_ms is None or not share:
+            continue
+        done += share
+        for at, ms in _split(max(job.sent_ms, start_ms), min(job.done_ms, end_ms), start_ms, batch_ms, BATCHES):
+            busy_ms[at] += ms
+    if done < 2 * BATCHES:
+        return None
+    ratios = [ms / batch_ms / clients for ms in busy_ms]
+    ratio = math.fsum(ratios) / BATCHES
+    error = max(0.05, 2 * stdev(ratios, ratio) / math.sqrt(BATCHES))
+    throughput_per_s = done / (BATCHES * batch_ms) * 1000
+    return Little(clients, throughput_per_s, math.fsum(busy_ms) / done / 1000, ratio, error, abs(ratio - 1) <= error)
+
+
+def _split(low: float, high: float, zero: float, width: float, number: int) -> Iterator[tuple[int, float]]:
+    """(batch, length inside of it) for each of the `number` batches from `zero` on that a stretch of time touches."""
+    at = int((low - zero) / width)
+    while low < high and at < number:
+        until = min(high, zero + (at + 1) * width)
+        yield at, max(0.0, until - low)
+        low, at = until, at + 1
 
 
 def over_time(jobs: Sequence[Job], flight: InFlight, zero_ms: float) -> tuple[Bin, ...]:
@@ -123,11 +170,8 @@ def over_time(jobs: Sequence[Job], flight: InFlight, zero_ms: float) -> tuple[Bi
             answers[at] += 1
             failed[at] += not job.ok
     for low, high, count in flight.steps(start_ms, end_ms):
-        at = int((low - start_ms) / 1000 / width_s)
-        while low < high and at < number:
-            until = min(high, start_ms + (at + 1) * width_s * 1000)
-            busy_ms[at] += count * (until - low)
-            low, at = until, at + 1
+        for at, ms in _split(low, high, start_ms, width_s * 1000, number):
+            busy_ms[at] += count * ms
     return tuple(
         Bin(
             (start_ms - zero_ms) / 1000 + at * width_s,
@@ -145,10 +189,10 @@ def silences(
 ) -> tuple[Silence, ...]:
     """When jobs were in flight and no answer came for more than a second and eight times what three quarters of the
     answers took. An observation, not a verdict on whose fault it was; the longest first."""
-    totals = sorted(job.total_ms for job in ok if job.total_ms is not None)
-    if len(totals) < 10:
+    took_ms = sorted(job.total_ms for job in ok if job.total_ms is not None)
+    if len(took_ms) < 10:
         return ()
-    limit_ms = max(1000.0, 8 * nearest_rank(totals, 75))
+    limit_ms = max(1000.0, 8 * nearest_rank(took_ms, 75))
     ends = sorted(job.done_ms for job in jobs if job.done_ms is not None and start_ms <= job.done_ms <= end_ms)
     sent = sorted(job.sent_ms for job in jobs if job.sent_ms is not None)
     found = []

@@ -88,19 +88,18 @@ class InFlight:
 def points(samples: Sequence[dict[str, Any]], scaler: Scaler, flight: InFlight) -> list[Point]:
     """A worker count that is there for one sample only is passed over: idle and running are not counted at one instant
     on the other side."""
-    out: list[Point] = []
-    counts = [
-        live_workers(workers) if isinstance(workers := sample.get("workers"), dict) else None for sample in samples
+    known = [
+        (sample, live)
+        for sample in samples
+        if isinstance(sample.get("workers"), dict) and isinstance(sample.get("jobs"), dict)
+        if (live := live_workers(sample["workers"])) is not None
     ]
-    for number, (sample, live) in enumerate(zip(samples, counts, strict=True)):
-        jobs = sample.get("jobs")
-        if live is None or not isinstance(jobs, dict):
-            continue
-        after = counts[number + 1] if number + 1 < len(counts) else live
-        if out and live != out[-1].live and after == out[-1].live:
+    out: list[Point] = []
+    for (sample, live), after in itertools.zip_longest(known, known[1:]):
+        if out and after is not None and live != out[-1].live and after[1] == out[-1].live:
             live = out[-1].live
         at = float(sample["t_ms"])
-        workers = sample["workers"]
+        jobs, workers = sample["jobs"], sample["workers"]
         out.append(
             Point(
                 at,

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
 
-from llmpod.loadtest.model.job_record import Job
-from llmpod.loadtest.stats import difference_interval, jain, nearest_rank, quantiles
+from llmpod.loadtest.analysis.latency import totals
+from llmpod.loadtest.model.job_record import Job, grouped
+from llmpod.loadtest.stats import difference_interval, jain, nearest_rank, quantiles, ranked
 
 # A delay this much above what the phase's other jobs waited, on a worker's first job, is a start from nothing; the
 # smaller one is a worker that was woken (FlashBoot, an idle flex worker). Measured wakes took 0.7 to 2.6 s, cold starts
@@ -49,31 +50,27 @@ class Stratum:
 
     workers: int
     n: int
-    p50_ms: float
-    p95_ms: float
+    p50_ms: float | None
+    p95_ms: float | None
 
 
 def worker_rows(jobs: Sequence[Job]) -> tuple[tuple[WorkerRow, ...], float | None]:
     """A row per worker, the busiest first, and Jain's index over their numbers of jobs (1: evenly spread)."""
-    groups: dict[str, list[Job]] = defaultdict(list)
-    for job in jobs:
-        if job.worker_id:
-            groups[job.worker_id].append(job)
+    groups = grouped(jobs, lambda job: job.worker_id or None)
     in_order = {
         name: [job.exec_ms for job in some if job.ok and job.exec_ms is not None] for name, some in groups.items()
     }
     rows = []
     for name, some in groups.items():
-        values = sorted(in_order[name])
-        p50 = nearest_rank(values, 50) if values else None
+        p50, p95 = ranked(in_order[name], 50, 95)
         lasted = _lasted_ms(some)
         rows.append(
             WorkerRow(
                 worker_id=name,
                 jobs=len(some),
-                failed=sum(1 for job in some if not job.ok),
+                failed=sum(not job.ok for job in some),
                 exec_p50_ms=p50,
-                exec_p95_ms=nearest_rank(values, 95) if values else None,
+                exec_p95_ms=p95,
                 busy_s=sum(lasted.values()) / 1000,
                 at_once=_most_at_once(lasted),
                 slow=_slow(name, in_order) if len(groups) > 1 else None,
@@ -168,31 +165,15 @@ def start_classes(everyone: Sequence[Job], measured: Sequence[Job]) -> dict[int,
 
 
 def class_rows(measured: Sequence[Job], classes: dict[int, str]) -> tuple[StartClass, ...]:
-    groups: dict[str | None, list[Job]] = defaultdict(list)
-    for job in measured:
-        groups[classes.get(id(job))].append(job)
+    groups = grouped(measured, lambda job: classes.get(id(job)))
     rows = []
     for name in CLASSES:
         some = groups[name]
-        delays = sorted(job.delay_ms for job in some if job.delay_ms is not None)
-        totals = sorted(job.total_ms for job in some if job.ok and job.total_ms is not None)
-        rows.append(
-            StartClass(
-                name,
-                len(some),
-                nearest_rank(delays, 50) if delays else None,
-                nearest_rank(totals, 50) if totals else None,
-            )
-        )
+        (delay_ms,) = ranked((job.delay_ms for job in some), 50)
+        rows.append(StartClass(name, len(some), delay_ms, totals(some)[0]))
     return tuple(rows)
 
 
 def strata(ok: Sequence[Job]) -> tuple[Stratum, ...]:
-    groups: dict[int, list[float]] = defaultdict(list)
-    for job in ok:
-        if job.workers_at_submit is not None and job.total_ms is not None:
-            groups[job.workers_at_submit].append(job.total_ms)
-    return tuple(
-        Stratum(count, len(values), nearest_rank(sorted(values), 50), nearest_rank(sorted(values), 95))
-        for count, values in sorted(groups.items())
-    )
+    groups = grouped((job for job in ok if job.total_ms is not None), lambda job: job.workers_at_submit)
+    return tuple(Stratum(count, len(some), *totals(some)) for count, some in sorted(groups.items()))

@@ -2,13 +2,12 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 from typing import Any
 
-from llmpod.loadtest.analysis import slo
 from llmpod.loadtest.analysis.latency import Row, row
-from llmpod.loadtest.analysis.slo import Slo, Verdict
+from llmpod.loadtest.analysis.slo import Figures, Slo, Verdict, judge
 from llmpod.loadtest.capacity.fit import Fit
 from llmpod.loadtest.capacity.simulate import Autoscaler, Fixed, Outcome, Simulation
 from llmpod.loadtest.errors import UsageError
@@ -51,21 +50,6 @@ class Answer:
             return "holds" if self.passes else "fails"
         low, high = self.highest_per_s
         return "holds" if self.rate_per_s <= low and self.passes else "fails" if self.rate_per_s > high else "unsure"
-
-
-@dataclass(frozen=True, slots=True)
-class _Judged:
-    rows: dict[str, Row]
-    counted: int
-    throughput_per_s: float | None
-    failed: int = 0
-    achieved_per_s: float | None = None
-    tokens_per_s: float | None = None
-    goodput_share: float | None = None
-    outcomes: dict[str, int] = field(default_factory=dict)
-    warnings: dict[str, int] = field(default_factory=dict)
-    validated: dict[str, tuple[int, int]] = field(default_factory=dict)
-    drift: float | None = None
 
 
 def to_jobs(outcome: Outcome, skip_s: float = 0.0) -> list[Job]:
@@ -112,6 +96,7 @@ def simulate_rate(
         if (made := row(name, jobs, 0, percentiles, intervals=False)) is not None
     }
     span_s = max(outcome.jobs[-1].done_s, length_s)
+    per_s = len(outcome.jobs) / span_s
     worker_s = outcome.worker_s + outcome.starting_s
     exec_s = math.fsum(one.end_s - one.start_s for one in outcome.jobs)
     workers = worker_s / span_s
@@ -122,9 +107,9 @@ def simulate_rate(
         workers=workers,
         busy_share=exec_s / found.service.slots / worker_s if worker_s else 0.0,
         rows=rows,
-        verdicts=slo.judge(slos, _Judged(rows, len(jobs), len(outcome.jobs) / span_s)),
+        verdicts=judge(slos, Figures(rows=rows, counted=len(jobs), throughput_per_s=per_s)),
         usd_per_h=cost,
-        usd_per_1k=cost / 3600 / (len(outcome.jobs) / span_s) * 1000 if cost is not None else None,
+        usd_per_1k=cost / 3600 / per_s * 1000 if cost is not None else None,
         cold_starts=outcome.cold_starts,
     )
 

@@ -2,7 +2,6 @@
 
 import math
 import random
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
@@ -10,7 +9,7 @@ from statistics import median
 from llmpod.loadtest.analysis.workers import at_once, execution_span, start_classes
 from llmpod.loadtest.capacity.simulate import Service
 from llmpod.loadtest.errors import UsageError
-from llmpod.loadtest.model.job_record import Job
+from llmpod.loadtest.model.job_record import Job, grouped
 from llmpod.loadtest.stats import nearest_rank
 
 ENOUGH = 10
@@ -98,9 +97,7 @@ def fit(jobs: Sequence[Job]) -> Fit:
     classes = start_classes(jobs, whole)
     warm = [job for job in whole if classes.get(id(job)) == "warm"] or whole
     cold = sorted(job.delay_ms or 0.0 for job in whole if classes.get(id(job)) == "cold")
-    per_worker: dict[str, list[Job]] = defaultdict(list)
-    for job in warm:
-        per_worker[job.worker_id or "?"].append(job)
+    per_worker = grouped(warm, lambda job: job.worker_id or "?")
     if "?" in per_worker:
         notes.append("jobs without workerId are taken as one worker's")
     slots = max(at_once(some) for some in per_worker.values())
@@ -132,10 +129,8 @@ def fit(jobs: Sequence[Job]) -> Fit:
 
 def _was_full(jobs: Sequence[Job], slots: int) -> bool:
     """Whether in some phase more jobs were in flight than its workers ran at once."""
-    by_phase: dict[str, list[Job]] = defaultdict(list)
-    for job in jobs:
-        by_phase[job.phase].append(job)
-    return any(_most_open(some) > slots * len({job.worker_id for job in some}) for some in by_phase.values())
+    by_phase = grouped(jobs, lambda job: job.phase).values()
+    return any(_most_open(some) > slots * len({job.worker_id for job in some}) for some in by_phase)
 
 
 def _pickups_idle(warm: Sequence[Job], per_worker: dict[str, list[Job]], notes: list[str]) -> tuple[list[float], float]:
@@ -152,10 +147,8 @@ def _pickups_idle(warm: Sequence[Job], per_worker: dict[str, list[Job]], notes: 
             end_ms = max(end_ms or 0.0, until)
     if len(rested) >= 5:
         return rested, 50
-    by_phase: dict[str, list[Job]] = defaultdict(list)
-    for job in warm:
-        by_phase[job.phase].append(job)
-    lone = [job.delay_ms or 0.0 for some in by_phase.values() if _most_open(some) <= 1 for job in some]
+    by_phase = grouped(warm, lambda job: job.phase).values()
+    lone = [job.delay_ms or 0.0 for some in by_phase if _most_open(some) <= 1 for job in some]
     if len(lone) >= 5:
         notes.append(
             "no job found a rested worker (a slow --request-rate shows one): the time to an idle worker is taken from "

@@ -13,10 +13,11 @@ from llmpod.loadtest.cli.messages import make_console
 from llmpod.loadtest.cli.target import resolve
 from llmpod.loadtest.environ import Environment
 from llmpod.loadtest.errors import Exit, UsageError
+from llmpod.loadtest.model import run_files
 from llmpod.loadtest.options import SmokeOptions
 from llmpod.loadtest.run.client import connected
 from llmpod.loadtest.smoke.checks import Result, Smoke
-from llmpod.loadtest.smoke.record import make_record, performance, write_record
+from llmpod.loadtest.smoke.record import make_record, performance
 from llmpod.loadtest.units import show_ms
 
 
@@ -31,7 +32,7 @@ def act(options: SmokeOptions, environment: Environment) -> Exit:
     code = verdict(results)
     if options.record is not None and code is Exit.PASS:
         run = None if options.run is None else Path(options.run)
-        write_record(Path(options.record), make_record(base_url, smoke.facts, results, options.image, run))
+        run_files.write_json(Path(options.record), make_record(base_url, smoke.facts, results, options.image, run))
     if console is None:
         rows = {"endpoint": base_url, "passed": code is Exit.PASS, "facts": smoke.facts}
         sys.stdout.write(json.dumps({**rows, "checks": [asdict(one) for one in results]}, indent=1) + "\n")

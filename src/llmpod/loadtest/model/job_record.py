@@ -5,9 +5,11 @@ stamp. A record is filled in while its job runs and is not changed once it is wr
 """
 
 from array import array
+from collections import defaultdict
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from llmpod.loadtest.intake import MOST, line
 from llmpod.loadtest.model.failures import NOT_THE_ENDPOINTS_FAULT, Outcome
@@ -16,6 +18,7 @@ from llmpod.loadtest.model.failures import NOT_THE_ENDPOINTS_FAULT, Outcome
 MOST_STATES = 50
 
 Role = Literal["warmup", "measured", "cooldown"]
+Key = TypeVar("Key")
 
 
 @dataclass(slots=True)
@@ -132,6 +135,15 @@ class Job:
     def fail(self, error_class: str, detail: str | None) -> None:
         self.ok, self.error_class, self.error = False, error_class, detail
         self.outcome = None if error_class in NOT_THE_ENDPOINTS_FAULT else "failed"
+
+
+def grouped(jobs: Iterable[Job], key: Callable[[Job], Key | None]) -> dict[Key, list[Job]]:
+    """Jobs by a key of theirs, in their order; those without one are left out. A missing group is an empty one."""
+    groups: dict[Key, list[Job]] = defaultdict(list)
+    for job in jobs:
+        if (found := key(job)) is not None:
+            groups[found].append(job)
+    return groups
 
 
 _FIELDS = tuple(f.name for f in fields(Job))

@@ -9,6 +9,7 @@ not yet written.
 import json
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,20 +31,16 @@ class LineFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        try:
+        with writing(path):
             torn = path.exists() and path.stat().st_size > 0 and _last_byte(path) != b"\n"
             self._file = path.open("ab", buffering=0)
             if torn:
                 self._file.write(b"\n")
-        except OSError as error:
-            raise DirectoryError(f"cannot write {path}: {error.strerror or error}") from None
 
     def append(self, value: dict[str, Any]) -> None:
         line = _encode(value).encode() + b"\n"
-        try:
+        with writing(self._path):
             self._file.write(line)
-        except OSError as error:
-            raise DirectoryError(f"cannot write {self._path}: {error.strerror or error}") from None
 
     def close(self) -> None:
         self._file.close()
@@ -92,6 +89,15 @@ class Recorded:
     orphans: list[str] = field(default_factory=list)
 
 
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """A failure to write `path` is a DirectoryError."""
+    try:
+        yield
+    except OSError as error:
+        raise DirectoryError(f"cannot write {path}: {error.strerror or error}") from None
+
+
 def make_directory(directory: Path) -> None:
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -102,11 +108,9 @@ def make_directory(directory: Path) -> None:
 def write_json(path: Path, value: Any) -> None:
     """All or nothing: a reader never sees half a file."""
     part = path.with_name(path.name + ".part")
-    try:
+    with writing(path):
         part.write_text(json.dumps(value, indent=1, allow_nan=False, default=str) + "\n", encoding="utf-8")
         part.replace(path)
-    except OSError as error:
-        raise DirectoryError(f"cannot write {path}: {error.strerror or error}") from None
 
 
 def read_json(path: Path) -> Any:

@@ -10,14 +10,13 @@ An unknown name ends the command before anything is sent: a line about a misspel
 line about something that was not measured fails, for the same reason.
 """
 
-import operator
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from llmpod.loadtest.analysis.latency import METRICS
-from llmpod.loadtest.analysis.slo import Slo
+from llmpod.loadtest.analysis.slo import OPERATORS, Slo
 from llmpod.loadtest.analysis.slo import Verdict as LatencyVerdict
 from llmpod.loadtest.analysis.slo import parse as parse_slo
 from llmpod.loadtest.errors import UsageError
@@ -25,13 +24,6 @@ from llmpod.loadtest.intake import line
 from llmpod.loadtest.quality.dataset import RESERVED, resolve
 from llmpod.loadtest.units import show_share
 
-OPERATORS: dict[str, Callable[[float, float], bool]] = {
-    ">=": operator.ge,
-    "<=": operator.le,
-    "==": operator.eq,
-    ">": operator.gt,
-    "<": operator.lt,
-}
 MOST_BYTES = 1_000_000
 _LINE = re.compile(r"(?P<rollback>rollback\s+unless\s+)?(?P<name>[\w.-]+)\s*(?P<operator>[<>]=?|==)\s*(?P<limit>\S+)")
 

@@ -16,12 +16,13 @@ MOST_DOTS = 3000
 CURVE = (50.0, *(100 - 100 * 10 ** -(number / 50) for number in range(16, 201)))
 """Percentiles from 50 to 99.99, equally far apart on the logarithmic axis."""
 PARTS = {
-    "wait": "client wait",
-    "bad": "refused and sent again",
-    "delay": "queue",
-    "exec": "execution",
-    "overhead": "overhead",
+    "wait": ("wait", "client wait"),
+    "retries": ("bad", "refused and sent again"),
+    "delay": ("delay", "queue"),
+    "exec": ("exec", "execution"),
+    "overhead": ("overhead", "overhead"),
 }
+"""Of each part of a job's time the CSS class and the name in the legend."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,22 +42,10 @@ def charts(phase: PhaseReport, jobs: Sequence[Job]) -> list[Chart]:
 
 
 def _where(phase: PhaseReport) -> Chart:
-    rows = [
-        (
-            share.label,
-            {
-                "wait": share.wait_ms,
-                "bad": share.retry_ms,
-                "delay": share.delay_ms,
-                "exec": share.exec_ms,
-                "overhead": share.overhead_ms,
-            },
-        )
-        for share in phase.shares
-    ]
+    rows = [(share.label, {PARTS[part][0]: ms for part, ms in share.parts.items()}) for share in phase.shares]
     bars = stack(rows, show_ms)
     wide = {css for bar in bars for css, _, width, _ in bar.parts if width > 0.5}  # wide enough to be seen
-    return Chart("Where the time went", bars=bars, names=[(css, name) for css, name in PARTS.items() if css in wide])
+    return Chart("Where the time went", bars=bars, names=[(css, name) for css, name in PARTS.values() if css in wide])
 
 
 def thin(points: list[tuple[float, float | None]], most: int = MOST_DOTS) -> list[tuple[float, float | None]]:

@@ -3,7 +3,8 @@
 from pathlib import Path
 from xml.etree import ElementTree
 
-from llmpod.loadtest.errors import DirectoryError, Exit
+from llmpod.loadtest.errors import Exit
+from llmpod.loadtest.model.run_files import writing
 from llmpod.loadtest.report import facts, view
 from llmpod.loadtest.report.report import Report
 
@@ -87,17 +88,11 @@ def _escape(text: str) -> str:
 
 def write_junit(path: Path, report: Report) -> None:
     """Raises DirectoryError when the file cannot be written."""
-    _write(path, junit(report), "w")
+    with writing(path):
+        path.write_text(junit(report), encoding="utf-8", errors="replace")
 
 
 def append_summary(path: Path, report: Report) -> None:
     """Raises DirectoryError when the file cannot be written."""
-    _write(path, markdown(report), "a")
-
-
-def _write(path: Path, text: str, mode: str) -> None:
-    try:
-        with path.open(mode, encoding="utf-8", errors="replace") as file:
-            file.write(text)
-    except OSError as error:
-        raise DirectoryError(f"cannot write {path}: {error.strerror or error}") from None
+    with writing(path), path.open("a", encoding="utf-8", errors="replace") as file:
+        file.write(markdown(report))

@@ -1,5 +1,7 @@
 """Terminal report: the verdict, the figures, and the explanation."""
 
+from collections.abc import Collection
+
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -16,6 +18,22 @@ _GAP = Text("")
 NARROW, NO_TERMINAL = 190, 200
 STYLES = {"good": "green", "bad": "bold red", "warn": "bold yellow", "dim": "dim", "": ""}
 MOST_WORKERS = 8
+# A character of its own for each part of a job's time: the bar is read without colours, too.
+PARTS = {
+    "wait": ("·", "magenta"),
+    "retries": ("▞", "red"),
+    "delay": ("░", "yellow"),
+    "exec": ("█", "green"),
+    "overhead": ("▒", "blue"),
+}
+
+
+def plain_table(*heads: str, left: Collection[str] = ()) -> Table:
+    """Columns without lines, to the right but those in `left`."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
+    for head in heads:
+        table.add_column(head, justify="left" if head in left else "right")
+    return table
 
 
 def sparkline(values: list[float | None], top: float | None = None) -> str:
@@ -29,11 +47,9 @@ def sparkline(values: list[float | None], top: float | None = None) -> str:
 
 def show(report: Report, console: Console, metric: str | None = None) -> None:
     console.print()
-    header = Text.assemble(("load test ", "bold"), ("  ".join(report.header), "dim"))
-    console.print(header)
+    console.print(Text.assemble(("load test ", "bold"), ("  ".join(report.header), "dim")))
     narrow = console.width < NARROW
-    full = facts.shown_in_full(report)
-    for phase in full:
+    for phase in facts.shown_in_full(report):
         console.print()
         console.print(_phase(phase, metric, narrow=narrow))
     table = view.phases(report)
@@ -44,17 +60,15 @@ def show(report: Report, console: Console, metric: str | None = None) -> None:
     console.print(_footer(report))
 
 
-def _table(table: view.Table, *, narrow: bool, small: bool = True) -> Table:
-    out = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
-    for head in table.heads:
-        wraps = head in ("for example", "objectives")
-        justify = "left" if head in table.left else "right"
-        out.add_column(head, justify=justify, no_wrap=not wraps, overflow="fold")  # type: ignore[arg-type]
+def _table(table: view.Table, *, narrow: bool) -> Table:
+    out = plain_table(*table.heads, left=table.left)
+    for column in out.columns:
+        column.no_wrap, column.overflow = column.header not in ("for example", "objectives"), "fold"
     for row in table.rows:
         cells = []
         for head, cell in zip(table.heads, row, strict=False):
             text = Text(cell.text, style=STYLES[cell.tone])
-            if small and cell.small and head != table.heads[0]:
+            if cell.small and head != table.heads[0]:
                 text.append(("\n" if narrow and head not in table.left else "  ") + cell.small, style="dim")
             cells.append(text)
         out.add_row(*cells)
@@ -78,15 +92,16 @@ def _phase(phase: PhaseReport, metric: str | None, *, narrow: bool) -> Renderabl
 
 
 def _title(phase: PhaseReport) -> Text:
-    text = Text(phase.phase.name, style="bold")
-    text.append(f"  {phase.phase.shape}  {show_duration(phase.window_s)}", style="not bold dim")
-    text.append(f"  n={phase.counted}  ", style="not bold")
-    text.append(f"ok={phase.ok}", style="not bold green" if phase.ok else "not bold")
-    text.append("  ")
-    text.append(f"failed={phase.failed}", style="bold red" if phase.failed else "not bold dim")
-    text.append(f"  {show_rate(phase.throughput_per_s)} done", style="not bold")
-    text.append(f"  not counted: {facts.left_out(phase)}", style="not bold dim")
-    return text
+    return Text.assemble(
+        (phase.phase.name, "bold"),
+        (f"  {phase.phase.shape}  {show_duration(phase.window_s)}", "dim"),
+        f"  n={phase.counted}  ",
+        (f"ok={phase.ok}", "green" if phase.ok else ""),
+        "  ",
+        (f"failed={phase.failed}", "bold red" if phase.failed else "dim"),
+        f"  {show_rate(phase.throughput_per_s)} done",
+        (f"  not counted: {facts.left_out(phase)}", "dim"),
+    )
 
 
 def _status(phase: PhaseReport) -> Text:
@@ -99,27 +114,15 @@ def _status(phase: PhaseReport) -> Text:
 
 
 def _shares(phase: PhaseReport) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
-    retried = any(share.retry_ms for share in phase.shares)
-    retries = ["retries ▞"] if retried else []
-    for name in ("where it went", "wait ·", *retries, "delay ░", "exec █", "overhead ▒", "= total"):
-        table.add_column(name, justify="left" if name == "where it went" else "right")
-    table.add_column("")
+    parts = [name for name in PARTS if name != "retries" or any(share.retry_ms for share in phase.shares)]
+    heads = [f"{name} {PARTS[name][0]}" for name in parts]
+    table = plain_table("where it went", *heads, "= total", "", left=("where it went", ""))
     for share in phase.shares:
         bar = Text()
-        total = max(share.total_ms, 1e-9)
-        # A character of its own for each part: the bar is read without colours, too.
-        for value, mark, colour in (
-            (share.wait_ms, "·", "magenta"),
-            (share.retry_ms, "▞", "red"),
-            (share.delay_ms, "░", "yellow"),
-            (share.exec_ms, "█", "green"),
-            (share.overhead_ms, "▒", "blue"),
-        ):
-            bar.append(mark * round(max(0.0, value) / total * 32), style=colour)
-        waits = (share.wait_ms, share.retry_ms) if retried else (share.wait_ms,)
-        values = (*waits, share.delay_ms, share.exec_ms, share.overhead_ms, share.total_ms)
-        table.add_row(share.label, *(show_ms(value) for value in values), bar)
+        for name, ms in share.parts.items():
+            mark, colour = PARTS[name]
+            bar.append(mark * round(max(0.0, ms) / max(share.total_ms, 1e-9) * 32), style=colour)
+        table.add_row(share.label, *(show_ms(share.parts[name]) for name in parts), show_ms(share.total_ms), bar)
     return table
 
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from operator import attrgetter
 from pathlib import Path
 
-from llmpod.loadtest.errors import DirectoryError
 from llmpod.loadtest.model.job_record import Job
+from llmpod.loadtest.model.run_files import writing
 
 COLUMNS = [
     "phase", "role", "index", "mode", "ok", "error_class", "http_status", "job_id", "worker_id",
@@ -25,13 +25,10 @@ _STATES, _WARNINGS = COLUMNS.index("states"), COLUMNS.index("warnings")
 
 def write_csv(path: Path, jobs: Sequence[Job]) -> None:
     """Raises DirectoryError when the file cannot be written."""
-    try:
-        with path.open("w", newline="", encoding="utf-8", errors="replace") as file:
-            writer = csv.writer(file)
-            writer.writerow(COLUMNS)
-            writer.writerows(map(_cells, jobs))
-    except OSError as error:
-        raise DirectoryError(f"cannot write {path}: {error.strerror or error}") from None
+    with writing(path), path.open("w", newline="", encoding="utf-8", errors="replace") as file:
+        writer = csv.writer(file)
+        writer.writerow(COLUMNS)
+        writer.writerows(map(_cells, jobs))
 
 
 def _cells(job: Job) -> list[object]:

@@ -81,9 +81,9 @@ def numbers(phase: PhaseReport) -> list[tuple[str, str]]:
         ("jobs failed", f"{phase.failed}"),
         ("throughput (jobs per second or minute)", show_rate(phase.throughput_per_s)),
     ]
-    total = phase.rows.get("total")
-    if total is not None and (p50 := total.at(50.0)) is not None:
-        out.append(("total, p50 (time)", show_ms(p50.value)))
+    p50 = phase.value("total", 50)
+    if p50 is not None:
+        out.append(("total, p50 (time)", show_ms(p50)))
     return out + ([("output tokens per second", f"{phase.tokens_per_s:.1f}")] if phase.tokens_per_s else [])
 
 
@@ -108,8 +108,8 @@ def facts(phase: PhaseReport) -> list[tuple[str, str]]:
     classes = [one for one in phase.classes if one.n]
     if any(one.name != "warm" for one in classes):
         words = ", ".join(f"{one.n} {one.name} (delay p50 {show_ms(one.delay_p50_ms)})" for one in classes)
-        if phase.without_cold is not None and (p95 := phase.without_cold.at(95.0)) is not None:
-            words += f"; warm only: total p95 {show_ms(p95.value)}"
+        if phase.without_cold is not None and (p95 := phase.without_cold.value(95)) is not None:
+            words += f"; warm only: total p95 {show_ms(p95)}"
         out.append(("starts", words))
     if len(phase.strata) > 1:
         words = ", ".join(

@@ -1,13 +1,12 @@
 """Report page (report.html): one file without scripts, fonts or addresses of other places."""
 
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from llmpod.loadtest.errors import DirectoryError
-from llmpod.loadtest.model.job_record import Job
+from llmpod.loadtest.model.job_record import Job, grouped
+from llmpod.loadtest.model.run_files import writing
 from llmpod.loadtest.report import facts, view
 from llmpod.loadtest.report.charts import charts
 from llmpod.loadtest.report.report import METHODS, Report
@@ -26,16 +25,12 @@ BANNER = {"good": "pass", "warn": "warn", "bad": "fail", "": "fail"}
 
 def write_html(path: Path, report: Report, jobs: Sequence[Job]) -> None:
     """Raises DirectoryError when the file cannot be written."""
-    try:
+    with writing(path):
         path.write_text(page(report, jobs), encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise DirectoryError(f"cannot write {path}: {error.strerror or error}") from None
 
 
 def page(report: Report, jobs: Sequence[Job]) -> str:
-    by_phase: dict[str, list[Job]] = defaultdict(list)
-    for job in jobs:
-        by_phase[job.phase].append(job)
+    by_phase = grouped(jobs, lambda job: job.phase)
     return TEMPLATES.get_template("report.html").render(
         title="Load test report",
         subtitle=" · ".join(report.header),

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +12,7 @@ from llmpod.loadtest.analysis.sweep import Answer
 from llmpod.loadtest.analysis.sweep import answer as sweep_answer
 from llmpod.loadtest.errors import Exit
 from llmpod.loadtest.model import plan as plans
-from llmpod.loadtest.model.job_record import Job
+from llmpod.loadtest.model.job_record import grouped
 from llmpod.loadtest.model.plan import Plan
 from llmpod.loadtest.model.run_files import FORMAT, Recorded
 from llmpod.loadtest.run.guards import HOPELESS
@@ -62,9 +61,7 @@ class Report:
 def build(recorded: Recorded, view: View) -> Report:
     """Reads no clock and no network: the same directory and the same view give the same report."""
     plan = plans.from_dict(recorded.plan["plan"])
-    by_phase: dict[str, list[Job]] = defaultdict(list)
-    for job in recorded.jobs:
-        by_phase[job.phase].append(job)
+    by_phase = grouped(recorded.jobs, lambda job: job.phase)
     client: dict[str, dict[str, Any]] = {}
     stop: dict[str, Any] | None = None
     going_on = False

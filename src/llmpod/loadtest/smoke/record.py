@@ -1,12 +1,11 @@
 """deployment.json: what was deployed, as the worker says itself, the checks that it passed, and measured figures."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from llmpod.loadtest.errors import DirectoryError, UsageError
+from llmpod.loadtest.errors import UsageError
 from llmpod.loadtest.intake import UnreadableError, read_json
 from llmpod.loadtest.model import run_files
 from llmpod.loadtest.run.clock import utc_now
@@ -52,11 +51,3 @@ def _phase(phase: Mapping[str, Any]) -> dict[str, Any]:
         if name in phase["rows"]
     }
     return {**{key: phase.get(key) for key in ("name", "counted", "ok", "throughput_per_s")}, "latency_ms": latencies}
-
-
-def write_record(path: Path, record: Mapping[str, Any]) -> None:
-    """Writes the record. Raises DirectoryError."""
-    try:
-        path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise DirectoryError(f"{path} cannot be written: {error.strerror}") from None
