@@ -82,7 +82,6 @@ class UiOptions:
     """What is shown while a run goes on."""
 
     ui: str = option(default="auto", choices=["auto", "live", "plain", "none"], group="progress")
-    no_tui: bool = option("the same as --ui plain", default=False)
 
 
 @dataclass(kw_only=True)

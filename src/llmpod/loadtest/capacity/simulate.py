@@ -16,6 +16,8 @@ from typing import Literal
 
 from llmpod.protocol import request_count_workers
 
+ScalerKind = Literal["REQUEST_COUNT", "QUEUE_DELAY"]
+
 
 @dataclass(frozen=True, slots=True)
 class Service:
@@ -59,7 +61,7 @@ class Autoscaler:
     published: these are guesses.
     """
 
-    kind: Literal["REQUEST_COUNT", "QUEUE_DELAY"]
+    kind: ScalerKind
     value: float
     workers_min: int = 0
     workers_max: int = 3

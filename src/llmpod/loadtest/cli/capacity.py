@@ -2,14 +2,14 @@
 
 import dataclasses
 import json
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from llmpod.loadtest.analysis import slo
@@ -26,12 +26,12 @@ from llmpod.loadtest.capacity.capacity import (
     with_interval,
 )
 from llmpod.loadtest.capacity.fit import Fit, fit, on_one_axis
-from llmpod.loadtest.capacity.simulate import Autoscaler, Fixed
-from llmpod.loadtest.cli.messages import make_console
+from llmpod.loadtest.capacity.simulate import Autoscaler, Fixed, ScalerKind
 from llmpod.loadtest.environ import Environment
 from llmpod.loadtest.errors import Exit, UsageError
 from llmpod.loadtest.model import run_files
 from llmpod.loadtest.options import CapacityOptions
+from llmpod.loadtest.report.console import make_console, plain_table
 from llmpod.loadtest.units import show_ms, show_rate, show_share, show_usd
 
 SIMULATED = frozenset({"total", "delay", "exec", "overhead", "error_rate", "success_rate", "throughput"})
@@ -82,21 +82,17 @@ def act(options: CapacityOptions, environment: Environment) -> Exit:
     if options.format == "json":
         sys.stdout.write(json.dumps(_json(found, answers), indent=1) + "\n")
     else:
-        _show(found, answers, slos, make_console(environment), by_rate=bool(options.request_rate))
+        _show(found, answers, slos, make_console(plain=environment.plain), by_rate=bool(options.request_rate))
     return Exit.SLO_FAILED if failed else Exit.PASS
 
 
 def parse_scaler(text: str, options: CapacityOptions, cold_start_s: float) -> Autoscaler:
-    kind, _, value = text.partition(":")
-    try:
-        number = float(value)
-    except ValueError:
-        number = -1.0
-    if kind not in ("REQUEST_COUNT", "QUEUE_DELAY") or number <= 0:
+    found = re.fullmatch(r"(REQUEST_COUNT|QUEUE_DELAY):(\d+(?:\.\d+)?)", text)
+    if found is None or not float(found[2]):
         raise UsageError(f"--scaler '{text}': write REQUEST_COUNT:4 or QUEUE_DELAY:4")
     return Autoscaler(
-        kind="REQUEST_COUNT" if kind == "REQUEST_COUNT" else "QUEUE_DELAY",
-        value=number,
+        kind=cast("ScalerKind", found[1]),
+        value=float(found[2]),
         workers_min=options.workers_min,
         workers_max=options.max_workers,
         cold_start_s=cold_start_s,
@@ -118,34 +114,19 @@ def _show(found: Fit, answers: Sequence[Answer], slos: Sequence[Slo], console: C
     for note in found.notes:
         console.print(f"! {note}", style="yellow")
     console.print(f"objectives: {', '.join(one.text for one in slos)}")
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
-    for name in (
-        "rate" if by_rate else "highest rate",
-        "workers",
-        "these hold",
-        "",
-        "total p50",
-        "p95",
-        "p99",
-        "delay p95",
-        "busy",
-        "$/h",
-        "$/1k requests",
-    ):
-        table.add_column(name, justify="right")
+    rate = "rate" if by_rate else "highest rate"
+    times = ("total p50", "p95", "p99", "delay p95")
+    table = plain_table(rate, "workers", "these hold", "", *times, "busy", "$/h", "$/1k requests")
     for one in answers:
-        total, delay = one.rows["total"], one.rows["delay"]
         auto = ":" in one.fleet
         fleet = f"{one.fleet}: {one.workers:.1f} on average, {one.cold_starts} cold starts" if auto else one.fleet
-        cells = [show_ms(found_q.value) if (found_q := total.at(p)) else "" for p in SHOWN]
-        late = delay.at(95.0)
         table.add_row(
             show_rate(one.rate_per_s),
             fleet,
             _span(one.highest_per_s),
             _word(one),
-            *cells,
-            show_ms(late.value) if late else "",
+            *(show_ms(one.rows["total"].value(p)) for p in SHOWN),
+            show_ms(one.rows["delay"].value(95)),
             show_share(one.busy_share),
             show_usd(one.usd_per_h),
             show_usd(one.usd_per_1k),
@@ -172,12 +153,9 @@ def _json(found: Fit, answers: Sequence[Answer]) -> dict[str, Any]:
     def row_json(made: Row) -> dict[str, float]:
         return {f"p{q.p:g}_ms": round(q.value, 3) for q in made.quantiles}
 
-    service = {
-        **dataclasses.asdict(found.service),
-        "exec_s": None,
-        "exec_p50_s": sorted(found.service.exec_s)[len(found.service.exec_s) // 2],
-    }
-    del service["exec_s"]
+    service = dataclasses.asdict(found.service)
+    times_s = sorted(service.pop("exec_s"))
+    service["exec_p50_s"] = times_s[len(times_s) // 2]
     return {
         "fit": {"service": service, "cold_start_s": found.cold_start_s, "jobs": found.jobs, "notes": list(found.notes)},
         "answers": [

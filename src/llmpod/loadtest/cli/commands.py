@@ -21,7 +21,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "run": Command(options.RunOptions, "session", "run", options.EPILOG),
-    "report": Command(options.ReportOptions, "report"),
+    "report": Command(options.ReportOptions, "publish", "report"),
     "compare": Command(options.CompareOptions, "compare"),
     "resume": Command(options.ResumeOptions, "session", "resume"),
     "capacity": Command(options.CapacityOptions, "capacity"),

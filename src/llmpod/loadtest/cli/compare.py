@@ -10,35 +10,39 @@ import json
 import math
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import NormalDist, geometric_mean
-from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from llmpod.loadtest.analysis.latency import METRICS
 from llmpod.loadtest.analysis.phase import PhaseReport, View
 from llmpod.loadtest.analysis.stretches import BATCHES
-from llmpod.loadtest.cli.messages import make_console
 from llmpod.loadtest.cli.quality import compare_quality, is_quality
 from llmpod.loadtest.cli.viewing import make_saved_view, parse_percentiles
 from llmpod.loadtest.dependence import SHORT
 from llmpod.loadtest.environ import Environment
 from llmpod.loadtest.errors import Exit, UsageError
 from llmpod.loadtest.model import run_files
-from llmpod.loadtest.model.job_record import Job
+from llmpod.loadtest.model.job_record import Job, grouped
 from llmpod.loadtest.model.run_files import Recorded
 from llmpod.loadtest.options import CompareOptions
+from llmpod.loadtest.report.console import make_console, plain_table
 from llmpod.loadtest.report.report import build
 from llmpod.loadtest.stats import Quantile, difference_interval, pooled, quantiles, student, two_shares
 from llmpod.loadtest.units import show_ms, show_rate, show_share, show_usd
 
 COMPARED = ("total", "delay", "exec", "overhead", "scheduled", "ttft", "tpot")
 POWER = 0.8
+SHOW: dict[str, Callable[[float], str]] = {
+    "throughput": show_rate,
+    "cost per 1k requests": show_usd,
+    "output tokens/s": "{:.1f}".format,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +101,9 @@ def compare(a: Recorded, b: Recorded, percentiles: Sequence[float], view: View |
     ]
     reports_a = {one.phase.name: one for one in build(a, view or make_saved_view(a)).phases}
     reports_b = {one.phase.name: one for one in build(b, view or make_saved_view(b)).phases}
-    drafts = [
-        rate for x, y in pairs if x in reports_a and y in reports_b for rate in _rates(reports_a[x], reports_b[y])
-    ]
+    rates = [rate for x, y in pairs if x in reports_a and y in reports_b for rate in _rates(reports_a[x], reports_b[y])]
     shared = [metric for metric, times in Counter(one[2] for one in metrics).items() if times > 1]
-    lines = (len(metrics) + len(shared)) * len(percentiles) + len(drafts)
+    lines = (len(metrics) + len(shared)) * len(percentiles) + len(rates)
     level = 0.05 / max(1, lines)
     found = [
         _difference(_label(x, y), metric, p, values_a, values_b, level)
@@ -111,11 +113,7 @@ def compare(a: Recorded, b: Recorded, percentiles: Sequence[float], view: View |
     for metric in shared:
         for p in percentiles:
             found += _pooled([one for one in found if (one.metric, one.p) == (metric, p)], level)
-    rates = [
-        Rate(draft["phase"], draft["name"], draft["a"], draft["b"], _clear(draft, level), draft["worse"])
-        for draft in drafts
-    ]
-    return Comparison(found, rates, lines)
+    return Comparison(found, [replace(rate, clear=is_clear(level)) for rate, is_clear in rates], lines)
 
 
 def _label(a: str, b: str) -> str:
@@ -167,45 +165,40 @@ def _pooled(phases: Sequence[Difference], level: float) -> list[Difference]:
     return [Difference("all phases", metric, p, a_ms, b_ms, low - a_ms, high - a_ms, n_a, n_b, clear, found)]
 
 
-def _rates(a: PhaseReport, b: PhaseReport) -> list[dict[str, Any]]:
-    """Rates and shares to be compared, each with the data of its test."""
+def _rates(a: PhaseReport, b: PhaseReport) -> Iterator[tuple[Rate, Callable[[float], bool | None]]]:
+    """Rates and shares to be compared, each with the test that says at a level whether it differs."""
     label = _label(a.phase.name, b.phase.name)
-    out: list[dict[str, Any]] = []
 
-    def add(name: str, of_a: float | None, of_b: float | None, *, worse: bool, **test: Any) -> None:
+    def by_batches(level: float, of_a: float, of_b: float) -> bool | None:
+        if a.throughput_error is None or b.throughput_error is None or not of_a or not of_b:
+            return None
+        error = math.hypot(a.throughput_error, b.throughput_error)
+        return abs(math.log(of_b / of_a)) > student(level, BATCHES - 1) * error
+
+    def by_jobs(level: float, of_a: float, of_b: float) -> bool:
+        return two_shares(round(of_a * a.counted), a.counted, round(of_b * b.counted), b.counted) < level
+
+    def share(some: int, of: int) -> float | None:
+        return some / of if of else None
+
+    per_1k = [one.cost.per_1k_requests if one.cost else None for one in (a, b)]
+    # In an open loop the schedule says how many are answered.
+    throughputs = [one.throughput_per_s if a.phase.kind == "closed" else None for one in (a, b)]
+    found: list[tuple[str, float | None, float | None, bool, Callable[..., bool | None]]] = [
+        ("throughput", throughputs[0], throughputs[1], False, by_batches),
+        ("output tokens/s", a.tokens_per_s, b.tokens_per_s, False, by_batches),
+        ("cost per 1k requests", per_1k[0], per_1k[1], True, by_batches),
+        ("error rate", share(a.failed, a.counted), share(b.failed, b.counted), True, by_jobs),
+        ("goodput", a.goodput_share, b.goodput_share, False, by_jobs),
+    ]
+    for name, of_a, of_b, worse, test in found:
         if of_a is not None and of_b is not None:
-            out.append({"phase": label, "name": name, "a": of_a, "b": of_b, "worse": worse, **test})
-
-    errors = {"errors": (a.throughput_error, b.throughput_error)}
-    if a.phase.kind == "closed":  # in an open loop the schedule says how many are answered
-        add("throughput", a.throughput_per_s, b.throughput_per_s, worse=False, **errors)
-    add("output tokens/s", a.tokens_per_s, b.tokens_per_s, worse=False, **errors)
-    if a.cost is not None and b.cost is not None:
-        add("cost per 1k requests", a.cost.per_1k_requests, b.cost.per_1k_requests, worse=True, **errors)
-    if a.counted and b.counted:
-        shares = {"hits": (a.failed, b.failed), "n": (a.counted, b.counted)}
-        add("error rate", a.failed / a.counted, b.failed / b.counted, worse=True, **shares)
-    if a.goodput_share is not None and b.goodput_share is not None:
-        hits = round(a.goodput_share * a.counted), round(b.goodput_share * b.counted)
-        add("goodput", a.goodput_share, b.goodput_share, worse=False, hits=hits, n=(a.counted, b.counted))
-    return out
-
-
-def _clear(draft: dict[str, Any], level: float) -> bool | None:
-    if "hits" in draft:
-        return two_shares(draft["hits"][0], draft["n"][0], draft["hits"][1], draft["n"][1]) < level
-    error_a, error_b = draft["errors"]
-    if error_a is None or error_b is None or not draft["a"] or not draft["b"]:
-        return None
-    return abs(math.log(draft["b"] / draft["a"])) > student(level, BATCHES - 1) * math.hypot(error_a, error_b)
+            yield Rate(label, name, of_a, of_b, None, worse), partial(test, of_a=of_a, of_b=of_b)
 
 
 def _phases(recorded: Recorded) -> dict[str, list[Job]]:
-    out: dict[str, list[Job]] = {}
-    for job in sorted(recorded.jobs, key=lambda one: one.sent_ms or 0.0):
-        if job.counts:
-            out.setdefault(job.phase, []).append(job)
-    return out
+    in_order = sorted(recorded.jobs, key=lambda job: job.sent_ms or 0.0)
+    return grouped((job for job in in_order if job.counts), lambda job: job.phase)
 
 
 def _values(jobs: Sequence[Job], metric: str) -> list[float]:
@@ -215,7 +208,7 @@ def _values(jobs: Sequence[Job], metric: str) -> list[float]:
 
 def act(options: CompareOptions, environment: Environment) -> Exit:
     if is_quality(options):
-        return compare_quality(options, make_console(environment))
+        return compare_quality(options, make_console(plain=environment.plain))
     a, b = run_files.read(Path(options.a)), run_files.read(Path(options.b))
     found = compare(a, b, parse_percentiles(options.percentiles))
     if not found.lines:
@@ -234,7 +227,7 @@ def act(options: CompareOptions, environment: Environment) -> Exit:
         both = [_error_rate(a), _error_rate(b)]
         sys.stdout.write(json.dumps({"differences": rows, "rates": rates, "error_rate": both}, indent=1) + "\n")
     else:
-        console = make_console(environment)
+        console = make_console(plain=environment.plain)
         _show(found, options, console)
         for one in slower:
             console.print(f"✗ {one.phase} total p{one.p:g} is certainly more than {limit:.0%} slower", style="bold red")
@@ -247,9 +240,8 @@ def _error_rate(recorded: Recorded) -> float | None:
 
 
 def _show(found: Comparison, options: CompareOptions, console: Console) -> None:
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
-    for name in ("phase", "metric", "", "A", "B", "B - A", "95% interval", "", "finds", "n"):
-        table.add_column(name, justify="left" if name in ("phase", "metric") else "right")
+    heads = ("phase", "metric", "", "A", "B", "B - A", "95% interval", "", "finds", "n")
+    table = plain_table(*heads, left=("phase", "metric"))
     for one in found.differences:
         share = f" ({one.share:+.1%})" if one.share is not None else ""
         table.add_row(
@@ -265,12 +257,7 @@ def _show(found: Comparison, options: CompareOptions, console: Console) -> None:
             f"{one.n_a}, {one.n_b}",
         )
     for rate in found.rates:
-        show: dict[str, Callable[[float], str]] = {
-            "throughput": show_rate,
-            "cost per 1k requests": show_usd,
-            "output tokens/s": lambda per_s: f"{per_s:.1f}",
-        }
-        text = show.get(rate.name, show_share)
+        text = SHOW.get(rate.name, show_share)
         share = f"{rate.b / rate.a - 1:+.1%}" if rate.a else ""
         worse = (rate.b > rate.a) == rate.worse
         word = _word(rate.clear, worse=worse, bad="worse", good="better")

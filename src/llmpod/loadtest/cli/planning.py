@@ -2,7 +2,8 @@
 
 import json
 import math
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 from llmpod.loadtest.errors import UsageError
 from llmpod.loadtest.model.arrivals import Arrivals, Segment, stages, steady
@@ -13,8 +14,8 @@ from llmpod.loadtest.units import parse_duration_s
 
 OLD_MODES: dict[str, Mode] = {"sync": "runsync", "async": "run"}
 DEFAULT_RUNS = 40
+N = TypeVar("N", int, float)
 DEFAULT_LADDER = (1, 2, 4, 8, 16, 32, 64, 128)
-STEP = 1.5  # of --sweep-rate A..B
 
 
 def make_plan(options: RunOptions) -> Plan:
@@ -44,7 +45,7 @@ def make_plan(options: RunOptions) -> Plan:
     if options.sweep is not None:
         return _sweep(options, options.sweep.strip(), mode)
     if options.sweep_rate is not None:
-        rates = _rates(options.sweep_rate.strip())
+        rates = _ladder(options.sweep_rate.strip(), "--sweep-rate", float, lambda rung: float(f"{1.5 * rung:.3g}"))
         phases = tuple(_open(options, rate) for rate in rates)
         return Plan(phases, mode, options.seed, Sweep(tuple(rates), auto=False, by_rate=True))
     return Plan((_open(options),), mode, options.seed)
@@ -82,47 +83,31 @@ def _closed_phase(
 
 
 def _sweep(options: RunOptions, text: str, mode: Mode) -> Plan:
-    auto = text == "auto"
-    if auto:
-        rungs = list(DEFAULT_LADDER)
-    elif ".." in text:
-        low, high = _pair(text, "--sweep", whole=True)
-        rungs = [int(low)]
-        while rungs[-1] * 2 < high:
-            rungs.append(rungs[-1] * 2)
-        rungs += [int(high)] if rungs[-1] != int(high) else []
-    else:
-        try:
-            rungs = [int(part) for part in text.split(",")]
-        except ValueError:
-            raise UsageError(f"--sweep '{text}': write auto, 1..16 or 1,2,4") from None
-    if not rungs or rungs != sorted(set(rungs)) or rungs[0] < 1:
-        raise UsageError(f"--sweep '{text}': the numbers of clients must grow from 1 or more")
+    rungs = list(DEFAULT_LADDER)
+    if text != "auto":
+        rungs = _ladder(text, "--sweep", int, lambda rung: 2 * rung)
     runs = options.runs or (None if options.duration else DEFAULT_RUNS)
     phases = tuple(
         _closed_phase(options, f"c={rung}", "sweep", rung, max(runs, 3 * rung) if runs else None, options.duration)
         for rung in rungs
     )
-    return Plan(phases, mode, options.seed, Sweep(tuple(rungs), auto))
+    return Plan(phases, mode, options.seed, Sweep(tuple(rungs), text == "auto"))
 
 
-def _rates(text: str) -> list[float]:
-    """`1..8`: 1, 1.5, 2.25, …, 8; or the very rates, ascending."""
-    if ".." in text:
-        low, high = _pair(text, "--sweep-rate")
-        if not 0 < low < high:
-            raise UsageError(f"--sweep-rate '{text}': the first rate is above 0 and below the second")
-        rates = [low]
-        while rates[-1] * STEP < high * 0.99:
-            rates.append(float(f"{rates[-1] * STEP:.3g}"))
-        return [*rates, high]
+def _ladder(text: str, flag: str, number: Callable[[str], N], above: Callable[[N], N]) -> list[N]:
+    """`A..B`: from A each rung is the one `above` the last, up to B; `A,B,C`: the very rungs."""
     try:
-        rates = [float(part) for part in text.split(",")]
+        low, dots, high = text.partition("..")
+        rungs = [number(part) for part in ([low] if dots else text.split(","))]
+        if dots:
+            while 0 < (rung := above(rungs[-1])) < number(high) * 0.99:
+                rungs.append(rung)
+            rungs.append(number(high))
     except ValueError:
-        raise UsageError(f"--sweep-rate '{text}': write 0.5..8 or 1,2,4 (per second)") from None
-    if rates != sorted(set(rates)) or not 0 < rates[0] <= rates[-1] < math.inf:
-        raise UsageError(f"--sweep-rate '{text}': the rates must grow from above 0")
-    return rates
+        raise UsageError(f"{flag} '{text}': write numbers, like 1..16 or 1,2,4") from None
+    if rungs != sorted(set(rungs)) or not 0 < rungs[0] <= rungs[-1] < math.inf:
+        raise UsageError(f"{flag} '{text}': the numbers must grow from above 0")
+    return rungs
 
 
 def _open(options: RunOptions, rung: float | None = None) -> Phase:
@@ -146,10 +131,9 @@ def _open(options: RunOptions, rung: float | None = None) -> Phase:
     if options.ramp is not None:
         if options.duration is None:
             raise UsageError("--ramp needs --duration")
-        low, high = _pair(options.ramp, "--ramp")
-        return _open_phase(
-            options, f"{low:g}..{high:g}/s", "ramp", (Segment(options.duration, low, high),), burstiness, cap
-        )
+        line = _ramp(options.ramp, options.duration)
+        name = f"{line.start_per_s:g}..{line.end_per_s:g}/s"
+        return _open_phase(options, name, "ramp", (line,), burstiness, cap)
     rate = rung or options.request_rate or 1.0  # one of the two is there
     soak = options.soak is not None
     length = options.soak if soak else options.duration
@@ -198,15 +182,14 @@ def _stages(text: str) -> tuple[Segment, ...]:
     return stages(targets)
 
 
-def _pair(text: str, flag: str, *, whole: bool = False) -> tuple[float, float]:
-    low, dots, high = text.partition("..")
+def _ramp(text: str, duration_s: float) -> Segment:
     try:
-        pair = (float(int(low)), float(int(high))) if whole else (float(low), float(high))
+        low, high = map(float, text.split(".."))
     except ValueError:
-        pair = (-1.0, -1.0)
-    if not dots or min(pair) < 0 or pair[0] == pair[1] or (whole and (pair[0] < 1 or pair[0] > pair[1])):
-        raise UsageError(f"{flag} '{text}': write two different numbers, like 1..16")
-    return pair
+        low = high = -1.0
+    if min(low, high) < 0 or low == high:
+        raise UsageError(f"--ramp '{text}': write two different numbers, like 1..16")
+    return Segment(duration_s, low, high)
 
 
 def read_times(path: str) -> list[float]:

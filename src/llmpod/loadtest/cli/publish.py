@@ -1,21 +1,37 @@
-"""Output of a run: run.json, requests.csv, report.html, the files asked for, and what the terminal shows."""
+"""Report of a run as it goes out: run.json, requests.csv, report.html, the files asked for, the terminal."""
 
+import gc
 import json
 import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from llmpod.loadtest.cli.messages import fail, internal_error, make_console
+from llmpod.loadtest.cli.main import fail, internal_error
+from llmpod.loadtest.cli.viewing import make_view
 from llmpod.loadtest.environ import Environment
-from llmpod.loadtest.errors import DirectoryError, Exit
+from llmpod.loadtest.errors import DirectoryError, Exit, UsageError
 from llmpod.loadtest.model import run_files
-from llmpod.loadtest.options import ViewOptions
+from llmpod.loadtest.options import ReportOptions, ViewOptions
 from llmpod.loadtest.report.ci import append_summary, write_junit
-from llmpod.loadtest.report.console import show
+from llmpod.loadtest.report.console import make_console, show
 from llmpod.loadtest.report.csv_export import write_csv
 from llmpod.loadtest.report.html import write_html
-from llmpod.loadtest.report.report import Report, to_json
+from llmpod.loadtest.report.report import Report, build, to_json
+
+
+def report(chosen: ReportOptions, environment: Environment) -> Exit:
+    """The report of a recorded run, again or with other objectives."""
+    if chosen.directory is None:
+        raise UsageError("report needs a DIR")
+    directory = Path(chosen.directory)
+    gc.disable()  # a hundred thousand records are made, and none of them becomes garbage before the end
+    try:
+        recorded = run_files.read(directory)
+        built = build(recorded, make_view(chosen, recorded.plan))
+        return publish(built, recorded, Path(chosen.out) if chosen.out else directory, chosen, environment)
+    finally:
+        gc.enable()
 
 
 def publish(
@@ -54,6 +70,6 @@ def _print(built: Report, directory: Path, chosen: ViewOptions, environment: Env
     if chosen.format == "json":
         sys.stdout.write(json.dumps(to_json(built), indent=1) + "\n")
     elif chosen.format == "table":
-        console = make_console(environment)
+        console = make_console(plain=environment.plain)
         show(built, console, chosen.metric)
         console.print(f"files  {directory}/  report.html  run.json  requests.jsonl  requests.csv", style="dim")

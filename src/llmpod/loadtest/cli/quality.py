@@ -12,7 +12,6 @@ from rich.console import Console
 
 from llmpod.loadtest.analysis.analyse import analyse
 from llmpod.loadtest.analysis.phase import View
-from llmpod.loadtest.cli.messages import make_console
 from llmpod.loadtest.cli.session import run_to_end, signals
 from llmpod.loadtest.cli.target import made_by, resolve
 from llmpod.loadtest.environ import Environment
@@ -27,6 +26,7 @@ from llmpod.loadtest.quality.compare import Change, compare
 from llmpod.loadtest.quality.console import show, show_changes
 from llmpod.loadtest.quality.dataset import Row
 from llmpod.loadtest.quality.results import QualityReport, Results
+from llmpod.loadtest.report.console import make_console
 from llmpod.loadtest.run.client import connected
 from llmpod.loadtest.run.clock import Clock
 from llmpod.loadtest.run.context import RunContext
@@ -54,7 +54,7 @@ class Inputs:
 
 
 def act(options: QualityOptions, environment: Environment) -> Exit:
-    return asyncio.run(run_quality(options, environment, make_console(environment)))
+    return asyncio.run(run_quality(options, environment, make_console(plain=environment.plain)))
 
 
 async def run_quality(options: QualityOptions, environment: Environment, console: Console) -> Exit:

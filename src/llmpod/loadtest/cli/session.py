@@ -108,7 +108,7 @@ async def run_again(directory: Path, chosen: UiOptions, environment: Environment
         )
     known = {one.name for one in dataclasses.fields(RunOptions)}
     options = RunOptions(**{name: value for name, value in saved.items() if name in known})
-    options.ui, options.no_tui, options.csv = chosen.ui, chosen.no_tui, None
+    options.ui, options.csv = chosen.ui, None
     plan = plans.from_dict(recorded.plan["plan"])
     setup = Setup(options, environment, resolve(options, environment), plan, make_view(options), directory)
     return await _execute(setup, Payloads(options), before=recorded)

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from llmpod.loadtest.cli.messages import make_console
 from llmpod.loadtest.cli.target import resolve
 from llmpod.loadtest.environ import Environment
 from llmpod.loadtest.errors import Exit, UsageError
 from llmpod.loadtest.model import run_files
 from llmpod.loadtest.options import SmokeOptions
+from llmpod.loadtest.report.console import make_console
 from llmpod.loadtest.run.client import connected
 from llmpod.loadtest.smoke.checks import Result, Smoke
 from llmpod.loadtest.smoke.record import make_record, performance
@@ -27,7 +27,7 @@ def act(options: SmokeOptions, environment: Environment) -> Exit:
         if options.record is None:
             raise UsageError("--run needs --record: its figures go into the record")
         performance(Path(options.run))  # a directory that holds no run is found before anything is sent
-    console = None if options.format == "json" else make_console(environment)
+    console = None if options.format == "json" else make_console(plain=environment.plain)
     smoke, results = asyncio.run(_run(options, base_url, environment, console))
     code = verdict(results)
     if options.record is not None and code is Exit.PASS:

@@ -1,5 +1,7 @@
 """Terminal report: the verdict, the figures, and the explanation."""
 
+import shutil
+import sys
 from collections.abc import Collection
 
 from rich.console import Console, Group, RenderableType
@@ -34,6 +36,13 @@ def plain_table(*heads: str, left: Collection[str] = ()) -> Table:
     for head in heads:
         table.add_column(head, justify="left" if head in left else "right")
     return table
+
+
+def make_console(*, plain: bool) -> Console:
+    """Of stdout. `plain`: without colours."""
+    width = None if sys.stdout.isatty() else max(NO_TERMINAL, shutil.get_terminal_size().columns)
+    # No markup: error texts and paths may hold brackets, and must not be read as styles.
+    return Console(file=sys.stdout, markup=False, highlight=False, no_color=plain or None, width=width)
 
 
 def sparkline(values: list[float | None], top: float | None = None) -> str:
