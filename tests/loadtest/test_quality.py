@@ -12,13 +12,10 @@ from llmpod.loadtest.errors import Exit, UsageError
 from llmpod.loadtest.model.job_record import Job
 from llmpod.loadtest.model.run_files import LineFile
 from llmpod.loadtest.quality import dataset, gate, results
-from llmpod.loadtest.quality.compare import compare
-from llmpod.loadtest.quality.dataset import Expect, Row
+from llmpod.loadtest.quality.dataset import Expect, Row, Schema
 from llmpod.loadtest.quality.gate import Share
-from llmpod.loadtest.quality.reading import text_of
-from llmpod.loadtest.quality.results import Group, Results
-from llmpod.loadtest.quality.schema import Schema
-from llmpod.loadtest.quality.verdict import judge
+from llmpod.loadtest.quality.results import Group, Results, compare
+from llmpod.loadtest.quality.verdict import judge, text_or_json
 from llmpod.loadtest.stats import wilson
 from tests.loadtest.conftest import command
 
@@ -210,7 +207,7 @@ def test_a_schema_that_refers_elsewhere_is_not_fetched() -> None:
     ],
 )
 def test_the_text_of_any_workers_output_is_found(output: Any, text: str) -> None:
-    assert text_of(output) == text
+    assert text_or_json(output) == text
 
 
 # -- gates -------------------------------------------------------------------------------------------------------------

@@ -40,23 +40,18 @@ def read_json(text: str, redact: Callable[[str], str] = str) -> Any:
         raise UnreadableError("JSON nested too deep") from None
     except ValueError:
         raise UnreadableError("not JSON") from None
-    if text.count("[") + text.count("{") > DEEPEST and _deeper(value):
+    if text.count("[") + text.count("{") > DEEPEST and too_deep(value):
         raise UnreadableError("JSON nested too deep")
     return _cleaned(value, redact) if _SUSPECT.search(text) else value
 
 
-def _deeper(value: Any) -> bool:
+def too_deep(value: Any) -> bool:
+    """Whether a JSON value is nested more than DEEPEST deep."""
     level = [value]
     for _ in range(DEEPEST + 1):
-        level = [
-            child
-            for one in level
-            if isinstance(one, dict | list)
-            for child in (one.values() if isinstance(one, dict) else one)
-        ]
-        if not level:
-            return False
-    return True
+        inside = [one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list)]
+        level = [child for children in inside for child in children]
+    return bool(level)
 
 
 def _cleaned(value: Any, redact: Callable[[str], str]) -> Any:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
@@ -22,11 +23,9 @@ from llmpod.loadtest.model.plan import Mode, Phase, Plan
 from llmpod.loadtest.model.run_files import Journal, LineFile
 from llmpod.loadtest.options import CompareOptions, QualityOptions, RunOptions
 from llmpod.loadtest.quality import dataset, gate, results
-from llmpod.loadtest.quality.compare import Change, compare
-from llmpod.loadtest.quality.console import show, show_changes
 from llmpod.loadtest.quality.dataset import Row
-from llmpod.loadtest.quality.results import QualityReport, Results
-from llmpod.loadtest.report.console import make_console
+from llmpod.loadtest.quality.results import MOST_TRANSPORT, Change, QualityReport, Results, compare
+from llmpod.loadtest.report.console import make_console, plain_table
 from llmpod.loadtest.run.client import connected
 from llmpod.loadtest.run.clock import Clock
 from llmpod.loadtest.run.context import RunContext
@@ -34,10 +33,11 @@ from llmpod.loadtest.run.guards import Guards
 from llmpod.loadtest.run.polling import PollPace
 from llmpod.loadtest.run.probes import HealthWatch
 from llmpod.loadtest.run.runner import Runner
-from llmpod.loadtest.units import count
+from llmpod.loadtest.units import count, show_share
 
 PHASE = "quality"
 PROGRESS_S = 10.0
+MOST_SHOWN = 3
 
 
 class Inputs:
@@ -101,7 +101,7 @@ async def run_quality(options: QualityOptions, environment: Environment, console
     if options.format == "json":
         sys.stdout.write(json.dumps(written, indent=1) + "\n")
     elif options.format == "table":
-        show(report, console)
+        _show(report, console)
         console.print(f"files  {directory}/  {results.FILE}  {results.VERDICTS}  requests.jsonl", style="dim")
     return report.exit_code
 
@@ -148,11 +148,11 @@ def compare_quality(options: CompareOptions, console: Console) -> Exit:
     if not changes:
         raise UsageError(f"{options.a} and {options.b} measured no intent in common")
     if options.format == "json":
-        rows = [{name: getattr(one, name) for name in Change.__dataclass_fields__} for one in changes]
+        rows = [asdict(one) for one in changes]
         sys.stdout.write(json.dumps({"quality": rows}, indent=1) + "\n")
     else:
         console.print(f"A {options.a}\nB {options.b}", style="dim")
-        show_changes(changes, console)
+        _show_changes(changes, console)
     worse = any(one.clear and one.b < one.a for one in changes)
     return Exit.SLO_FAILED if worse and options.fail_on_worse else Exit.PASS
 
@@ -163,3 +163,67 @@ def is_quality(options: CompareOptions) -> bool:
     if kinds[0] != kinds[1]:
         raise UsageError("a quality run can only be compared with another quality run")
     return kinds[0]
+
+
+def _show(report: QualityReport, console: Console) -> None:
+    """Prints the report: a table of intents, examples of what failed, the gate."""
+    table = plain_table(
+        "intent", "rows", "pass", "fail", "pass rate", "95% interval", "leaks", "cut", "no answer", left=["intent"]
+    )
+    for group in report.groups:
+        interval = f"{show_share(group.low)} to {show_share(group.high)}" if group.share is not None else ""
+        table.add_row(
+            group.name,
+            str(group.rows),
+            str(group.passed),
+            str(group.failed),
+            show_share(group.share),
+            interval,
+            str(group.leaks or ""),
+            str(group.cut or ""),
+            str(group.transport or ""),
+            style="bold" if group is report.overall else None,
+        )
+    console.print(table)
+    for group in report.groups:
+        for example in group.examples[:MOST_SHOWN]:
+            console.print(f"{group.name} {example.id}: {'; '.join(example.reasons)}")
+            if example.text:
+                console.print(f"    {example.text}", style="dim")
+    for note in report.notes:
+        console.print(note, style="dim")
+    for one in report.gate:
+        unsure = f"  ({one.unsure})" if one.unsure else ""
+        console.print(
+            f"{'✓' if one.passed else '✗'} {one.text}: {one.shown}{unsure}", style=None if one.passed else "red"
+        )
+    console.print(_verdict(report), style="bold green" if report.exit_code is Exit.PASS else "bold red")
+
+
+def _verdict(report: QualityReport) -> str:
+    if report.stopped is not None:
+        return f"STOPPED: {report.stopped}"
+    if report.exit_code is Exit.INVALID:
+        unanswered = f"{report.overall.transport} of {count(report.planned, 'job')} had no answer"
+        return f"NOT VALID: {unanswered}, more than {MOST_TRANSPORT:.0%} say nothing about quality"
+    return (report.decision or "no gate given").upper()
+
+
+def _show_changes(changes: Sequence[Change], console: Console) -> None:
+    """Prints a comparison of two runs' pass rates."""
+    table = plain_table("intent", "A", "B", "B - A", "", "rows", left=["intent"])
+    for one in changes:
+        word = "worse" if one.b < one.a else "better"
+        table.add_row(
+            one.intent,
+            show_share(one.a),
+            show_share(one.b),
+            f"{(one.b - one.a) * 100:+.1f} points",
+            word if one.clear else "no clear difference",
+            f"{one.rows_a}, {one.rows_b}",
+        )
+    console.print(table)
+    console.print(
+        f"a word of difference is wrong in at most 5 % of comparisons of equal runs, all {len(changes)} lines together",
+        style="dim",
+    )

@@ -1,16 +1,19 @@
 """Text of a job's output: of a worker's own replies and chunks, of OpenAI's objects, and of plain strings."""
 
+from collections.abc import Callable
 from typing import Any
 
 
-def text_of(output: Any) -> str:
-    """All text of an answer, in order; a list is read as the chunks of one answer. "" where there is none."""
+def text_of(output: Any, unknown: Callable[[Any], str] = lambda _: "") -> str:
+    """All text of an answer, in order; a list is read as the chunks of one answer. `unknown` gives the text of what has
+    none of the known shapes."""
     if isinstance(output, list):
-        return "".join(map(text_of, output))
-    return known_text(output) or ""
+        return "".join(text_of(one, unknown) for one in output)
+    text = _known_text(output)
+    return unknown(output) if text is None else text
 
 
-def known_text(output: Any) -> str | None:
+def _known_text(output: Any) -> str | None:
     """The text of a reply or a chunk, of several choices the first one's; None: it has none of the known shapes."""
     if isinstance(output, str):
         return output

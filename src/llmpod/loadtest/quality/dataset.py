@@ -8,13 +8,12 @@ A line that is not such a row ends the command before anything is sent, with the
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, BinaryIO, NoReturn, Self
 
 from llmpod.loadtest.errors import UsageError
-from llmpod.loadtest.intake import DEEPEST, line
-from llmpod.loadtest.quality.schema import Schema
+from llmpod.loadtest.intake import line, too_deep
 from llmpod.protocol import RUN_LIMIT_BYTES
 
 SHIPPED = Path(__file__).with_name("shipped")
@@ -26,6 +25,44 @@ OVERALL, ANSWERS = "overall", "answers"
 RESERVED = (ANSWERS, OVERALL, "transport", "leaks")
 """Names of a gate that no intent can have."""
 _ROW_KEYS = frozenset({"id", "input", "expect"})
+
+
+@dataclass(frozen=True, slots=True)
+class Schema:
+    """A JSON schema, checked by the jsonschema package, which only data sets that have some need. Its references lie
+    within itself: nothing is fetched."""
+
+    _validator: Any = field(repr=False)
+
+    @classmethod
+    def of(cls, schema: Any) -> Self:
+        """Raises ValueError: it is no JSON schema. Raises UsageError: jsonschema is not installed."""
+        try:
+            from jsonschema import SchemaError, validators
+            from referencing import Registry
+        except ModuleNotFoundError:
+            raise UsageError("json_schema needs the jsonschema package: pip install 'llmpod[loadtest]'") from None
+        if not isinstance(schema, dict):
+            raise ValueError("expect.json_schema must be an object")
+        kind = validators.validator_for(schema, default=validators.Draft202012Validator)
+        try:
+            kind.check_schema(schema)
+        except SchemaError as error:
+            raise ValueError(f"expect.json_schema is no JSON schema: {error.message}") from None
+        return cls(kind(schema, registry=Registry()))
+
+    def problem(self, value: Any) -> str | None:
+        """The first thing that is wrong with a value, or None."""
+        from referencing.exceptions import Unresolvable
+
+        try:
+            error = next(self._validator.iter_errors(value), None)
+        except (Unresolvable, RecursionError) as unresolved:
+            return f"the schema cannot be applied: {type(unresolved).__name__}"
+        if error is None:
+            return None
+        where = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in error.absolute_path)
+        return f"{where.lstrip('.') or 'the answer'} breaks the schema's {error.validator}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,12 +139,12 @@ def _lines(file: BinaryIO, path: Path) -> Iterator[tuple[int, str]]:
 def _row(text: str, path: Path, number: int) -> Row:
     try:
         value = json.loads(text, parse_constant=_no_number)
-        too_deep = _depth(value) > DEEPEST
+        deep = too_deep(value)
     except RecursionError:
-        too_deep = True
+        deep = True
     except ValueError as error:
         _refuse(path, number, f"not JSON: {line(error, 80)}")
-    if too_deep:
+    if deep:
         _refuse(path, number, "JSON nested too deep")
     if not isinstance(value, dict):
         _refuse(path, number, "a row is an object with id, input and expect")
@@ -127,15 +164,6 @@ def _row(text: str, path: Path, number: int) -> Row:
 
 def _no_number(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a JSON number")
-
-
-def _depth(value: Any) -> int:
-    level, depth = [value], 0
-    while level and depth <= DEEPEST:
-        depth += 1
-        inside = [one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list)]
-        level = [child for children in inside for child in children]
-    return depth
 
 
 def _expect(value: Any) -> Expect:

@@ -97,7 +97,9 @@ def parse(text: str, names: Collection[str]) -> Condition:
     name, compare, limit = found["name"], found["operator"], found["limit"]
     rollback = found["rollback"] is not None
     if name.partition(".")[0] in METRICS:
-        return Condition(text, name, compare, 0.0, rollback, _latency(name, compare, limit))
+        if compare == "==":
+            raise UsageError(f"{name} is a time: compare it with <, <=, > or >=")
+        return Condition(text, name, compare, 0.0, rollback, parse_slo(f"{name}{compare}{limit}"))
     if name not in (*names, *RESERVED):
         known = ", ".join([*sorted(names), *RESERVED])
         raise UsageError(f"'{line(name, 60)}' is no intent of the data set, and no metric. There are {known}")
@@ -114,12 +116,6 @@ def parse(text: str, names: Collection[str]) -> Condition:
     return Condition(text, name, compare, share, rollback)
 
 
-def _latency(name: str, compare: str, limit: str) -> Slo:
-    if compare == "==":
-        raise UsageError(f"{name} is a time: compare it with <, <=, > or >=")
-    return parse_slo(f"{name}{compare}{limit}")
-
-
 def judge(
     conditions: Sequence[Condition],
     shares: Mapping[str, Share],
@@ -128,31 +124,22 @@ def judge(
 ) -> tuple[Judged, ...]:
     """Each condition on what was measured. `shares`: by name; `latencies`: verdicts by the condition's text; `leaks`:
     None where nothing was judged that could have leaked."""
-    return tuple(_judge(one, shares, leaks, latencies) for one in conditions)
 
-
-def _judge(
-    condition: Condition,
-    shares: Mapping[str, Share],
-    leaks: int | None,
-    latencies: Mapping[str, LatencyVerdict],
-) -> Judged:
-    text, rollback, compare = condition.text, condition.rollback, OPERATORS[condition.operator]
-    if condition.slo is not None:
-        found = latencies.get(text)
-        if found is not None and found.value is not None:
+    def of(condition: Condition) -> Judged:
+        text, rollback, compare = condition.text, condition.rollback, OPERATORS[condition.operator]
+        found, share = latencies.get(text), shares.get(condition.name, Share(None))
+        if condition.slo is not None and found is not None and found.value is not None:
             return Judged(text, rollback, found.shown, found.passed, unsure=found.unsure)
-    elif condition.name == "leaks":
-        if leaks is not None:
+        if condition.name == "leaks" and leaks is not None:
             return Judged(text, rollback, str(leaks), compare(leaks, condition.limit))
-    else:
-        share = shares.get(condition.name, Share(None))
-        if share.value is not None:
+        if condition.slo is None and share.value is not None:
             spans = share.low is not None and share.high is not None and share.low < condition.limit < share.high
             interval = f"95% interval {show_share(share.low)} to {show_share(share.high)} spans the limit"
             passed = compare(share.value, condition.limit)
             return Judged(text, rollback, show_share(share.value), passed, unsure=interval if spans else None)
-    return Judged(text, rollback, "not measured", passed=False, measured=False)
+        return Judged(text, rollback, "not measured", passed=False, measured=False)
+
+    return tuple(map(of, conditions))
 
 
 def decide(judged: Sequence[Judged]) -> Decision:

@@ -11,9 +11,8 @@ from llmpod.loadtest.model import run_files
 from llmpod.loadtest.model.job_record import Job
 from llmpod.loadtest.quality.dataset import ANSWERS, OVERALL, Row
 from llmpod.loadtest.quality.gate import Decision, Judged, Share
-from llmpod.loadtest.quality.reading import text_of
-from llmpod.loadtest.quality.verdict import judge
-from llmpod.loadtest.stats import wilson
+from llmpod.loadtest.quality.verdict import judge, text_or_json
+from llmpod.loadtest.stats import two_shares, wilson
 
 FORMAT = 1
 FILE, VERDICTS = "quality.json", "quality.jsonl"
@@ -83,7 +82,7 @@ class Results:
             hits = self._hits.setdefault(row.id, [0, 0])
             hits[0] += verdict.kind == "passed"
             hits[1] += 1
-        text = line(text_of(output), 200) if verdict.kind == "failed" else ""
+        text = line(text_or_json(output), 200) if verdict.kind == "failed" else ""
         examples = self._group(row.group).examples
         told = len(examples) == MOST_EXAMPLES or row.id in [example.id for example in examples]
         if verdict.kind == "failed" and not told:
@@ -161,6 +160,33 @@ def to_json(report: QualityReport) -> dict[str, Any]:
 def is_quality(directory: Path) -> bool:
     """Whether a directory is that of a quality run."""
     return (directory / FILE).is_file()
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """An intent's pass rates. `clear`: they differ beyond chance, all intents of the comparison taken together."""
+
+    intent: str
+    a: float
+    b: float
+    rows_a: int
+    rows_b: int
+    clear: bool
+
+
+def compare(a: Sequence[Group], b: Sequence[Group]) -> list[Change]:
+    """The intents that both runs measured, in A's order. Rows count once, however often they were repeated."""
+    others = {group.name: group for group in b}
+    pairs = [(group, others[group.name]) for group in a if group.name in others]
+    measured = [(x, y, x.share, y.share) for x, y in pairs if x.share is not None and y.share is not None]
+    return [
+        Change(x.name, of_a, of_b, x.rows, y.rows, _differ(x, y, of_a, of_b) < 0.05 / len(measured))
+        for x, y, of_a, of_b in measured
+    ]
+
+
+def _differ(x: Group, y: Group, of_a: float, of_b: float) -> float:
+    return two_shares(round(of_a * x.rows), x.rows, round(of_b * y.rows), y.rows)
 
 
 def read_groups(directory: Path) -> list[Group]:
