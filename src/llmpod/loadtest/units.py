@@ -1,7 +1,8 @@
-"""Parsing and formatting of durations, counts, rates and money."""
+"""Parsing and formatting of durations, moments, counts, rates and money."""
 
 import math
 import re
+from datetime import UTC, datetime
 
 from llmpod.loadtest.errors import UsageError
 
@@ -22,6 +23,10 @@ def parse_duration_s(text: str) -> float:
     if not math.isfinite(value) or value < 0:
         raise UsageError(f"'{text}' is not a duration: it must be finite and not negative")
     return value
+
+
+def utc_now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def show_ms(ms: float | None) -> str:

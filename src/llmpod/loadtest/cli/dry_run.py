@@ -61,10 +61,10 @@ def lines(plan: Plan, view: View, base_url: str, payloads: Payloads, options: Ru
     op = {"runsync": "runsync", "run": "run", "stream": "run", "openai": "openai"}[plan.mode]
     limit = RUNPOD_LIMITS[op]
     kept = "kept on this side" if options.limits == "runpod" else "NOT kept (--limits off)"
-    out.append(f"RunPod's limit on /{op}: {limit.per_10s} per 10 s, {limit.at_once} at once; {kept}")
+    out.append(f"RunPod's limit on /{op}: {limit.per_window} per 10 s, {limit.concurrent} at once; {kept}")
     peak = max((phase.concurrency or phase.max_in_flight or 0 for phase in plan.phases), default=0)
-    if peak > limit.at_once:
-        out.append(f"  {peak} clients are more than {limit.at_once} at once: the others wait on this side")
+    if limit.concurrent and peak > limit.concurrent:
+        out.append(f"  {peak} clients are more than {limit.concurrent} at once: the others wait on this side")
     if plan.mode == "run" and options.poll_interval:
         per_s = peak / max(options.poll_interval, 0.001)
         out.append(f"polling: about {per_s:.0f} /status per second of 200 allowed")

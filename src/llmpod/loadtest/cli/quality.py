@@ -27,8 +27,7 @@ from llmpod.loadtest.quality.dataset import Row
 from llmpod.loadtest.quality.results import MOST_TRANSPORT, Change, QualityReport, Results, compare
 from llmpod.loadtest.report.console import make_console, plain_table
 from llmpod.loadtest.run.client import connected
-from llmpod.loadtest.run.clock import Clock
-from llmpod.loadtest.run.context import RunContext
+from llmpod.loadtest.run.context import Clock, RunContext
 from llmpod.loadtest.run.guards import Guards
 from llmpod.loadtest.run.polling import PollPace
 from llmpod.loadtest.run.probes import HealthWatch

@@ -33,14 +33,13 @@ from llmpod.loadtest.model.run_files import Journal, Recorded
 from llmpod.loadtest.options import ResumeOptions, RunOptions, UiOptions
 from llmpod.loadtest.report.report import build
 from llmpod.loadtest.run.client import connected
-from llmpod.loadtest.run.clock import Clock, utc_now
-from llmpod.loadtest.run.context import RunContext
+from llmpod.loadtest.run.context import Clock, RunContext
 from llmpod.loadtest.run.guards import Guards, Stop
 from llmpod.loadtest.run.payload import Payloads
 from llmpod.loadtest.run.polling import PollPace
 from llmpod.loadtest.run.probes import HealthWatch
-from llmpod.loadtest.run.rate_limit import Gate
 from llmpod.loadtest.run.runner import Runner
+from llmpod.loadtest.units import utc_now
 
 MIN_JUDGED = 20
 
@@ -154,7 +153,12 @@ async def _execute(setup: Setup, payloads: Payloads, before: Recorded | None) ->
             with signals(runner), shown(setup, runner, health, guards):
                 await run_to_end(runner, notes)
             notes += runner.tally.notes
-            notes += _limit_notes(client.gates)
+            notes += [
+                f"RunPod's limit on {name} held {gate.waited} of {gate.requests} requests back "
+                f"({gate.waited_s:.1f} s in all)"
+                for name, gate in client.gates.items()
+                if gate.waited
+            ]
             if health.alarm and not (runner.stopped and health.alarm in runner.stopped.reason):
                 notes.append(health.alarm)
             if health.unanswered:
@@ -186,15 +190,6 @@ async def run_to_end(runner: Runner, notes: list[str]) -> None:
 def _last_ms(before: Recorded) -> float:
     times = [job.done_ms or 0.0 for job in before.jobs] + [float(event.get("t_ms") or 0.0) for event in before.events]
     return max(times, default=0.0)
-
-
-def _limit_notes(gate_map: dict[str, Gate]) -> list[str]:
-    return [
-        f"RunPod's limit on {name} held {gate.use.waited} of {gate.use.requests} requests back "
-        f"({gate.use.waited_s:.1f} s in all)"
-        for name, gate in gate_map.items()
-        if gate.use.waited
-    ]
 
 
 class _Judge:

@@ -8,9 +8,8 @@ import aiohttp
 from llmpod.loadtest.environ import Environment
 from llmpod.loadtest.errors import UsageError
 from llmpod.loadtest.options import QualityOptions, RunOptions, SmokeOptions, WatchOptions
-from llmpod.loadtest.run import http_mode
 from llmpod.loadtest.run.client import RUNPOD_BASE
-from llmpod.loadtest.run.clock import utc_now
+from llmpod.loadtest.units import utc_now
 
 
 def resolve(options: RunOptions | QualityOptions | WatchOptions | SmokeOptions, environment: Environment) -> str:
@@ -32,8 +31,9 @@ def resolve(options: RunOptions | QualityOptions | WatchOptions | SmokeOptions, 
         raise UsageError(f"'{endpoint_id}' is no endpoint id: it has letters, digits and dashes only")
     if not environment.api_key:
         raise UsageError("RunPod wants a key: set RUNPOD_API_KEY in the environment")
+    # RunPod serves the paths of a load-balancing endpoint elsewhere (docs: serverless/load-balancing/overview).
     by_http = isinstance(options, RunOptions) and options.mode == "http"
-    return http_mode.base_url(endpoint_id) if by_http else f"{RUNPOD_BASE}/{endpoint_id}"
+    return f"https://{endpoint_id}.api.runpod.ai" if by_http else f"{RUNPOD_BASE}/{endpoint_id}"
 
 
 def made_by(options: RunOptions | QualityOptions, base_url: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import asyncio
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from time import perf_counter
 from typing import Any
 
 from llmpod.loadtest.intake import job_path, line
@@ -13,10 +14,25 @@ from llmpod.loadtest.model.plan import ONE_REQUEST
 from llmpod.loadtest.model.run_files import Journal
 from llmpod.loadtest.options import RunOptions
 from llmpod.loadtest.run.client import CallError, Reply, RunPod
-from llmpod.loadtest.run.clock import Clock, utc_now
 from llmpod.loadtest.run.polling import PollPace
+from llmpod.loadtest.units import utc_now
 
 RETRIED_CLASSES = frozenset({"submit_429", "submit_5xx", "no_worker", "connect", "dns"})
+
+
+class Clock:
+    """Milliseconds on a monotonic clock. `offset_ms` continues the clock of a run that is resumed, so that its phases
+    stay in order on one axis."""
+
+    def __init__(self, offset_ms: float = 0.0) -> None:
+        self._zero = perf_counter() - offset_ms / 1000
+
+    def now_ms(self) -> float:
+        return self.ms(perf_counter())
+
+    def ms(self, perf_s: float) -> float:
+        """A `perf_counter` reading on this run's axis."""
+        return (perf_s - self._zero) * 1000
 
 
 @dataclass(slots=True)
@@ -31,6 +47,14 @@ class RunContext:
     keep: Callable[[Job, Any], None] = lambda job, output: None  # gets each ended job of a queue mode with its output
     unnamed: dict[int, Job] = field(default_factory=dict)  # sent, and the service has not named an id yet
     jitter: random.Random = field(default_factory=lambda: random.Random(0))  # noqa: S311 - back-off
+
+    def event(self, name: str, **facts: Any) -> None:
+        self.journal.event(name, self.clock.now_ms(), **facts)
+
+    def end(self, job: Job, at_ms: float | None = None) -> None:
+        """Stamps a job's end, now or at a moment that is known better, and what it took the caller."""
+        job.done_ms = self.clock.now_ms() if at_ms is None else at_ms
+        job.total_ms = job.done_ms - (job.done_ms if job.sent_ms is None else job.sent_ms)
 
     def sent(self, job: Job, sent_s: float) -> None:
         """Stamps the first sending; a retry does not reset it, because the caller was waiting all along."""
@@ -63,7 +87,7 @@ class RunContext:
         except CallError:
             return False
         if reply.status < 300:
-            self.journal.event("cancelled", self.clock.now_ms(), job_id=job_id)
+            self.event("cancelled", job_id=job_id)
         return reply.status < 300
 
     async def again(

@@ -1,6 +1,6 @@
 """Reader of a job's output: a whole one, or its chunks in order.
 
-An output is an object (answer_shapes.py), a list of them, or text: the official vLLM worker sends lists of batches, and
+An output is an object (answer.py), a list of them, or text: the official vLLM worker sends lists of batches, and
 raw server-sent events as text.
 """
 
@@ -9,8 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from llmpod.loadtest.intake import UnreadableError, read_json
-from llmpod.loadtest.run.answer import Answer, all_of, joined, said
-from llmpod.loadtest.run.answer_shapes import read_object
+from llmpod.loadtest.run.answer import Answer, all_of, joined, read_object, said
 from llmpod.loadtest.run.sse import EventTooLargeError, SseParser
 
 _EVENT_TEXT = re.compile(r"\s*(?:event:[^\n]*\n\s*|id:[^\n]*\n\s*)*data:\s*(?:\{|\[DONE\])")

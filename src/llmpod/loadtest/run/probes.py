@@ -8,10 +8,9 @@ from typing import Any
 from llmpod.loadtest.intake import line
 from llmpod.loadtest.model.health import deserted, health_sample, live_workers
 from llmpod.loadtest.run.client import CallError
-from llmpod.loadtest.run.clock import utc_now
 from llmpod.loadtest.run.context import RunContext, describe
 from llmpod.loadtest.stats import nearest_rank
-from llmpod.loadtest.units import show_duration
+from llmpod.loadtest.units import show_duration, utc_now
 
 # A worker that is being placed shows as initializing within seconds; after this long, none is coming.
 DESERTED_S = 60.0

@@ -25,8 +25,7 @@ async def runsync(context: RunContext, job: Job, body: dict[str, Any]) -> None:
     """POST /runsync?wait=…: usually one request. When the wait ends first, HTTP 200 brings a job that is not done: it
     is followed."""
     deadline_s = _deadline(context)
-    # The wait ends before --timeout does: otherwise the id, and with it the means to cancel, would never
-    # arrive.
+    # The wait ends before --timeout does: otherwise the id, and with it the means to cancel, would never arrive.
     wait_s = min(max(min(context.options.wait, context.options.timeout - 1.0), SHORTEST_WAIT_S), LONGEST_WAIT_S)
     path = f"/runsync?wait={int(wait_s * 1000)}"
     reply = await submit(context, job, "runsync", path, body, deadline_s)
@@ -36,8 +35,7 @@ async def runsync(context: RunContext, job: Job, body: dict[str, Any]) -> None:
     status = reply.job_status
     if status in TERMINAL:
         job.job_id = intake.job_id(reply.body.get("id"))
-        total = at_ms - _sent(job)
-        finish(context, job, reply, total_ms=total)
+        finish(context, job, reply, total_ms=at_ms - _sent(job))
         return
     job.warn("wait_expired")
     context.accepted(job, str(reply.body["id"]), at_ms)
@@ -81,8 +79,7 @@ async def submit(
                 job.warn("left_running")
         context.answered(job)
         if not await context.again(job, error_class, detail, reply.retry_after_s if reply else None, deadline_s):
-            job.done_ms = context.clock.ms(reply.received_s) if reply else context.clock.now_ms()
-            job.total_ms = job.done_ms - _sent(job)
+            context.end(job, context.clock.ms(reply.received_s) if reply else None)
             refuse(context, job, error_class, detail, reply)
             return None
 
@@ -180,7 +177,7 @@ async def _ask(context: RunContext, job: Job, long: bool, left_s: float) -> Repl
         plain = await context.client.call("status", "GET", status, timeout_s=min(left_s, 30), quick=True)
         if plain.status < 300:
             context.long_poll = False
-            context.journal.event("long_poll_unavailable", context.clock.now_ms(), http_status=reply.status)
+            context.event("long_poll_unavailable", http_status=reply.status)
         return plain
     return reply
 
@@ -212,8 +209,7 @@ def take_timings(job: Job, body: dict[str, Any]) -> None:
 
 async def give_up(context: RunContext, job: Job) -> None:
     """Cancels a job whose --timeout passed, so that it neither bills on nor delays the next."""
-    job.done_ms = context.clock.now_ms()
-    job.total_ms = job.done_ms - _sent(job)
+    context.end(job)
     last = job.states[-1][0] if job.states else "unknown"
     taken = job.job_id is not None and await context.cancel(job.job_id)
     end = "cancelled" if taken else "and the service did not take its cancel"
@@ -224,8 +220,7 @@ async def give_up(context: RunContext, job: Job) -> None:
 def _fail_poll(context: RunContext, job: Job, error_class: str, detail: str) -> None:
     if error_class not in ("result_expired", "poll_failed"):
         error_class, detail = "poll_failed", f"{error_class}: {detail}"
-    job.done_ms = context.clock.now_ms()
-    job.total_ms = job.done_ms - _sent(job)
+    context.end(job)
     job.fail(error_class, detail)
     if error_class == "result_expired":
         context.settled(job)

@@ -8,7 +8,7 @@ from typing import Any
 
 from llmpod.loadtest.model.job_record import Job, Role
 from llmpod.loadtest.model.plan import Phase, Plan
-from llmpod.loadtest.run import http_mode, queue_modes, stream_modes
+from llmpod.loadtest.run import queue_modes, stream_modes
 from llmpod.loadtest.run.closed_loop import Feed
 from llmpod.loadtest.run.context import RunContext, left_running
 from llmpod.loadtest.run.guards import Guards, Stop
@@ -21,7 +21,7 @@ MODES: dict[str, Callable[[RunContext, Job, dict[str, Any]], Awaitable[None]]] =
     "run": queue_modes.run,
     "stream": stream_modes.stream,
     "openai": stream_modes.openai,
-    "http": http_mode.http,
+    "http": stream_modes.http,
 }
 CLEAN_UP_S = 60.0
 
@@ -68,9 +68,7 @@ class Runner:
     def stop(self, stop: Stop) -> None:
         if self.stopped is None:
             self.stopped = stop
-            self._context.journal.event(
-                "stopped", self._context.clock.now_ms(), reason=stop.reason, exit_code=int(stop.exit_code)
-            )
+            self._context.event("stopped", reason=stop.reason, exit_code=int(stop.exit_code))
         self._stopping.set()
 
     def left(self) -> str:
@@ -94,7 +92,7 @@ class Runner:
                 why = None if self.stopped else self._climb(phase, self.tally.finished)
                 if why:
                     self.tally.notes.append(why)
-                    self._context.journal.event("sweep_ended", self._context.clock.now_ms(), reason=why)
+                    self._context.event("sweep_ended", reason=why)
                     break
         finally:
             for watcher in watchers:
@@ -109,7 +107,7 @@ class Runner:
         lost = left_running(self._context.unnamed, purge=purge)
         if lost:
             self.tally.notes.append(lost)
-            self._context.journal.event("left_running", self._context.clock.now_ms(), jobs=len(self._context.unnamed))
+            self._context.event("left_running", jobs=len(self._context.unnamed))
         if not ids and not purge:
             return
         results: list[Any] = []
@@ -135,8 +133,7 @@ class Runner:
             )
 
     async def _phase(self, phase: Phase) -> None:
-        now = self._context.clock.now_ms()
-        self._context.journal.event("phase_started", now, phase=phase.name)
+        self._context.event("phase_started", phase=phase.name)
         self.lag.facts()
         body = self._closed(phase) if phase.kind == "closed" else self._open(phase)
         work = asyncio.create_task(body)
@@ -147,18 +144,13 @@ class Runner:
             for task in (work, stopping):
                 task.cancel()
             results = await asyncio.gather(work, stopping, return_exceptions=True)
-            self._context.journal.event(
-                "phase_ended", self._context.clock.now_ms(), phase=phase.name, client=self.lag.facts()
-            )
+            self._context.event("phase_ended", phase=phase.name, client=self.lag.facts())
         if isinstance(results[0], Exception):
             raise results[0]
 
     async def _closed(self, phase: Phase) -> None:
-        mine = [job for job in self._already if job.phase == phase.name and job.counts]
-        spent = max((job.done_ms or 0.0 for job in mine), default=0.0) - min(
-            (job.sent_ms or 0.0 for job in mine), default=0.0
-        )
-        feed = Feed(phase, already=frozenset(job.index for job in mine), spent_ms=spent if phase.duration_s else 0.0)
+        mine, spent_ms = self._done_before(phase)
+        feed = Feed(phase, already=frozenset(job.index for job in mine), spent_ms=spent_ms if phase.duration_s else 0.0)
 
         async def client(number: int) -> None:
             if phase.ramp_up_s:
@@ -242,16 +234,19 @@ class Runner:
 
     def _finished_before(self, phase: Phase) -> bool:
         """Whether an earlier session already did all of this phase's measured jobs."""
-        mine = [job for job in self._already if job.phase == phase.name and job.counts]
+        mine, spent_ms = self._done_before(phase)
         if not mine:
             return False
-        if phase.kind == "closed" and phase.duration_s is not None:
-            spent_ms = max(job.done_ms or 0.0 for job in mine) - min(job.sent_ms or 0.0 for job in mine)
-            return spent_ms >= phase.duration_s * 1000 or bool(phase.requests and len(mine) >= phase.requests)
         if phase.kind == "closed":
-            return len(mine) >= (phase.requests or 0)
-        wanted = sum(1 for role, _, _ in schedule(phase) if role == "measured")
-        return len(mine) >= wanted
+            over = phase.duration_s is not None and spent_ms >= phase.duration_s * 1000
+            return over or (phase.requests is not None and len(mine) >= phase.requests)
+        return len(mine) >= sum(role == "measured" for role, _, _ in schedule(phase))
+
+    def _done_before(self, phase: Phase) -> tuple[list[Job], float]:
+        """A phase's measured jobs of earlier sessions, and the ms from their first sending to their last end."""
+        mine = [job for job in self._already if job.phase == phase.name and job.counts]
+        first_ms = min((job.sent_ms or 0.0 for job in mine), default=0.0)
+        return mine, max((job.done_ms or 0.0 for job in mine), default=0.0) - first_ms
 
 
 def schedule(phase: Phase) -> Iterable[tuple[Role, int, float]]:

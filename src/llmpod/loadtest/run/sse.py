@@ -42,7 +42,8 @@ class SseParser:
             if chunk[:1] == b"\n":
                 start = 1
         while start < len(chunk):
-            end = _line_end(chunk, start)
+            found = _LINE_END.search(chunk, start)
+            end = found.start() if found else -1
             self._line += chunk[start:] if end < 0 else chunk[start:end]
             if len(self._line) + self._kept_bytes > EVENT_LIMIT_BYTES:
                 raise EventTooLargeError(f"one event is larger than {EVENT_LIMIT_BYTES // 2**20} MB")
@@ -69,8 +70,3 @@ class SseParser:
         if name == b"data":
             self._data.append(value.removeprefix(b" "))
             self._kept_bytes += len(line)
-
-
-def _line_end(chunk: bytes, start: int) -> int:
-    found = _LINE_END.search(chunk, start)
-    return found.start() if found else -1

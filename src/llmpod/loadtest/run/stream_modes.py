@@ -1,8 +1,7 @@
-"""Streaming modes: one job read through GET /stream or through the OpenAI route's server-sent events."""
+"""Streaming modes: one job read through GET /stream, or as the answer of one request: the OpenAI route, or HTTP."""
 
 import asyncio
 from array import array
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from statistics import median
 from time import perf_counter
@@ -11,7 +10,7 @@ from typing import Any
 import aiohttp
 
 from llmpod.loadtest.intake import job_path, label
-from llmpod.loadtest.model.failures import TERMINAL, submit_class
+from llmpod.loadtest.model.failures import TERMINAL, error_text, submit_class
 from llmpod.loadtest.model.job_record import Job
 from llmpod.loadtest.run import outcomes
 from llmpod.loadtest.run.answer import Answer, joined
@@ -24,6 +23,8 @@ from llmpod.loadtest.run.sse import SseParser
 
 # A stream that never ends must not fill the memory or the disk with its gaps.
 MOST_GAPS = 100_000
+NO_WORKER = ("no workers available", "timed out waiting for worker")
+"""Texts with which RunPod's load balancer gives a request up after two minutes; the HTTP code is 400."""
 WORKER_HEADER = "X-Runpod-Worker-Id"  # of a load-balancing endpoint's answers
 
 
@@ -57,9 +58,8 @@ class _Growing:
 async def stream(context: RunContext, job: Job, body: dict[str, Any]) -> None:
     """POST /run, then GET /stream until the state is final; a last GET /status brings RunPod's own times.
 
-    The first chunk is known only to have come between two GETs; both ends are recorded. Total ends with the last
-    chunk: the final
-    state may be reported much later, when the caller has long had the answer.
+    The first chunk is known only to have come between two GETs; both ends are recorded. Total ends with the last chunk:
+    the final state may be reported much later, when the caller has long had the answer.
     """
     loop = asyncio.get_running_loop()
     deadline_s = loop.time() + context.options.timeout
@@ -146,15 +146,28 @@ async def openai(context: RunContext, job: Job, body: dict[str, Any]) -> None:
     await one_request(context, job, body, Route("openai", context.options.openai_path))
 
 
+async def http(context: RunContext, job: Job, body: dict[str, Any]) -> None:
+    """POST --http-path, straight to a load-balancing endpoint, or to any server with such a route: server-sent events
+    where it streams, else one JSON value of any shape.
+
+    There is no queue and no job: the reply is the answer, TTFT and totals are what the client saw, and delay and
+    execution time are unknown."""
+    await one_request(context, job, body, Route("http", context.options.http_path, any_json=True))
+
+
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A route that answers a job in its own reply. `op` is the operation whose rate limit holds."""
+    """A route that answers a job in its own reply. `op` is the operation whose rate limit holds. `any_json`: any JSON
+    value is an answer, not only those of the known APIs."""
 
     op: str
     path: str
     any_json: bool = False
-    """Any JSON value is an answer, not only those of the known APIs."""
-    refusal_class: Callable[[Reply], str] = lambda reply: submit_class(reply.status)
+
+    def refusal_class(self, reply: Reply) -> str:
+        """The error class of a reply that is no answer; RunPod's 400 for want of a worker blames no request."""
+        said = error_text(reply.body.get("error")) if isinstance(reply.body, dict) else None
+        return "no_worker" if self.op == "http" and said in NO_WORKER else submit_class(reply.status)
 
 
 async def one_request(context: RunContext, job: Job, body: dict[str, Any], route: Route) -> None:
@@ -189,7 +202,8 @@ async def _attempt(context: RunContext, job: Job, body: dict[str, Any], route: R
         error_class, detail = route.refusal_class(reply), describe(reply)
         if await context.again(job, error_class, detail, reply.retry_after_s, deadline_s):
             return True
-        _time(context, job)
+        context.answered(job)
+        context.end(job)
         refuse(context, job, error_class, detail, reply)
     except CallError as error:
         started = job.first_chunk_ms is not None
@@ -232,15 +246,10 @@ def _whole(context: RunContext, job: Job, reply: Reply, *, any_json: bool) -> No
 
 
 def _end(context: RunContext, job: Job, answer: Answer, verdict: Verdict) -> None:
-    _time(context, job)
+    context.answered(job)
+    context.end(job)
     _note(context, job, answer, verdict)
     context.settled(job)
-
-
-def _time(context: RunContext, job: Job) -> None:
-    context.answered(job)
-    job.done_ms = context.clock.now_ms()
-    job.total_ms = job.done_ms - (job.sent_ms if job.sent_ms is not None else job.done_ms)
 
 
 def _note(context: RunContext, job: Job, answer: Answer, verdict: Verdict) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 from llmpod.loadtest.errors import UsageError
 from llmpod.loadtest.intake import UnreadableError, read_json
 from llmpod.loadtest.model import run_files
-from llmpod.loadtest.run.clock import utc_now
 from llmpod.loadtest.smoke.checks import Result
+from llmpod.loadtest.units import utc_now
 
 KEPT = ("total", "exec", "delay", "ttft")
 
