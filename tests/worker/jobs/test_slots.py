@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmpod.worker.errors import Code, JobError
-from llmpod.worker.jobs.slots import Slot, Slots, engine_slots, retry_after_s, tokens_per_job, with_headroom
+from llmpod.worker.jobs.slots import Slot, Slots, retry_after_s
 
 
 async def test_slots_are_granted_in_order_and_never_beyond_capacity() -> None:
@@ -90,21 +90,6 @@ async def test_storms_of_cancellations_leave_everything_free() -> None:
             task.cancel()
     await asyncio.gather(*jobs, return_exceptions=True)
     assert (slots.in_use, slots.waiting) == (0, 0)
-
-
-def test_concurrency_follows_the_scarcer_of_sequences_and_kv_cache() -> None:
-    assert engine_slots(128, None, 500) == 128
-    assert engine_slots(128, 1_000_000, 500) == 128
-    assert engine_slots(128, 10_000, 500) == 20
-    assert engine_slots(128, 100, 500) == 1
-    assert [with_headroom(number) for number in (1, 4, 128)] == [2, 5, 160]
-
-
-def test_a_job_needs_what_the_guardrails_let_it_have() -> None:
-    assert tokens_per_job(32_768, 1024, 256) == 1024 // 3 + 256
-    assert tokens_per_job(512, 1024, 256) == 512
-    assert tokens_per_job(131_072, 0, 256) == 2048
-    assert tokens_per_job(1024, 0, 0) == 1024
 
 
 def test_retry_after_follows_the_rate_at_which_requests_finish() -> None:

@@ -5,8 +5,12 @@ from __future__ import annotations
 from typing import Protocol
 
 from llmpod.worker.event_log import Emit
-from llmpod.worker.jobs import slots
 from llmpod.worker.settings import Settings
+
+TYPICAL_TOKENS = 2048
+"""Assumed tokens per job when neither the guardrails nor MAX_MODEL_LEN give a lower limit."""
+CHARS_PER_TOKEN = 3
+"""A token has as many or more in most texts; where a text has fewer, vLLM's own scheduler queues."""
 
 
 class EngineNumbers(Protocol):
@@ -20,17 +24,21 @@ class EngineNumbers(Protocol):
     def kv_cache_tokens(self) -> int | None: ...
 
 
-def engine_capacity(engine: EngineNumbers, settings: Settings, profile_tokens: int) -> int:
-    """Requests to keep in the engine: those it decodes together, and some more so that it never waits for one.
+def engine_capacity(engine: EngineNumbers, settings: Settings, profile_tokens: int = 0) -> int:
+    """Requests to keep in the engine: those that it can decode together, and a quarter more, so that it never waits.
 
     `profile_tokens`: the longest answer that the profile allows beyond MAX_TOKENS_MAX; 0: no longer one.
     """
+    chars = settings.max_prompt_chars if engine.generates else settings.max_input_chars
+    tokens = chars // CHARS_PER_TOKEN
     if engine.generates:
-        most = settings.max_tokens_max and max(settings.max_tokens_max, profile_tokens)
-        needed = slots.tokens_per_job(engine.max_model_len, settings.max_prompt_chars, most)
-    else:
-        needed = slots.tokens_per_input(engine.max_model_len, settings.max_input_chars)
-    return slots.with_headroom(slots.engine_slots(engine.max_num_seqs, engine.kv_cache_tokens, needed))
+        tokens += max(settings.max_tokens_max, profile_tokens)
+    bounded = chars and (settings.max_tokens_max or not engine.generates)
+    needed = min(engine.max_model_len, tokens if bounded else TYPICAL_TOKENS)
+    together = engine.max_num_seqs
+    if engine.kv_cache_tokens is not None:
+        together = max(1, min(together, engine.kv_cache_tokens // max(1, needed)))
+    return together + max(1, together // 4)
 
 
 def report_crowding(capacity: int, max_concurrency: int | None, emit: Emit) -> None:

@@ -1,4 +1,4 @@
-"""Slots: limits the number of requests in the engine, and computes how many jobs to hold.
+"""Slots: limits the number of requests in the engine.
 
 The engine holds a bounded number of requests; a job beyond that waits here, in order of arrival, and fails as
 `overloaded` when it has waited MAX_QUEUE_WAIT. Everything counted is derived from the slots that exist.
@@ -16,41 +16,10 @@ from typing import Any, Self
 
 from llmpod.worker.errors import Code, JobError
 
-TYPICAL_TOKENS = 2048
-"""Assumed tokens per job when neither the guardrails nor MAX_MODEL_LEN give a lower limit."""
-
-
 RETRY_AFTER_S = 60
 """The longest that a refused client is asked to wait, and how far back the rate of finished requests is measured."""
 FINISHES = 256
 """Finished requests from which that rate is computed."""
-
-
-def engine_slots(max_num_seqs: int, kv_cache_tokens: int | None, tokens_per_job: int) -> int:
-    """Requests that can decode together: MAX_NUM_SEQS, or fewer if the KV cache cannot hold so many jobs."""
-    if kv_cache_tokens is None:
-        return max_num_seqs
-    return max(1, min(max_num_seqs, kv_cache_tokens // max(1, tokens_per_job)))
-
-
-def tokens_per_job(max_model_len: int, max_prompt_chars: int, max_tokens: int) -> int:
-    """Estimated upper bound of tokens per job. 0 for a limit means that there is none.
-
-    A token has three characters or more in most texts; where a text has fewer, vLLM's own scheduler queues.
-    """
-    if not max_prompt_chars or not max_tokens:
-        return min(max_model_len, TYPICAL_TOKENS)
-    return min(max_model_len, max_prompt_chars // 3 + max_tokens)
-
-
-def tokens_per_input(max_model_len: int, max_input_chars: int) -> int:
-    """Estimated upper bound of tokens per text to embed, score or classify. 0 characters mean no limit."""
-    return min(max_model_len, max_input_chars // 3 if max_input_chars else TYPICAL_TOKENS)
-
-
-def with_headroom(slots: int) -> int:
-    """Requests to keep in the engine: its slots and a quarter more, so that a free slot is filled at once."""
-    return slots + max(1, slots // 4)
 
 
 def retry_after_s(waiting: int, finishes: Sequence[float], now: float) -> int:
