@@ -101,7 +101,7 @@ class Worker:
         record.size = await bounds.check(job_input, self.settings.max_job_values)
         record.meter.small = not record.size.large
         request = await record.size.aside(inputs.parse, job_input, self.engine.sampling_names)
-        if isinstance(request, inputs.OpenAIRequest):
+        if isinstance(request, inputs.RouteRequest):
             async with aclosing(self.routes.answer(request, record)) as replies:
                 async for part in replies:
                     yield part

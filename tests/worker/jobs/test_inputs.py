@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from llmpod.worker.errors import JobError
 from llmpod.worker.jobs import bounds, inputs
 from llmpod.worker.jobs.bounds import MAX_DEPTH, Size
-from llmpod.worker.jobs.inputs import Message, NativeRequest, OpenAIRequest, RouteRequest
+from llmpod.worker.jobs.inputs import Message, NativeRequest, RouteRequest
 
 SAMPLING = frozenset({"temperature", "top_p", "n", "seed", "stop", "structured_outputs"})
 
@@ -53,6 +53,7 @@ REJECTED = [
     ({"messages": [{"role": "user", "content": [{"type": "text", "text": 1}]}]}, "invalid_input", None),
     ({"messages": [{"role": "user", "content": "  "}]}, "invalid_input", "messages"),
     ({"prompt": "a", "promt": "b"}, "unknown_field", "promt"),
+    ({"prompt": "a", "str": 1}, "unknown_field", "str"),
     ({"prompt": "a", "stream": "yes"}, "invalid_input", "stream"),
     ({"prompt": "a", "stream": 1}, "invalid_input", "stream"),
     ({"prompt": "a", "sampling_params": {"stream": "yes"}}, "invalid_input", "sampling_params.stream"),
@@ -173,14 +174,14 @@ def test_the_clients_input_is_not_changed(job_input: dict[str, object]) -> None:
 
 @pytest.mark.parametrize("empty", [{}, {"openai_input": None}, {"openai_input": {}}])
 def test_a_get_of_runpods_proxy_has_no_body_null_or_an_empty_object(empty: dict[str, Any]) -> None:
-    assert parse({"openai_route": "/v1/models"} | empty, ()) == OpenAIRequest("/v1/models", None)
+    assert parse({"openai_route": "/v1/models"} | empty, ()) == RouteRequest("openai_route", "/v1/models", None)
 
 
 def test_the_three_shapes_are_told_apart_by_their_keys() -> None:
     chat = {"messages": [{"role": "user", "content": "Hi"}], "stream": True}
     proxied = parse({"openai_route": "/v1/chat/completions", "openai_input": chat, "from_runpod": 1}, ())
-    assert proxied == OpenAIRequest("/v1/chat/completions", chat)
+    assert proxied == RouteRequest("openai_route", "/v1/chat/completions", chat)
     assert proxied.stream
     direct = parse({"route": "/v1/chat/completions", "body": chat, "method": "post"}, ())
-    assert direct == RouteRequest("/v1/chat/completions", chat, "POST")
+    assert direct == RouteRequest("route", "/v1/chat/completions", chat, "POST")
     assert isinstance(parse({"prompt": "Hi"}, ()), NativeRequest)

@@ -15,6 +15,7 @@ from typing import ParamSpec, TypeVar
 from llmpod.protocol import RUNSYNC_LIMIT_BYTES
 from llmpod.worker.errors import Code, JobError
 from llmpod.worker.jobs.inputs import GUARD
+from llmpod.worker.jobs.json_walk import path_of
 from llmpod.worker.jobs.limits import CONSTRAINTS
 
 MAX_DEPTH = 32
@@ -156,11 +157,8 @@ def _check_text(text: str, keys: list[object]) -> None:
 
 def _refused(keys: list[object], message: str) -> JobError:
     """The error for the value under `keys`; its path replaces `{}` in `message`."""
-    path = ""
-    for key in keys[1:]:  # the first is the input itself
-        if isinstance(key, int):
-            path += f"[{key}]"
-        elif path or key not in ("openai_input", "body"):  # a route's body is where its client's paths begin
-            path += f".{key}" if path else str(key)
-    where = path[:200] or "input"
+    inside = keys[1:]  # the first is the input itself
+    if inside and inside[0] in ("openai_input", "body"):  # a route's body is where its client's paths begin
+        del inside[0]
+    where = path_of(inside)[:200] or "input"
     return JobError(Code.INVALID_INPUT, message.replace("{}", where, 1), field=where)

@@ -96,6 +96,12 @@ def refused(path: str, refusal: Refusal) -> JobError:
     return JobError(Code.UNKNOWN_FIELD, f"{path[:200]} is not supported here. {refusal.cure}", field=path[:200])
 
 
+def unknown(path: str, message: str, meant: str | None) -> JobError:
+    """The error for a field that nothing here knows. `meant`: the known one that it resembles."""
+    advice = f" Did you mean {meant}?" if meant else ""
+    return JobError(Code.UNKNOWN_FIELD, message + advice, field=path[:200])
+
+
 def resembles(name: str, known: Collection[str], *, cutoff: float = 0.82) -> str | None:
     """The known name that `name` probably misspells: other case, word order or nearly the same letters."""
     if len(name) > 64:

@@ -24,7 +24,17 @@ import orjson
 
 from llmpod.worker.errors import Code, JobError
 from llmpod.worker.jobs import limits, route_catalog
-from llmpod.worker.jobs.client_fields import MOVED, REFUSED, Settled, check_format, empty, move, refused, resembles
+from llmpod.worker.jobs.client_fields import (
+    MOVED,
+    REFUSED,
+    Settled,
+    check_format,
+    empty,
+    move,
+    refused,
+    resembles,
+    unknown,
+)
 from llmpod.worker.routes import prompt_fields
 
 SDK_PARAMETERS: dict[str, frozenset[str]] = {
@@ -97,15 +107,10 @@ def _refuse_if_asking(
             return
         limit = next((known for known in rule.max_tokens if known in fields), None) if name in _TOKEN_LIMITS else None
         meant = limit or resembles(name, fields, cutoff=0.7)
-        raise _unknown(name, f"{rule.path} has no {name}.", meant)
+        raise unknown(name, f"{rule.path} has no {name}.", meant)
     package = SDK_PARAMETERS.get(rule.path.removesuffix("/batch"), frozenset())
     if name in package or name in _NOT_MISSPELT:
         return
     meant = resembles(name, {*fields, *package})
     if meant is not None:
-        raise _unknown(name, f"{rule.path} has no {name}.", meant)
-
-
-def _unknown(name: str, message: str, meant: str | None) -> JobError:
-    advice = f" Did you mean {meant}?" if meant else ""
-    return JobError(Code.UNKNOWN_FIELD, f"{message}{advice}", field=name)
+        raise unknown(name, f"{rule.path} has no {name}.", meant)

@@ -51,7 +51,7 @@ class Routes:
         self.profile = profile
         self.judge = judge
 
-    async def answer(self, request: inputs.OpenAIRequest, record: JobRecord) -> AsyncGenerator[Reply, None]:
+    async def answer(self, request: inputs.RouteRequest, record: JobRecord) -> AsyncGenerator[Reply, None]:
         """Yield the replies of one route job.
 
         Raises:
@@ -83,7 +83,7 @@ class Routes:
             record.max_tokens = call.max_tokens
             record.finish_route()
 
-    def _own(self, request: inputs.OpenAIRequest, record: JobRecord) -> Reply | None:
+    def _own(self, request: inputs.RouteRequest, record: JobRecord) -> Reply | None:
         """The reply of a route that is the worker's own; None for vLLM's."""
         path, _, _ = request.route.partition("?")
         answer = self.own.get(path.removesuffix("/"))
@@ -97,12 +97,11 @@ class Routes:
         record.finish_route()
         return reply
 
-    def _call(self, request: inputs.OpenAIRequest, record: JobRecord) -> RouteCall:
+    def _call(self, request: inputs.RouteRequest, record: JobRecord) -> RouteCall:
         """Resolve the route of a request and rewrite its body."""
         record.route = request.route[:200]
-        shape = "route" if isinstance(request, inputs.RouteRequest) else "openai_route"
         named = route_catalog.asked_model(request.route)
-        path, query = ("/v1/models", "") if named else route_catalog.clean(request.route, field=shape)
+        path, query = ("/v1/models", "") if named else route_catalog.clean(request.route, field=request.shape)
         exists = self.engine.application.has(path)
         rule = route_catalog.rule_for(path, self.settings.allowed_routes, exists=exists)
         method = route_catalog.method_for(rule, request.method, has_body=request.body is not None)
@@ -131,7 +130,7 @@ class Routes:
         raise route_catalog.absent(rule, method, path, generates=generates, existing=existing)
 
     def _settled(
-        self, rule: Rule, fields: Collection[str] | None, request: inputs.OpenAIRequest, record: JobRecord
+        self, rule: Rule, fields: Collection[str] | None, request: inputs.RouteRequest, record: JobRecord
     ) -> dict[str, Any]:
         """Remove fields that vLLM ignores; they are reported in the record and the reply."""
         given = request.body or {}
@@ -150,7 +149,7 @@ class Routes:
         self,
         rule: Rule,
         given: dict[str, Any],
-        request: inputs.OpenAIRequest,
+        request: inputs.RouteRequest,
         prompt: Prompt,
         fields: Collection[str] | None,
         record: JobRecord,
