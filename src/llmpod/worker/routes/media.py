@@ -145,18 +145,23 @@ def check(item: Item, settings: Settings, pixels: Pixels | None = None) -> URL |
     """
     pixels = pixels or Pixels(settings)
     if item.is_data:
-        _check_base64(item.value, item.path, settings, pixels)
+        decode(item.value, item.path, settings, pixels)
         return None
     if item.value[:5].lower() == "data:":
         found = _DATA_URI.match(item.value)
         if found is None or not found[3]:
             raise JobError(Code.INVALID_INPUT, f"{item.path} is not a data URI with base64.", field=item.path)
-        _check_base64(item.value[found.end() :], item.path, settings, pixels)
+        decode(item.value[found.end() :], item.path, settings, pixels)
         return None
     return allowed_url(item.value, item.path, settings)
 
 
-def _check_base64(text: str, path: str, settings: Settings, pixels: Pixels) -> None:
+def decode(text: str, path: str, settings: Settings, pixels: Pixels) -> bytes:
+    """The content of a file that came as base64.
+
+    Raises:
+        JobError: it is too large, not base64, or has too many pixels.
+    """
     size = len(text) * 3 // 4
     if size > settings.max_media_bytes + 3:
         raise JobError(
@@ -169,6 +174,7 @@ def _check_base64(text: str, path: str, settings: Settings, pixels: Pixels) -> N
     if not data:
         raise JobError(Code.INVALID_INPUT, f"{path} is empty.", field=path)
     pixels.take(data, path)
+    return data
 
 
 def allowed_url(text: str, path: str, settings: Settings) -> URL:

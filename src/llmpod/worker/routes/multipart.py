@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import re
 from typing import Any
 
@@ -25,11 +23,7 @@ def encode(body: dict[str, Any], settings: Settings) -> tuple[bytes, str]:
     if not isinstance(file, str) or not file:
         raise JobError(Code.INVALID_INPUT, "file must be the audio as base64.", field="file")
     encoded = file.partition(",")[2] if file[:5].lower() == "data:" else file
-    media.check(media.Item("file", body, "file", encoded, is_data=True), settings)
-    try:
-        content = base64.b64decode(encoded, validate=True)
-    except (binascii.Error, ValueError):
-        raise JobError(Code.INVALID_INPUT, "file is not valid base64.", field="file") from None
+    content = media.decode(encoded, "file", settings, media.Pixels(settings))
     name = re.sub(r"[^\w.-]", "", str(body.get("filename") or ""))[:100] or "audio.wav"
     fields: list[tuple[str, Any]] = [("file", (name, content, "application/octet-stream"))]
     for key, value in body.items():

@@ -14,7 +14,6 @@ from typing import Any
 import orjson
 
 from llmpod.worker.engine.app.asgi import Broken
-from llmpod.worker.engine.app.route_table import Route
 from llmpod.worker.engine.engine import Engine
 from llmpod.worker.engine.prompt_check import Judge, PromptCheck
 from llmpod.worker.errors import Code, JobError, RouteError
@@ -26,7 +25,6 @@ from llmpod.worker.profile.file import Profile
 from llmpod.worker.routes import body_fields, error_fields, media, prompt_fields, rewrite
 from llmpod.worker.routes.answer import Reply, RouteAnswer
 from llmpod.worker.routes.call import RouteCall
-from llmpod.worker.routes.prompt_fields import Prompt
 from llmpod.worker.routes.rewrite import Rewritten
 from llmpod.worker.settings import Settings
 
@@ -105,70 +103,43 @@ class Routes:
         exists = self.engine.application.has(path)
         rule = route_catalog.rule_for(path, self.settings.allowed_routes, exists=exists)
         method = route_catalog.method_for(rule, request.method, has_body=request.body is not None)
-        fields = self._route(rule, method, path).fields
+        fields = self._fields(rule, method, path)
         wanted = rewrite.resolve_model(named, self.engine.application.names)
-        given = self._settled(rule, fields, request, record)
-        prompt = prompt_fields.prompt_of(given)
-        new = self._rewritten(rule, given, request, prompt, fields, record)
-        record.meter.max_tokens = None if new.max_tokens is None else max(1, new.max_tokens.effective)
-        record.meter.constraint = error_fields.field_from_message("schema", new.body)
-        record.meter.calls = error_fields.field_from_message("structural tag", new.body)
-        record.meter.most = limits.MAX_SCORED if rule.scores else self.settings.max_n
-        if (
-            rule.path == "/generative_scoring"
-        ):  # which keeps one token for the answer, and one shows that it cut nothing
-            record.meter.longest_prompt = self.engine.max_model_len - 2
-        record.meter.parsed = self.engine.application.parses(given, fields)
+        given = request.body or {}
+        new: Rewritten | None = None
+        try:
+            if fields is not None:
+                settled = body_fields.settle(rule, given, fields, self.engine.sampling_defaults)
+                given, record.adapted = settled.body, settled.as_dict()
+            new = rewrite.rewrite(rule, given, self.settings, max_model_len=self.engine.max_model_len, fields=fields)
+        finally:
+            prompt = prompt_fields.prompt_of(given)
+            model = given.get("model")
+            record.start_route(
+                stream=request.stream,
+                model=model[:200] if isinstance(model, str) else None,
+                prompt_len=prompt.chars,
+                max_tokens=new.max_tokens if new else None,
+                client=new.client if new else None,
+                texts=prompt.texts if new else (),
+            )
+        meter = record.meter
+        meter.max_tokens = None if new.max_tokens is None else max(1, new.max_tokens.effective)
+        meter.constraint = error_fields.field_from_message("schema", new.body)
+        meter.calls = error_fields.field_from_message("structural tag", new.body)
+        meter.most = limits.MAX_SCORED if rule.scores else self.settings.max_n
+        if rule.path == "/generative_scoring":  # it keeps one token for the answer, and one shows that it cut nothing
+            meter.longest_prompt = self.engine.max_model_len - 2
+        meter.parsed = self.engine.application.parses(given, fields)
         return RouteCall(record, rule, method, path, query, given, prompt, new, wanted)
 
-    def _route(self, rule: Rule, method: str, path: str) -> Route:
-        """The rule of an open route that this model has."""
+    def _fields(self, rule: Rule, method: str, path: str) -> Collection[str] | None:
+        """What the body of an open route may hold, if vLLM says; an error where this model does not have the route."""
         route = self.engine.application.route(method, path)
         if route is not None:
-            return route
+            return route.fields
         generates, existing = self.engine.generates, self.engine.application.paths
         raise route_catalog.absent(rule, method, path, generates=generates, existing=existing)
-
-    def _settled(
-        self, rule: Rule, fields: Collection[str] | None, request: inputs.RouteRequest, record: JobRecord
-    ) -> dict[str, Any]:
-        """Remove fields that vLLM ignores; they are reported in the record and the reply."""
-        given = request.body or {}
-        if fields is None:
-            return given
-        try:
-            settled = body_fields.settle(rule, given, fields, self.engine.sampling_defaults)
-        except JobError:
-            chars = prompt_fields.prompt_of(given).chars
-            record.start_route(stream=request.stream, model=_short(given.get("model")), prompt_len=chars)
-            raise
-        record.adapted = settled.as_dict()
-        return settled.body
-
-    def _rewritten(
-        self,
-        rule: Rule,
-        given: dict[str, Any],
-        request: inputs.RouteRequest,
-        prompt: Prompt,
-        fields: Collection[str] | None,
-        record: JobRecord,
-    ) -> Rewritten:
-        """Rewrite the body, and write the record's start line; a body beyond the limits gets a shorter one."""
-        try:
-            new = rewrite.rewrite(rule, given, self.settings, max_model_len=self.engine.max_model_len, fields=fields)
-        except JobError:
-            record.start_route(stream=request.stream, model=_short(given.get("model")), prompt_len=prompt.chars)
-            raise
-        record.start_route(
-            stream=request.stream,
-            model=_short(given.get("model")),
-            prompt_len=prompt.chars,
-            max_tokens=new.max_tokens,
-            client=new.client,
-            texts=prompt.texts,
-        )
-        return new
 
     def _prepare(self, call: RouteCall) -> media.Wanted | None:
         """Check prompts and files of a body; returns the files to download."""
@@ -277,7 +248,3 @@ def final_replies(error: JobError, record: JobRecord, *, model: str) -> Iterator
             yield error.last_reply
         yield native_reply.stream_error(error.as_dict(record.id))
     yield {"error": error.as_json(record.id)}
-
-
-def _short(model: object) -> str | None:
-    return model[:200] if isinstance(model, str) else None
