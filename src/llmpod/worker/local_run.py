@@ -31,21 +31,16 @@ def read_job(test_input: str | None, file: Path = Path("test_input.json")) -> di
     Raises:
         StartError: there is none, or it is not a job.
     """
-    if test_input is not None:
-        text, source = test_input, "--test_input"
-    else:
-        source = file.name
-        try:
-            text = file.read_text(encoding="utf-8")
-        except FileNotFoundError:
-            raise StartError(
-                f"{source} does not exist.",
-                'Make one, or give a job: python handler.py --test_input \'{"input": {"prompt": "Hello"}}\'.',
-            ) from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise StartError(f"{source} cannot be read: {error}.", "Correct the file.") from None
+    source = file.name if test_input is None else "--test_input"
     try:
-        job = json.loads(text)
+        job = json.loads(file.read_bytes() if test_input is None else test_input)
+    except FileNotFoundError:
+        raise StartError(
+            f"{source} does not exist.",
+            'Make one, or give a job: python handler.py --test_input \'{"input": {"prompt": "Hello"}}\'.',
+        ) from None
+    except OSError as error:
+        raise StartError(f"{source} cannot be read: {error}.", "Correct the file.") from None
     except (ValueError, RecursionError) as error:
         raise StartError(f"{source} is not JSON: {error}.", "Correct it.") from None
     if not isinstance(job, dict) or "input" not in job:

@@ -100,14 +100,19 @@ def parse_gpus(text: str) -> Gpus:
     """Parse nvidia-smi's table: one line per GPU, the columns of the query."""
     found, driver = [], None
     for row in csv.reader(text.splitlines(), skipinitialspace=True):
-        cells = [cell.strip() for cell in row]
-        if len(cells) != len(_QUERY) or not all(_is_number(cell) or _is_unknown(cell) for cell in cells[1:3]):
+        try:
+            name, *cells = (cell.strip() for cell in row)
+            # [N/A], [Not Supported], [Unknown Error] …
+            total, free, version, capability = (None if re.fullmatch(r"\[.*\]", cell) else cell for cell in cells)
+            found.append(Gpu(name, _mib(total), _mib(free), capability))
+        except (ValueError, OverflowError):
             return Gpus(unknown="nvidia-smi printed something that is not a table of GPUs")
-        name, total, free, version, capability = cells
-        known = None if _is_unknown(capability) else capability
-        found.append(Gpu(name, _number(total), _number(free), known))
-        driver = driver or (None if _is_unknown(version) else version)
+        driver = driver or version
     return Gpus(tuple(found), driver)
+
+
+def _mib(cell: str | None) -> int | None:
+    return None if cell is None else int(float(cell))
 
 
 def has_accelerator_device() -> bool:
@@ -228,16 +233,3 @@ def _built_for_cuda() -> str | None:
         found = re.search(r"^cuda\b[^=]*=\s*['\"]([\d.]+)['\"]", text, re.MULTILINE)
         return found[1] if found else None
     return None
-
-
-def _is_number(cell: str) -> bool:
-    return re.fullmatch(r"\d+(\.\d+)?", cell) is not None
-
-
-def _number(cell: str) -> int | None:
-    return int(float(cell)) if _is_number(cell) else None
-
-
-def _is_unknown(cell: str) -> bool:
-    """nvidia-smi's [N/A], [Not Supported], [Unknown Error] …"""
-    return cell.startswith("[") and cell.endswith("]")

@@ -82,16 +82,17 @@ def test_an_address_outside_the_allowed_domains_is_refused(url: str) -> None:
             items = media.find(body)
             assert items, body
             with pytest.raises(JobError) as caught:
-                _ = [media.check(item, settings) for item in items]
+                media.Files(settings, items)
             assert caught.value.failure.status == 400
             assert caught.value.field
 
 
 def test_an_allowed_domain_is_open_and_no_domain_is_by_default() -> None:
     (item,) = media.find(chat("https://FILES.example.org/a.png?x=1"))
-    assert str(media.check(item, OPEN)) == "https://files.example.org/a.png?x=1"
+    [(_, url)] = media.Files(OPEN, [item]).addresses
+    assert str(url) == "https://files.example.org/a.png?x=1"
     with pytest.raises(JobError, match="ALLOWED_MEDIA_DOMAINS"):
-        media.check(item, Settings())
+        media.Files(Settings(), [item])
 
 
 @pytest.mark.parametrize(
@@ -109,17 +110,17 @@ def test_an_allowed_domain_is_open_and_no_domain_is_by_default() -> None:
 def test_data_uris_work_within_the_cap(url: str, what: str | None) -> None:
     (item,) = media.find(chat(url))
     if what is None:
-        assert media.check(item, Settings(max_media_bytes=1000)) is None
+        assert media.Files(Settings(max_media_bytes=1000), [item]).addresses == []
     else:
         with pytest.raises(JobError, match=what):
-            media.check(item, Settings(max_media_bytes=1000))
+            media.Files(Settings(max_media_bytes=1000), [item])
 
 
 def test_bare_base64_is_checked_as_well() -> None:
     audio = {"type": "input_audio", "input_audio": {"data": "@@", "format": "wav"}}
     (item,) = media.find({"messages": [{"role": "user", "content": [audio]}]})
     with pytest.raises(JobError, match="not valid base64"):
-        media.check(item, Settings())
+        media.Files(Settings(), [item])
 
 
 @pytest.mark.parametrize(
@@ -163,7 +164,7 @@ async def test_a_name_that_leads_to_a_private_address_is_not_connected_to(monkey
         await media.PublicResolver().resolve("files.example.org", 80)
     body = chat("http://files.example.org/a.png")
     with pytest.raises(JobError, match="cannot be fetched"):
-        await media.fetch(media.check_all(media.find(body), OPEN), OPEN)
+        await media.Files(OPEN, media.find(body)).fetch()
 
 
 class ToHere(AbstractResolver):
@@ -211,7 +212,7 @@ async def server() -> AsyncIterator[ToHere]:
 @pytest.mark.parametrize("path", ["/ok", "/moved"])
 async def test_an_allowed_file_becomes_a_data_uri(server: ToHere, path: str) -> None:
     body = chat(f"http://files.example.org{path}")
-    await media.fetch(media.check_all(media.find(body), OPEN), OPEN, server)
+    await media.Files(OPEN, media.find(body)).fetch(server)
     url = body["messages"][0]["content"][0]["image_url"]["url"]
     assert url == "data:image/png;base64," + base64.b64encode(b"picture").decode()
 
@@ -229,7 +230,7 @@ async def test_an_allowed_file_becomes_a_data_uri(server: ToHere, path: str) -> 
 async def test_a_fetch_that_goes_astray_is_refused(server: ToHere, path: str, what: str) -> None:
     body = chat(f"http://files.example.org{path}")
     with pytest.raises(JobError, match=what):
-        await media.fetch(media.check_all(media.find(body), OPEN), OPEN, server)
+        await media.Files(OPEN, media.find(body)).fetch(server)
     assert set(server.asked) == {"files.example.org"}
 
 
@@ -246,18 +247,18 @@ def png(width: int, height: int) -> str:
 def test_a_few_bytes_that_promise_gigabytes_of_pixels_are_refused(width: int, height: int) -> None:
     (item,) = media.find(chat(png(width, height)))
     with pytest.raises(JobError, match="pixels") as caught:
-        media.check(item, Settings())
+        media.Files(Settings(), [item])
     assert caught.value.field == "messages[0].content[0].image_url.url"
 
 
 def test_an_image_within_the_pixels_and_what_is_no_image_pass() -> None:
     for uri in (png(5000, 5000), "data:audio/wav;base64,aGVsbG8="):
         (item,) = media.find(chat(uri))
-        assert media.check(item, Settings()) is None
+        assert media.Files(Settings(), [item]).addresses == []
 
 
 def test_the_images_of_a_request_share_the_pixels() -> None:
     items = media.find(chat(png(400, 400))) * 3
-    assert media.check_all(items, Settings(max_pixels=480_000)).addresses == []
+    assert media.Files(Settings(max_pixels=480_000), items).addresses == []
     with pytest.raises(JobError, match="more than 479999 pixels"):
-        media.check_all(items, Settings(max_pixels=479_999))
+        media.Files(Settings(max_pixels=479_999), items)

@@ -1,7 +1,7 @@
-"""Reporter: sends the metrics to a Pushgateway and writes them into the log, at intervals, in a thread of its own.
+"""Reporter: sends the metrics to a Pushgateway and writes them into the log, at intervals, in a thread each.
 
 A worker of a queue endpoint has no port that Prometheus could scrape, and a job for /metrics is answered by whichever
-worker takes it. The thread does not depend on the event loop, so a worker whose loop hangs still reports.
+worker takes it. The threads do not depend on the event loop, so a worker whose loop hangs still reports.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ def reporting(settings: Settings, metrics: Metrics, emit: Emit, environment: Map
 
     `environment`: holds RunPod's names of the endpoint and of this worker.
     """
-    tasks: list[Task] = []
+    tasks: list[tuple[float, Callable[[], None]]] = []
     if settings.snapshot_seconds:
-        tasks.append(Task(settings.snapshot_seconds, lambda: emit("snapshot", metrics=metrics.snapshot())))
+        tasks.append((settings.snapshot_seconds, lambda: emit("snapshot", metrics=metrics.snapshot())))
     gateway = None
     if settings.metrics_push_url:
         names = {
@@ -44,39 +44,26 @@ def reporting(settings: Settings, metrics: Metrics, emit: Emit, environment: Map
             "worker": environment.get("RUNPOD_POD_ID") or "none",
         }
         gateway = Gateway(settings.metrics_push_url, names, metrics, emit)
-        tasks.append(Task(settings.metrics_push_seconds, gateway.push))
-    if not tasks:
-        yield
-        return
+        tasks.append((settings.metrics_push_seconds, gateway.push))
     stopped = threading.Event()
-    thread = threading.Thread(target=_run, args=(tasks, stopped), name="metrics", daemon=True)
-    thread.start()
+    threads = [threading.Thread(target=_repeat, args=(*task, stopped), name="metrics", daemon=True) for task in tasks]
+    for thread in threads:
+        thread.start()
     try:
         yield
     finally:
         stopped.set()
-        thread.join(EXIT_S)
-        if gateway is not None and not thread.is_alive():
+        deadline = time.monotonic() + EXIT_S
+        for thread in threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        if gateway is not None and not any(thread.is_alive() for thread in threads):
             gateway.delete()
 
 
-class Task:
-    """Something to do at intervals. `due`: monotonic seconds, one interval after the start."""
-
-    def __init__(self, interval_s: float, act: Callable[[], None]) -> None:
-        self.act = act
-        self.interval_s = interval_s
-        self.due = time.monotonic() + interval_s
-
-
-def _run(tasks: list[Task], stopped: threading.Event) -> None:
-    while not stopped.wait(max(0.0, min(task.due for task in tasks) - time.monotonic())):
-        for task in tasks:
-            if time.monotonic() >= task.due:
-                task.act()
-                task.due = max(task.due + task.interval_s, time.monotonic())
-    for task in tasks:
-        task.act()
+def _repeat(interval_s: float, act: Callable[[], None], stopped: threading.Event) -> None:
+    while not stopped.wait(interval_s):
+        act()
+    act()
 
 
 class Gateway:

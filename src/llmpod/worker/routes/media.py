@@ -15,7 +15,7 @@ import ipaddress
 import re
 import socket
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,37 +33,6 @@ MAX_REDIRECTS = 3
 MAX_FILES = 64
 _DATA_URI = re.compile(r"data:([\w.+-]+/[\w.+-]+)?((?:;[\w.+-]+=[\w.+\"-]+)*)(;base64)?,", re.IGNORECASE)
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
-
-
-class Pixels:
-    """Remaining MAX_PIXELS of one request.
-
-    A small file can decode to gigabytes of pixels, and vLLM decodes the images of a request concurrently.
-    """
-
-    def __init__(self, settings: Settings) -> None:
-        self._limit = self._left = settings.max_pixels
-
-    def take(self, data: bytes, path: str) -> None:
-        """Subtract an image's pixels, read from its header; other files have none.
-
-        Raises:
-            JobError: with it, they have too many.
-        """
-        try:
-            with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data)) as image:
-                self._left -= image.width * image.height
-        except Image.DecompressionBombError:
-            self._left = -1
-        except Exception:  # noqa: BLE001 - not an image, or a damaged one: the decoder reports it
-            return
-        if self._left < 0:
-            raise JobError(
-                Code.INVALID_INPUT,
-                f"{path}: the images of the request have more than {self._limit} pixels (MAX_PIXELS).",
-                field=path,
-                limit=self._limit,
-            )
 
 
 @dataclass
@@ -87,9 +56,8 @@ def find(body: dict[str, Any]) -> list[Item]:
     pending: list[tuple[str, Any]] = [
         (name, value) for name, value in body.items() if name not in ("tools", "metadata")
     ]
-    top = [(name, body[name]) for name in ("images", "image", "audio") if name in body]
-    for name, value in top:
-        items += _under(name, body, name, value)
+    for name in ("images", "image", "audio"):
+        items += _under(name, body, name, body.get(name))
     while pending:
         path, value = pending.pop()
         if isinstance(value, list):
@@ -119,62 +87,104 @@ def _under(path: str, holder: Any, key: Any, value: Any) -> Iterator[Item]:
                 yield from _under(f"{path}.{name}", value, name, item)
 
 
-@dataclass
-class Wanted:
-    """Files to download for a request."""
+class Files:
+    """The files of one request, within its limits.
 
-    addresses: list[tuple[Item, URL]]
-    pixels: Pixels
-
-
-def check_all(items: list[Item], settings: Settings) -> Wanted:
-    """Check the files of a request, as `check` does.
-
-    Raises:
-        JobError: as `check`.
+    MAX_PIXELS holds for all of them: a small file can decode to gigabytes of pixels, and vLLM decodes the images of a
+    request concurrently.
     """
-    pixels = Pixels(settings)
-    return Wanted([(item, url) for item in items if (url := check(item, settings, pixels)) is not None], pixels)
+
+    def __init__(self, settings: Settings, items: Iterable[Item] = ()) -> None:
+        """Check `items`.
+
+        Raises:
+            JobError: an address is not allowed, data is too large or not base64, or images have too many pixels.
+        """
+        self._settings = settings
+        self._pixels_left = settings.max_pixels
+        self.addresses: list[tuple[Item, URL]] = []  # to be downloaded
+        for item in items:
+            if item.is_data:
+                self.decode(item.value, item.path)
+            elif item.value[:5].lower() == "data:":
+                found = _DATA_URI.match(item.value)
+                if found is None or not found[3]:
+                    raise _refused(item.path, f"{item.path} is not a data URI with base64.")
+                self.decode(item.value[found.end() :], item.path)
+            else:
+                self.addresses.append((item, allowed_url(item.value, item.path, settings)))
+
+    def decode(self, text: str, path: str) -> bytes:
+        """The content of a file that came as base64; JobError as above."""
+        size, most = len(text) * 3 // 4, self._settings.max_media_bytes
+        if size > most + 3:
+            raise _refused(path, f"{path} has {size} bytes; at most {most} are accepted.")
+        try:
+            data = base64.b64decode(text, validate=True)
+        except (binascii.Error, ValueError):
+            raise _refused(path, f"{path} is not valid base64.") from None
+        if not data:
+            raise _refused(path, f"{path} is empty.")
+        self._count_pixels(data, path)
+        return data
+
+    def _count_pixels(self, data: bytes, path: str) -> None:
+        """Subtract an image's pixels, read from its header; other files have none."""
+        try:
+            with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data)) as image:
+                self._pixels_left -= image.width * image.height
+        except Image.DecompressionBombError:
+            self._pixels_left = -1
+        except Exception:  # noqa: BLE001 - not an image, or a damaged one: the decoder reports it
+            return
+        if self._pixels_left < 0:
+            most = self._settings.max_pixels
+            message = f"{path}: the images of the request have more than {most} pixels (MAX_PIXELS)."
+            raise JobError(Code.INVALID_INPUT, message, field=path, limit=most)
+
+    async def fetch(self, resolver: AbstractResolver | None = None) -> None:
+        """Download the files that are addresses, and put data URIs in their place.
+
+        Raises:
+            JobError: an address leads to where it may not, or the file cannot be had.
+        """
+        if not self.addresses:
+            return
+        connector = aiohttp.TCPConnector(resolver=resolver or PublicResolver(), use_dns_cache=False)
+        timeout = aiohttp.ClientTimeout(total=FETCH_TIMEOUT_S)
+        async with aiohttp.ClientSession(connector=connector, timeout=timeout, trust_env=False) as session:
+            uris = await asyncio.gather(*(self._fetch(session, url, item.path) for item, url in self.addresses))
+        for (item, _), uri in zip(self.addresses, uris, strict=True):
+            item.holder[item.key] = uri
+
+    async def _fetch(self, session: aiohttp.ClientSession, url: URL, path: str) -> str:
+        for _ in range(MAX_REDIRECTS + 1):
+            try:
+                async with session.get(url, allow_redirects=False) as response:
+                    if response.status in (301, 302, 303, 307, 308) and "location" in response.headers:
+                        url = allowed_url(str(url.join(URL(response.headers["location"]))), path, self._settings)
+                        continue
+                    if response.status != 200:
+                        raise _refused(path, f"{path}: the server answered {response.status}.")
+                    data = await self._read(response, path)
+                    self._count_pixels(data, path)
+                    kind = response.content_type or "application/octet-stream"
+                    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+            except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
+                raise _refused(path, f"{path}: the file cannot be fetched.") from None
+        raise _refused(path, f"{path}: more than {MAX_REDIRECTS} redirects.")
+
+    async def _read(self, response: aiohttp.ClientResponse, path: str) -> bytes:
+        data = bytearray()
+        async for piece in response.content.iter_chunked(1 << 16):
+            data += piece
+            if len(data) > self._settings.max_media_bytes:
+                raise _refused(path, f"{path} has more than {self._settings.max_media_bytes} bytes.")
+        return bytes(data)
 
 
-def check(item: Item, settings: Settings, pixels: Pixels | None = None) -> URL | None:
-    """Check a file. Returns the address to download; None if the data is in the request.
-
-    Raises:
-        JobError: the address is not allowed, the data is too large or not base64, or has too many pixels.
-    """
-    pixels = pixels or Pixels(settings)
-    if item.is_data:
-        decode(item.value, item.path, settings, pixels)
-        return None
-    if item.value[:5].lower() == "data:":
-        found = _DATA_URI.match(item.value)
-        if found is None or not found[3]:
-            raise JobError(Code.INVALID_INPUT, f"{item.path} is not a data URI with base64.", field=item.path)
-        decode(item.value[found.end() :], item.path, settings, pixels)
-        return None
-    return allowed_url(item.value, item.path, settings)
-
-
-def decode(text: str, path: str, settings: Settings, pixels: Pixels) -> bytes:
-    """The content of a file that came as base64.
-
-    Raises:
-        JobError: it is too large, not base64, or has too many pixels.
-    """
-    size = len(text) * 3 // 4
-    if size > settings.max_media_bytes + 3:
-        raise JobError(
-            Code.INVALID_INPUT, f"{path} has {size} bytes; at most {settings.max_media_bytes} are accepted.", field=path
-        )
-    try:
-        data = base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
-        raise JobError(Code.INVALID_INPUT, f"{path} is not valid base64.", field=path) from None
-    if not data:
-        raise JobError(Code.INVALID_INPUT, f"{path} is empty.", field=path)
-    pixels.take(data, path)
-    return data
+def _refused(path: str, message: str) -> JobError:
+    return JobError(Code.INVALID_INPUT, message, field=path)
 
 
 def allowed_url(text: str, path: str, settings: Settings) -> URL:
@@ -183,13 +193,12 @@ def allowed_url(text: str, path: str, settings: Settings) -> URL:
     Raises:
         JobError: it is none, and why.
     """
-    refused = JobError(
-        Code.INVALID_INPUT,
+    refused = _refused(
+        path,
         f"{path}: this worker fetches files from {', '.join(settings.allowed_media_domains)} only, by http or https on "
         "its own port; send a data URI."
         if settings.allowed_media_domains
         else f"{path}: this worker fetches no files; send a data URI, or let its operator set ALLOWED_MEDIA_DOMAINS.",
-        field=path,
     )
     if not text.isascii() or re.search(r"[\x00-\x20\\\x7f]", text):
         raise refused
@@ -244,48 +253,3 @@ class PublicResolver(AbstractResolver):
 
     async def close(self) -> None:
         """Does nothing: no resources are held."""
-
-
-async def fetch(wanted: Wanted, settings: Settings, resolver: AbstractResolver | None = None) -> None:
-    """Download the `wanted` files and replace them by data URIs.
-
-    Raises:
-        JobError: an address leads to where it may not, or the file cannot be had.
-    """
-    if not wanted.addresses:
-        return
-    connector = aiohttp.TCPConnector(resolver=resolver or PublicResolver(), use_dns_cache=False)
-    timeout = aiohttp.ClientTimeout(total=FETCH_TIMEOUT_S)
-    async with aiohttp.ClientSession(connector=connector, timeout=timeout, trust_env=False) as session:
-        files = await asyncio.gather(
-            *(_fetch(session, url, item.path, settings, wanted.pixels) for item, url in wanted.addresses)
-        )
-    for (item, _), data_uri in zip(wanted.addresses, files, strict=True):
-        item.holder[item.key] = data_uri
-
-
-async def _fetch(session: aiohttp.ClientSession, url: URL, path: str, settings: Settings, pixels: Pixels) -> str:
-    for _ in range(MAX_REDIRECTS + 1):
-        try:
-            async with session.get(url, allow_redirects=False) as response:
-                if response.status in (301, 302, 303, 307, 308) and "location" in response.headers:
-                    url = allowed_url(str(url.join(URL(response.headers["location"]))), path, settings)
-                    continue
-                if response.status != 200:
-                    raise JobError(Code.INVALID_INPUT, f"{path}: the server answered {response.status}.", field=path)
-                data = await _read(response, path, settings)
-                pixels.take(data, path)
-                kind = response.content_type or "application/octet-stream"
-                return f"data:{kind};base64,{base64.b64encode(data).decode()}"
-        except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
-            raise JobError(Code.INVALID_INPUT, f"{path}: the file cannot be fetched.", field=path) from None
-    raise JobError(Code.INVALID_INPUT, f"{path}: more than {MAX_REDIRECTS} redirects.", field=path)
-
-
-async def _read(response: aiohttp.ClientResponse, path: str, settings: Settings) -> bytes:
-    data = bytearray()
-    async for piece in response.content.iter_chunked(1 << 16):
-        data += piece
-        if len(data) > settings.max_media_bytes:
-            raise JobError(Code.INVALID_INPUT, f"{path} has more than {settings.max_media_bytes} bytes.", field=path)
-    return bytes(data)

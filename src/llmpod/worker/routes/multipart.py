@@ -23,7 +23,7 @@ def encode(body: dict[str, Any], settings: Settings) -> tuple[bytes, str]:
     if not isinstance(file, str) or not file:
         raise JobError(Code.INVALID_INPUT, "file must be the audio as base64.", field="file")
     encoded = file.partition(",")[2] if file[:5].lower() == "data:" else file
-    content = media.decode(encoded, "file", settings, media.Pixels(settings))
+    content = media.Files(settings).decode(encoded, "file")
     name = re.sub(r"[^\w.-]", "", str(body.get("filename") or ""))[:100] or "audio.wav"
     fields: list[tuple[str, Any]] = [("file", (name, content, "application/octet-stream"))]
     for key, value in body.items():

@@ -59,9 +59,9 @@ class Routes:
             yield own
             return
         call = await record.size.aside(self._call, request, record)
-        wanted = await record.size.aside(self._prepare, call)
-        if wanted is not None:
-            await media.fetch(wanted, self.settings)
+        files = await record.size.aside(self._prepare, call)
+        if files is not None:
+            await files.fetch()
         exchange = call.exchange(self.engine.application.asgi, self.settings)
         answer = RouteAnswer(call, exchange, self.engine)
         try:
@@ -141,7 +141,7 @@ class Routes:
         generates, existing = self.engine.generates, self.engine.application.paths
         raise route_catalog.absent(rule, method, path, generates=generates, existing=existing)
 
-    def _prepare(self, call: RouteCall) -> media.Wanted | None:
+    def _prepare(self, call: RouteCall) -> media.Files | None:
         """Check prompts and files of a body; returns the files to download."""
         if not call.given or call.rule.kind == "info":
             return None
@@ -210,15 +210,15 @@ class Routes:
             if name in body:
                 body[name] = self.engine.application.guard(body[name], field=name)
 
-    def _check_media(self, call: RouteCall) -> media.Wanted | None:
+    def _check_media(self, call: RouteCall) -> media.Files | None:
         """Check files on every route; download them for a model that accepts them."""
         if call.rule.form:
             return None
         files = media.find(call.new.body)
         if files and self.engine.application.takes_media:
             call.new.body = orjson.loads(orjson.dumps(call.new.body))  # the job's input stays as it came
-            return media.check_all(media.find(call.new.body), self.settings)
-        media.check_all(files, self.settings)
+            return media.Files(self.settings, media.find(call.new.body))
+        media.Files(self.settings, files)
         return None
 
 
