@@ -12,6 +12,7 @@ import contextlib
 import random
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
 
 from llmpod.worker.event_log import Emit, describe
@@ -28,29 +29,18 @@ QUEUED_S = 0.25
 Fetch = Callable[[Any, int], Awaitable[list[dict[str, Any]] | None]]
 
 
+@dataclass
 class Poller:
     """The job-take calls of one worker. `run` is a task's body, and the object is created in its event loop."""
 
-    def __init__(
-        self,
-        free: Callable[[], int],
-        fetch: Fetch,
-        begin: Callable[[Any], None],
-        emit: Emit,
-        shutdown: asyncio.Event,
-        *,
-        timeout_s: float,
-    ) -> None:
-        """`free`: how many more jobs the worker may hold now. `begin` is called with each job.
+    free: Callable[[], int]  # how many more jobs the worker may hold now
+    fetch: Fetch  # the SDK's call, with a session and a number of jobs
+    begin: Callable[[Any], None]  # is called with each job
+    emit: Emit
+    shutdown: asyncio.Event
+    timeout_s: float  # of one call
 
-        `fetch`: the SDK's call, with a session and a number of jobs; it is given `timeout_s`.
-        """
-        self._free = free
-        self._fetch = fetch
-        self._begin = begin
-        self._emit = emit
-        self._shutdown = shutdown
-        self._timeout_s = timeout_s
+    def __post_init__(self) -> None:
         self._sessions = [sdk.PollSession() for _ in range(MOST_ABREAST)]
         self._wakeup = asyncio.Event()
         self._abreast = 1  # calls that may be open at once
@@ -77,7 +67,7 @@ class Poller:
 
     async def _poll_loop(self, number: int, session: sdk.PollSession) -> None:
         backoff = Backoff()
-        while not self._shutdown.is_set():
+        while not self.shutdown.is_set():
             wanted = self._share(number)
             if wanted <= 0:
                 self._wakeup.clear()
@@ -89,12 +79,12 @@ class Poller:
             try:
                 jobs = await self._poll(session, wanted)
                 for job in jobs:
-                    self._begin(job)
+                    self.begin(job)
             except sdk.TooManyRequests:
                 backoff.lengthen(at_least_s=1.0)
             except Exception as error:  # noqa: BLE001 - polling continues after any error
-                if not self._shutdown.is_set():
-                    self._emit("take_failed", level="warning", cause=describe(error))
+                if not self.shutdown.is_set():
+                    self.emit("take_failed", level="warning", cause=describe(error))
                 backoff.lengthen()
             else:
                 took_s = time.monotonic() - asked
@@ -106,13 +96,13 @@ class Poller:
             finally:
                 self._calls -= 1
                 self._asked -= wanted
-            await backoff.wait(self._shutdown)
+            await backoff.wait(self.shutdown)
 
     def _share(self, number: int) -> int:
         """How many jobs this loop should request: its share of the free slots that no call has requested."""
         if number >= self._abreast:
             return 0
-        unasked = self._free() - self._asked
+        unasked = self.free() - self._asked
         return -(-unasked // max(1, self._abreast - self._calls))
 
     def _adapt(self, wanted: int, got: int, took_s: float) -> None:
@@ -126,12 +116,12 @@ class Poller:
 
     async def _poll(self, session: sdk.PollSession, wanted: int) -> list[dict[str, Any]]:
         """One long poll. It is only cancelled after it has been half-closed: see `sdk.PollSession`."""
-        poll = asyncio.ensure_future(self._fetch(session.client, wanted))
+        poll = asyncio.ensure_future(self.fetch(session.client, wanted))
         try:
-            if not (await asyncio.wait((poll,), timeout=self._timeout_s))[0]:
+            if not (await asyncio.wait((poll,), timeout=self.timeout_s))[0]:
                 session.half_close()
                 await asyncio.wait((poll,), timeout=HALF_CLOSE_S)
-                if not self._shutdown.is_set():
+                if not self.shutdown.is_set():
                     session.resume()
             return (await poll if poll.done() else None) or []
         finally:

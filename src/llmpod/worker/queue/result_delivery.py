@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
@@ -36,91 +37,63 @@ _SUSPECT_BYTES = 1_000_000  # a 400 for a body above this is treated as "too lar
 _HEADERS = {"charset": "utf-8", "Content-Type": "application/x-www-form-urlencoded", "Accept-Encoding": "identity"}
 
 
-class RefusedError(Exception):
-    """RunPod rejected the call: 4xx other than 429."""
-
-    def __init__(self, status: int) -> None:
-        super().__init__(f"HTTP {status}")
-        self.status = status
-
-
 class UndeliveredError(Exception):
     """All retries failed; the message is the last failure."""
 
 
+@dataclass
 class Delivery:
     """Sends chunks and results of all jobs of a worker. Raises nothing but CancelledError."""
 
-    def __init__(
-        self,
-        session: aiohttp.ClientSession,
-        emit: Emit,
-        metrics: Metrics,
-        *,
-        stream_url: str,
-        done_url: str,
-        timeout_s: float,
-    ) -> None:
-        """`stream_url` and `done_url` hold `$ID` for the job's id; `timeout_s` is RESULT_DELIVERY_TIMEOUT."""
-        self._session = session
-        self._emit = emit
-        self._metrics = metrics
-        self._stream_url = stream_url
-        self._done_url = done_url
-        self._timeout_s = timeout_s
+    session: aiohttp.ClientSession
+    emit: Emit
+    metrics: Metrics
+    stream_url: str  # `$ID` in both addresses stands for the job's id
+    done_url: str
+    timeout_s: float  # RESULT_DELIVERY_TIMEOUT
 
     async def chunk(self, job_id: str, item: object, *, patience_s: float = CHUNK_PATIENCE_S) -> bool:
         """Send a stream chunk. False: it did not arrive, and its text should be sent with the next one."""
-        url = _address(self._stream_url, job_id, stream=False)
+        url = _address(self.stream_url, job_id, stream=False)
         try:
-            await self._post(url, dumps({"output": item}), job_id, patience_s)
+            status, _ = await self._post(url, dumps({"output": item}), job_id, patience_s)
         except UndeliveredError:
             return False
-        except RefusedError as refusal:
-            self._emit("chunk_refused", level="error", request_id=job_id, status=refusal.status)
+        if status >= 400:
+            self.emit("chunk_refused", level="error", request_id=job_id, status=status)
         return True
 
     async def result(
         self, job_id: str, result: dict[str, Any], *, stream: bool, patience_s: float | None = None
     ) -> bool:
         """End the job with `result` ({"output": …} or {"error": …}). True: RunPod has it, or an error in its place."""
-        url = _address(self._done_url, job_id, stream=stream)
-        patience_s = self._timeout_s if patience_s is None else patience_s
+        url = _address(self.done_url, job_id, stream=stream)
+        patience_s = self.timeout_s if patience_s is None else patience_s
         body = dumps(result)
         limit = RUNSYNC_LIMIT_BYTES if job_id.startswith("sync-") else RUN_LIMIT_BYTES
         try:
-            if len(body) <= limit:
-                try:
-                    self._delivered(await self._post(url, body, job_id, patience_s))
-                    return True
-                except RefusedError as refusal:
-                    if refusal.status != 413 and not (refusal.status == 400 and len(body) > _SUSPECT_BYTES):
-                        raise
-            failure = JobError(
-                Code.RESULT_TOO_LARGE,
-                f"The result has {len(body)} bytes; RunPod accepts {limit}.",
-                bytes=len(body),
-                limit=limit,
-            )
-            self._emit("result_too_large", level="error", request_id=job_id, bytes=len(body), limit=limit)
-            error = {name: value for name, value in result.items() if name == "stopPod"}
-            answer = dumps(error | {"error": failure.as_json(job_id)})
-            self._delivered(await self._post(url, answer, job_id, patience_s))
-        except (RefusedError, UndeliveredError) as error:
-            kind = "refused" if isinstance(error, RefusedError) else "lost"
-            self._metrics.add("llmpod_delivery_total", result=kind)
-            self._emit("result_lost", level="error", request_id=job_id, cause=str(error), bytes=len(body))
-            return False
-        return True
+            status, attempts = (413, 0) if len(body) > limit else await self._post(url, body, job_id, patience_s)
+            if status == 413 or (status == 400 and len(body) > _SUSPECT_BYTES):
+                self.emit("result_too_large", level="error", request_id=job_id, bytes=len(body), limit=limit)
+                message = f"The result has {len(body)} bytes; RunPod accepts {limit}."
+                failure = JobError(Code.RESULT_TOO_LARGE, message, bytes=len(body), limit=limit)
+                error = {name: value for name, value in result.items() if name == "stopPod"}
+                answer = dumps(error | {"error": failure.as_json(job_id)})
+                status, attempts = await self._post(url, answer, job_id, patience_s)
+            kind = "refused" if status >= 400 else "ok" if attempts == 1 else "retried"
+            cause = f"HTTP {status}"
+        except UndeliveredError as error:
+            kind, cause = "lost", str(error)
+        self.metrics.add("llmpod_delivery_total", result=kind)
+        if kind in ("ok", "retried"):
+            return True
+        self.emit("result_lost", level="error", request_id=job_id, cause=cause, bytes=len(body))
+        return False
 
-    def _delivered(self, attempts: int) -> None:
-        self._metrics.add("llmpod_delivery_total", result="ok" if attempts == 1 else "retried")
-
-    async def _post(self, url: URL, body: bytes, job_id: str, patience_s: float) -> int:
-        """POST until it succeeds; returns how many attempts it took.
+    async def _post(self, url: URL, body: bytes, job_id: str, patience_s: float) -> tuple[int, int]:
+        """POST until RunPod has it, or does not want it (4xx other than 429). Returns the status and the attempts.
 
         Raises:
-            RefusedError: RunPod does not want it; no retry would help.
             UndeliveredError: it failed for `patience_s` seconds.
         """
         give_up = time.monotonic() + patience_s
@@ -132,12 +105,10 @@ class Delivery:
             attempt = aiohttp.ClientTimeout(total=min(ATTEMPT_S, max(1.0, give_up - time.monotonic())))
             asked_s = 0.0
             try:
-                async with self._session.post(url, data=body, headers=headers, timeout=attempt) as response:
+                async with self.session.post(url, data=body, headers=headers, timeout=attempt) as response:
                     await response.read()
-                    if response.status < 300:
-                        return attempts
-                    if 400 <= response.status < 500 and response.status != 429:
-                        raise RefusedError(response.status)
+                    if response.status < 300 or (400 <= response.status < 500 and response.status != 429):
+                        return response.status, attempts
                     failure = f"HTTP {response.status}"
                     asked_s = _seconds(response.headers.get("Retry-After"))
             except (aiohttp.ClientError, TimeoutError, OSError) as error:

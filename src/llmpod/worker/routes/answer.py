@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -25,13 +26,13 @@ MAX_MESSAGE_CHARS = 2000
 """Length limit for messages of vLLM, which may quote the client's whole input."""
 
 
+@dataclass
 class RouteAnswer:
     """The response of one exchange."""
 
-    def __init__(self, call: RouteCall, exchange: Exchange, engine: Engine) -> None:
-        self._call = call
-        self._exchange = exchange
-        self._engine = engine
+    call: RouteCall
+    exchange: Exchange
+    engine: Engine
 
     async def replies(self) -> AsyncGenerator[Reply, None]:
         """Yield the job's replies, once the exchange has started.
@@ -40,8 +41,8 @@ class RouteAnswer:
             JobError: an error status, an error in the answer, a forced call that is missing, an event too large.
             Broken: the application ended before its answer did.
         """
-        call, exchange = self._call, self._exchange
-        unguard = self._engine.application.unguard
+        call, exchange = self.call, self.exchange
+        unguard = self.engine.application.unguard
         if exchange.status >= 300:
             raise self._refusal(exchange.status, await exchange.whole())
         if exchange.content_type == "text/event-stream":
@@ -70,16 +71,16 @@ class RouteAnswer:
         answer = orjson.loads(content)
         if not isinstance(answer, dict):
             return content.decode()
-        if self._call.wanted_model is not None:
+        if self.call.wanted_model is not None:
             cards: list[dict[str, Any]] = answer["data"]
-            return next(card for card in cards if card["id"] == self._call.wanted_model)
-        limits = self._call.reported_limits
+            return next(card for card in cards if card["id"] == self.call.wanted_model)
+        limits = self.call.reported_limits
         if limits is not None:
             answer["limits"] = limits
         # The SDK treats a top-level key `error` as a failure; null means none (the responses route has it).
         if answer.get("error"):
             raise self._refusal(500, content)
-        required = self._call.new.required_call
+        required = self.call.new.required_call
         if required is not None and not required.observe(answer):
             raise required.error()
         return answer
@@ -87,8 +88,8 @@ class RouteAnswer:
     async def _chunks(self) -> AsyncGenerator[bytes, None]:
         """Yield chunks of whole events: the first at once, then all that are ready."""
         splitter = sse.Splitter()
-        limits = self._call.reported_limits
-        async with aclosing(self._exchange.pieces(self._call.meter.ended)) as pieces:
+        limits = self.call.reported_limits
+        async with aclosing(self.exchange.pieces(self.call.meter.ended)) as pieces:
             async for piece in pieces:
                 events, failure = self._until_failure(splitter.feed(piece))
                 if events and limits is not None:
@@ -119,7 +120,7 @@ class RouteAnswer:
         if error is not None:
             status = error.get("code")
             return self._failed(status if isinstance(status, int) else 500, error)
-        required = self._call.new.required_call
+        required = self.call.new.required_call
         if required is not None and not required.observe(sse.parse_data(event)) and sse.is_last(event):
             return required.error()
         return None
@@ -143,20 +144,20 @@ class RouteAnswer:
         Where the worker itself refused the request inside the application, its own error is the failure, and where
         vLLM noted another cause than it reports in the end, that is.
         """
-        meter = self._call.meter
+        meter = self.call.meter
         if meter.refusal is not None:
-            return RouteError(meter.refusal, anthropic=self._call.rule.anthropic)
+            return RouteError(meter.refusal, anthropic=self.call.rule.anthropic)
         if meter.failure is not None:
             error = meter.failure
             status = error["code"]
         message = str(error.get("message", ""))[:MAX_MESSAGE_CHARS]
         error = error | {"message": message}
         if status < 500:
-            body = self._call.new.body
+            body = self.call.new.body
             field = error_fields.field_of(error.get("param"), message, body)
             error = error | {"param": field, "message": error_fields.plain(message, field, body)}
         code = _CODES.get(status, Code.INVALID_INPUT if status < 500 else Code.GENERATION_FAILED)
-        if status >= 500 and self._engine.dead:
+        if status >= 500 and self.engine.dead:
             code = Code.ENGINE_DEAD
         cause = JobError(code, str(error.get("message", "")), field=error.get("param"))
-        return RouteError(cause, status=status, error=error, anthropic=self._call.rule.anthropic)
+        return RouteError(cause, status=status, error=error, anthropic=self.call.rule.anthropic)

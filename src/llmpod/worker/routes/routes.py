@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Collection, Iterator
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -29,25 +30,16 @@ from llmpod.worker.routes.rewrite import Rewritten
 from llmpod.worker.settings import Settings
 
 
+@dataclass
 class Routes:
     """Answers route jobs through one engine's application."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        engine: Engine,
-        profile: Profile | None,
-        judge: Judge | None,
-        emit: Emit,
-        status: Callable[[], dict[str, Any]] = dict,
-    ) -> None:
-        """`status`: what the worker's own route /status answers."""
-        self.emit = emit
-        self.own: dict[str, Callable[[], dict[str, Any]]] = {"/status": status}
-        self.settings = settings
-        self.engine = engine
-        self.profile = profile
-        self.judge = judge
+    settings: Settings
+    engine: Engine
+    profile: Profile | None
+    judge: Judge | None
+    emit: Emit
+    status: Callable[[], dict[str, Any]] = dict  # what the worker's own route /status answers
 
     async def answer(self, request: inputs.RouteRequest, record: JobRecord) -> AsyncGenerator[Reply, None]:
         """Yield the replies of one route job.
@@ -55,8 +47,8 @@ class Routes:
         Raises:
             JobError: what policy refuses, and what vLLM answered with an error status or broke off.
         """
-        if (own := self._own(request, record)) is not None:
-            yield own
+        if request.route.partition("?")[0].removesuffix("/") == "/status":
+            yield self._own(request, record)
             return
         call = await record.size.aside(self._call, request, record)
         files = await record.size.aside(self._prepare, call)
@@ -81,17 +73,13 @@ class Routes:
             record.max_tokens = call.max_tokens
             record.finish_route()
 
-    def _own(self, request: inputs.RouteRequest, record: JobRecord) -> Reply | None:
-        """The reply of a route that is the worker's own; None for vLLM's."""
-        path, _, _ = request.route.partition("?")
-        answer = self.own.get(path.removesuffix("/"))
-        if answer is None:
-            return None
-        rule = route_catalog.RULES[path.removesuffix("/")]
+    def _own(self, request: inputs.RouteRequest, record: JobRecord) -> Reply:
+        """The reply of the worker's own route."""
+        rule = route_catalog.RULES["/status"]
         record.route = rule.path
         record.start_route(stream=False, model=None, prompt_len=0)
         route_catalog.method_for(rule, request.method, has_body=request.body is not None)
-        reply = answer()
+        reply = self.status()
         record.finish_route()
         return reply
 
