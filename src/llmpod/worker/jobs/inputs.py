@@ -118,19 +118,8 @@ class _Native(_Strict):
     task: str | None = None
 
 
-class _Proxied(BaseModel):
-    """RunPod's proxy writes this shape, so unknown keys beside it are accepted."""
-
-    model_config = ConfigDict(strict=True)
-
-    openai_route: str
-    openai_input: dict[str, Any] | None = None
-
-
-class _Route(_Strict):
-    route: str
-    body: dict[str, Any] | None = None
-    method: str | None = None
+_NATIVE_FIELDS = frozenset(_Native.model_fields)
+_ROUTE_FIELDS = frozenset({"route", "body", "method"})
 
 
 def parse(job_input: object, sampling_names: Collection[str]) -> Request:
@@ -143,20 +132,31 @@ def parse(job_input: object, sampling_names: Collection[str]) -> Request:
     """
     if not isinstance(job_input, dict):
         raise JobError(Code.INVALID_INPUT, "input must be an object.", field="input")
-    known: Collection[str] = ()
+    if "openai_route" in job_input:  # RunPod's proxy writes this shape, so unknown keys beside it are accepted
+        return _route(job_input, "openai_route", "openai_input")
+    if "route" in job_input:
+        if others := job_input.keys() - _ROUTE_FIELDS:
+            raise _unknown(min(others), min(others), _ROUTE_FIELDS)
+        return _route(job_input, "route", "body", job_input.get("method"))
+    settled = settle_native(job_input, _NATIVE_FIELDS, sampling_names)
     try:
-        if "openai_route" in job_input:
-            proxied = _Proxied.model_validate(job_input)
-            return RouteRequest("openai_route", proxied.openai_route, proxied.openai_input or None)
-        if "route" in job_input:
-            known = _Route.model_fields
-            call = _Route.model_validate(job_input)
-            return RouteRequest("route", call.route, call.body or None, call.method and call.method.upper())
-        known = {*_Native.model_fields, *sampling_names, "max_tokens"}
-        settled = settle_native(job_input, _Native.model_fields, sampling_names)
-        return _native(_Native.model_validate(settled.body), settled.as_dict(), sampling_names)
+        native = _Native.model_validate(settled.body)
     except ValidationError as error:
-        raise _explain(error, known) from None
+        raise _explain(error, {*_NATIVE_FIELDS, *sampling_names, "max_tokens"}) from None
+    return _native(native, settled.as_dict(), sampling_names)
+
+
+def _route(
+    job_input: dict[str, Any], shape: Literal["openai_route", "route"], body_name: str, method: object = None
+) -> RouteRequest:
+    route, body = job_input[shape], job_input.get(body_name)
+    if not isinstance(route, str):
+        raise JobError(Code.INVALID_INPUT, f"{shape} must be text.", field=shape)
+    if not isinstance(body, dict | None):
+        raise JobError(Code.INVALID_INPUT, f"{body_name} must be an object.", field=body_name)
+    if not isinstance(method, str | None):
+        raise JobError(Code.INVALID_INPUT, "method must be text.", field="method")
+    return RouteRequest(shape, route, body or None, method and method.upper())
 
 
 def _native(native: _Native, adapted: Mapping[str, Any], sampling_names: Collection[str]) -> NativeRequest:
@@ -164,7 +164,8 @@ def _native(native: _Native, adapted: Mapping[str, Any], sampling_names: Collect
         both = native.prompt is not None
         message = "Give prompt or messages, not both." if both else "Give prompt or messages."
         raise JobError(Code.INVALID_INPUT, message, field="messages" if both else "prompt")
-    inner, sampling = native.sampling_params.stream, native.sampling_params.model_extra or {}
+    given = native.sampling_params
+    inner, sampling = given.stream, given.model_extra or {}
     if native.stream is not None and inner is not None and native.stream != inner:
         message = f"stream is {native.stream} but sampling_params.stream is {inner}."
         raise JobError(Code.INVALID_INPUT, message, field="stream")
@@ -175,7 +176,7 @@ def _native(native: _Native, adapted: Mapping[str, Any], sampling_names: Collect
         prompt=native.prompt,
         messages=None if native.messages is None else tuple(_flatten(message) for message in native.messages),
         sampling=sampling,
-        max_tokens=native.sampling_params.max_tokens,
+        max_tokens=given.max_tokens,
         stream=bool(native.stream or inner),
         enable_validation=native.enable_validation,
         apply_chat_template=native.apply_chat_template is not False,
@@ -183,7 +184,7 @@ def _native(native: _Native, adapted: Mapping[str, Any], sampling_names: Collect
         task=native.task,
         adapted=adapted,
     )
-    if not any(text.strip() for text in request.texts):
+    if not any(map(str.strip, request.texts)):
         raise JobError(Code.INVALID_INPUT, f"There is no text in {request.prompt_field}.", field=request.prompt_field)
     return request
 
