@@ -195,7 +195,7 @@ async def test_a_stop_that_overtakes_its_job_is_obeyed_and_the_job_reported(
 ) -> None:
     async with serving(monkeypatch, ScriptedEngine()) as served:
         held = served.scaler._begin
-        monkeypatch.setattr(served.scaler._poller, "_begin", lambda job: (served.scaler._stop(job["id"]), held(job)))
+        monkeypatch.setattr(served.scaler._poller, "begin", lambda job: (served.scaler._stop(job["id"]), held(job)))
         failure = error(job := await served.run(stream=stream))
         assert (failure["code"], failure["retryable"]) == ("cancelled", True)
         assert job.chunks == []
@@ -217,14 +217,14 @@ async def test_a_stop_that_crosses_a_jobs_end_does_not_swallow_its_next_run(monk
 async def test_polls_that_are_refused_are_repeated_with_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     async with serving(monkeypatch, ScriptedEngine()) as served:
         calls = 0
-        take = served.scaler._poller._fetch
+        take = served.scaler._poller.fetch
 
         async def counting(*arguments: Any) -> Any:
             nonlocal calls
             calls += 1
             return await take(*arguments)
 
-        served.scaler._poller._fetch = counting
+        served.scaler._poller.fetch = counting
         served.endpoint.set_faults(faults=[{"operation": "job-take", "outcome": 503, "probability": 1}])
         job_id = await served.submit()
         await asyncio.sleep(1)
