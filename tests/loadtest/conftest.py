@@ -15,11 +15,12 @@ import pytest
 
 from llmpod.loadtest.analysis import validity
 from llmpod.loadtest.cli import commands, main
-from llmpod.loadtest.cli.session import run_again, run_new
+from llmpod.loadtest.cli.session import resume as go_on
+from llmpod.loadtest.cli.session import run
 from llmpod.loadtest.environ import Environment, Secret
 from llmpod.loadtest.model import run_files
 from llmpod.loadtest.model.run_files import Recorded
-from llmpod.loadtest.options import UiOptions
+from llmpod.loadtest.options import ResumeOptions
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = Path(__file__).parent / "data"
@@ -71,7 +72,7 @@ def load_test(tmp_path: Path) -> Callable[..., Awaitable[Result]]:
         directory = tmp_path / f"run{count}"
         argv = ["--base-url", url, "--out", str(directory), "--format", "quiet", "--health-interval", "0.2", *words]
         _, chosen = commands.parse(argv)
-        code = await run_new(chosen, environment(key))
+        code = await run(chosen, environment(key))
         return result_of(int(code), directory)
 
     return go
@@ -80,7 +81,7 @@ def load_test(tmp_path: Path) -> Callable[..., Awaitable[Result]]:
 @pytest.fixture
 def resume() -> Callable[[Path], Awaitable[Result]]:
     async def go(directory: Path) -> Result:
-        code = await run_again(directory, UiOptions(ui="none"), environment())
+        code = await go_on(ResumeOptions(directory=str(directory), ui="none"), environment())
         return result_of(int(code), directory)
 
     return go

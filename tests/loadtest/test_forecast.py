@@ -301,7 +301,7 @@ def test_the_smallest_fleet_that_holds_is_found_and_one_less_does_not_hold() -> 
 def test_more_load_never_looks_faster() -> None:
     found = fit(to_jobs(Simulation(measured_worker(), Fixed((0.0,)), 1).closed(1, 60)))
     slos = [parse_slo("total.p95<8s")]
-    p95 = [simulate_rate(found, Fixed((0.0, 0.0)), "2", rate, slos).rows["total"].at(95.0) for rate in (0.1, 0.3, 0.5)]
+    p95 = [simulate_rate(found, Fixed((0.0, 0.0)), rate, slos).rows["total"].at(95.0) for rate in (0.1, 0.3, 0.5)]
     values = [one.value for one in p95 if one is not None]
     assert values == sorted(values)
     assert len(values) == 3

@@ -55,8 +55,3 @@ def _worker_seconds(health: HealthReport | None) -> float | None:
         total += (point.live + point.initializing) * (after.t_ms - point.t_ms) / 1000
     covered = (health.points[-1].t_ms - health.points[0].t_ms) / 1000
     return total * health.span_s / covered if covered > 0 else None
-
-
-def preflight_usd(requests: int | None, exec_s: float, usd_per_hour: float | None) -> float | None:
-    """What a plan will cost at least, were every job to take `exec_s`."""
-    return None if usd_per_hour is None or requests is None else requests * exec_s * usd_per_hour / 3600

@@ -59,12 +59,8 @@ def to_jobs(outcome: Outcome, skip_s: float = 0.0) -> list[Job]:
         if one.sent_s < skip_s:
             continue
         job = Job("simulated", index, "measured", "run", ok=True, worker_id=f"w{one.worker}")
-        job.sent_ms, job.done_ms = one.sent_s * 1000, one.done_s * 1000
-        job.total_ms, job.delay_ms, job.exec_ms = (
-            one.total_s * 1000,
-            one.delay_s * 1000,
-            (one.end_s - one.start_s) * 1000,
-        )
+        job.sent_ms, job.done_ms, job.total_ms = one.sent_s * 1000, one.done_s * 1000, one.total_s * 1000
+        job.delay_ms, job.exec_ms = one.delay_s * 1000, (one.end_s - one.start_s) * 1000
         out.append(job)
     return out
 
@@ -72,7 +68,6 @@ def to_jobs(outcome: Outcome, skip_s: float = 0.0) -> list[Job]:
 def simulate_rate(
     found: Fit,
     fleet: Fixed | Autoscaler,
-    label: str,
     rate_per_s: float,
     slos: Sequence[Slo],
     *,
@@ -103,7 +98,7 @@ def simulate_rate(
     cost = workers * usd_per_h if usd_per_h is not None else None
     return Answer(
         rate_per_s=rate_per_s,
-        fleet=label,
+        fleet=str(len(fleet.ready_s)) if isinstance(fleet, Fixed) else f"{fleet.kind}:{fleet.value:g}",
         workers=workers,
         busy_share=exec_s / found.service.slots / worker_s if worker_s else 0.0,
         rows=rows,
@@ -119,7 +114,7 @@ def smallest_fleet(found: Fit, rate_per_s: float, slos: Sequence[Slo], most: int
     does not)."""
 
     def at(workers: int) -> Answer:
-        return simulate_rate(found, Fixed((0.0,) * workers), f"{workers}", rate_per_s, slos, **how)
+        return simulate_rate(found, Fixed((0.0,) * workers), rate_per_s, slos, **how)
 
     least = max(1, math.floor(rate_per_s / found.service.per_worker_per_s))
     tried: dict[int, Answer] = {}
@@ -144,7 +139,7 @@ def largest_rate(found: Fit, workers: int, slos: Sequence[Slo], **how: Any) -> A
     low, high, best = 0.0, workers * found.service.per_worker_per_s, None
     for _ in range(12):
         middle = (low + high) / 2
-        answer = simulate_rate(found, Fixed((0.0,) * workers), f"{workers}", middle, slos, **how)
+        answer = simulate_rate(found, Fixed((0.0,) * workers), middle, slos, **how)
         if answer.passes:
             low, best = middle, answer
         else:
@@ -167,7 +162,7 @@ def highest_interval(
         low, high = 0.4 * around_per_s, min(1.8 * around_per_s, 1.2 * cap_per_s)
         while high / low > 1.04:
             middle = math.sqrt(low * high)
-            answer = simulate_rate(refit, fleet, "", middle, slos, most_jobs=MOST_JOBS // 4, seed=seed + number, **how)
+            answer = simulate_rate(refit, fleet, middle, slos, most_jobs=MOST_JOBS // 4, seed=seed + number, **how)
             low, high = (middle, high) if answer.passes else (low, middle)
         logs.append(math.log(low * high) / 2)
     # What the draws are off by from the fit they are drawn from, the fit is off by from the truth.

@@ -16,8 +16,6 @@ from typing import Literal
 
 from llmpod.protocol import request_count_workers
 
-ScalerKind = Literal["REQUEST_COUNT", "QUEUE_DELAY"]
-
 
 @dataclass(frozen=True, slots=True)
 class Service:
@@ -61,7 +59,7 @@ class Autoscaler:
     published: these are guesses.
     """
 
-    kind: ScalerKind
+    kind: Literal["REQUEST_COUNT", "QUEUE_DELAY"]
     value: float
     workers_min: int = 0
     workers_max: int = 3
@@ -133,8 +131,8 @@ class Simulation:
             for ready_s in fleet.ready_s:
                 self._start_worker(ready_s, cold=False)
             for pause in fleet.withheld:
-                self._at(pause.from_s, self._on_hold, pause.workers)
-                self._at(pause.to_s, self._on_release, pause.workers)
+                self._at(pause.from_s, self._on_hold, pause.workers, True)
+                self._at(pause.to_s, self._on_hold, pause.workers, False)
         else:
             for _ in range(fleet.workers_min):
                 self._start_worker(0.0, cold=False)
@@ -152,8 +150,6 @@ class Simulation:
         for at_s in times_s:
             self._at(at_s, self._on_arrive)
         return self._run()
-
-    # -- events --
 
     def _at(self, at_s: float, then: Callable[..., None], *what: int) -> None:
         self._count += 1
@@ -178,10 +174,8 @@ class Simulation:
         self._scale()
 
     def _on_ready(self, number: int) -> None:
-        worker = self._workers[number]
-        if worker.state == "starting":
-            self._come_up(worker)
-            self._watch_idle(worker)
+        self._come_up(self._workers[number])
+        self._watch_idle(self._workers[number])
 
     def _on_begin(self, what: int) -> None:
         """A slot that was picked starts to execute, and slows the other jobs on its worker down."""
@@ -213,13 +207,10 @@ class Simulation:
         if self._resubmit:
             self._on_arrive()
 
-    def _on_hold(self, count: int) -> None:
-        for worker in [one for one in reversed(self._workers) if one.state == "up" and not one.held][:count]:
-            worker.held = True
-
-    def _on_release(self, count: int) -> None:
-        for worker in [one for one in self._workers if one.held][:count]:
-            worker.held = False
+    def _on_hold(self, count: int, held: bool) -> None:
+        """The youngest workers are withheld, and those that are come back."""
+        for worker in [one for one in reversed(self._workers) if one.state == "up" and one.held != held][:count]:
+            worker.held = held
 
     def _on_check(self) -> None:
         fleet = self._fleet
@@ -238,8 +229,6 @@ class Simulation:
             worker.state = "stopped"
             self._worker_s += self._now - worker.since_s
 
-    # -- steps of several events --
-
     def _assign(self) -> None:
         """The oldest job goes to the slot that can start it first; among equals, to the worker with the fewest jobs."""
         while self._queue:
@@ -256,17 +245,19 @@ class Simulation:
 
     def _progress(self, worker: _Worker) -> None:
         """Subtracts the work that was done since the last event."""
-        if worker.running:
-            rate = 1 / (1 + self._service.slowdown * (len(worker.running) - 1))
-            for left in worker.running.values():
-                left[0] -= (self._now - worker.at_s) * rate
+        done = (self._now - worker.at_s) * self._pace(worker)
+        for left in worker.running.values():
+            left[0] -= done
         worker.at_s = self._now
+
+    def _pace(self, worker: _Worker) -> float:
+        """Work done per second, of each job that runs on a worker."""
+        return 1 / (1 + self._service.slowdown * max(0, len(worker.running) - 1))
 
     def _next_end(self, worker: _Worker) -> None:
         worker.version += 1
         if worker.running:
-            rate = 1 / (1 + self._service.slowdown * (len(worker.running) - 1))
-            soonest = max(0.0, min(left[0] for left in worker.running.values())) / rate
+            soonest = max(0.0, min(left[0] for left in worker.running.values())) / self._pace(worker)
             self._at(self._now + soonest, self._on_end, worker.number, worker.version)
 
     def _start_worker(self, ready_s: float, *, cold: bool) -> None:

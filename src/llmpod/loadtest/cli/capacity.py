@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from rich.console import Console
 from rich.text import Text
@@ -26,7 +26,7 @@ from llmpod.loadtest.capacity.capacity import (
     with_interval,
 )
 from llmpod.loadtest.capacity.fit import Fit, fit, on_one_axis
-from llmpod.loadtest.capacity.simulate import Autoscaler, Fixed, ScalerKind
+from llmpod.loadtest.capacity.simulate import Autoscaler, Fixed
 from llmpod.loadtest.environ import Environment
 from llmpod.loadtest.errors import Exit, UsageError
 from llmpod.loadtest.model import run_files
@@ -62,21 +62,21 @@ def act(options: CapacityOptions, environment: Environment) -> Exit:
         tried = [*less, with_interval(enough, found, slos, **how)]
         while tried[-1].word == "unsure" and int(tried[-1].fleet) < options.max_workers:
             count = int(tried[-1].fleet) + 1
-            more = simulate_rate(found, Fixed((0.0,) * count), f"{count}", rate, slos, **how)
+            more = simulate_rate(found, Fixed((0.0,) * count), rate, slos, **how)
             tried.append(with_interval(more, found, slos, **how))
         answers += tried
         failed = failed or tried[-1].word != "holds"
         if options.scaler:
             cold = options.cold_start if options.cold_start is not None else found.cold_start_s or 60.0
             fleet = parse_scaler(options.scaler, options, cold)
-            answers.append(simulate_rate(found, fleet, options.scaler, rate, slos, **how))
+            answers.append(simulate_rate(found, fleet, rate, slos, **how))
     if not options.request_rate:
         bests = [best for count in range(1, 6) if (best := largest_rate(found, count, slos, **how)) is not None]
         for best in bests:
             fixed = Fixed((0.0,) * int(best.fleet))
             low, high = highest_interval(found, fixed, best.rate_per_s, slos, **how)
             # What can be relied on is the low end: that is the answer.
-            sure = simulate_rate(found, fixed, best.fleet, low, slos, **how)
+            sure = simulate_rate(found, fixed, low, slos, **how)
             answers.append(replace(sure, highest_per_s=(low, high)))
         failed = not answers
     if options.format == "json":
@@ -91,7 +91,7 @@ def parse_scaler(text: str, options: CapacityOptions, cold_start_s: float) -> Au
     if found is None or not float(found[2]):
         raise UsageError(f"--scaler '{text}': write REQUEST_COUNT:4 or QUEUE_DELAY:4")
     return Autoscaler(
-        kind=cast("ScalerKind", found[1]),
+        kind="REQUEST_COUNT" if found[1] == "REQUEST_COUNT" else "QUEUE_DELAY",
         value=float(found[2]),
         workers_min=options.workers_min,
         workers_max=options.max_workers,

@@ -1,7 +1,7 @@
 """Table of the commands. A new one is a line here, a class of options and a function that acts on them."""
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, NamedTuple
 
 from llmpod.loadtest import options
@@ -26,17 +26,16 @@ COMMANDS = {
     "resume": Command(options.ResumeOptions, "session", "resume"),
     "capacity": Command(options.CapacityOptions, "capacity"),
     "quality": Command(options.QualityOptions, "quality", epilog=options.QUALITY_EPILOG),
-    "watch": Command(options.WatchOptions, "watch"),
+    "watch": Command(options.WatchOptions, "watch", "watch"),
     "smoke": Command(options.SmokeOptions, "smoke", epilog=options.SMOKE_EPILOG),
 }
 
 
-def action(command: str) -> Callable[[Any, Environment], Exit]:
-    """What acts on a command's options. It raises LoadTestError."""
+def action(command: str) -> Callable[[Any, Environment], Exit | Coroutine[Any, Any, Exit]]:
+    """What acts on a command's options, at once or as a coroutine. It raises LoadTestError."""
     found = COMMANDS[command]
-    acts: Callable[[Any, Environment], Exit] = getattr(
-        importlib.import_module(f"llmpod.loadtest.cli.{found.module}"), found.function
-    )
+    module: Any = importlib.import_module(f"llmpod.loadtest.cli.{found.module}")
+    acts: Callable[[Any, Environment], Exit | Coroutine[Any, Any, Exit]] = getattr(module, found.function)
     return acts
 
 

@@ -1,9 +1,8 @@
 """Dry run (--dry-run): prints what a run would send, how fast and its least cost; sends nothing."""
 
 import json
-import sys
+from collections.abc import Iterator
 
-from llmpod.loadtest.analysis.cost import preflight_usd
 from llmpod.loadtest.analysis.phase import View
 from llmpod.loadtest.model.plan import Phase, Plan
 from llmpod.loadtest.options import RunOptions
@@ -45,37 +44,32 @@ def lines(plan: Plan, view: View, base_url: str, payloads: Payloads, options: Ru
     total = sum(n or 0 for n in planned) + sum(phase.warmup_requests for phase in plan.phases)
     known = all(n is not None for n in planned)
     out.append(f"requests: {total}{'' if known else ' and as many as the durations allow'}, warm-up included")
-    cost = preflight_usd(total, TYPICAL_EXEC_S, view.usd_per_hour) if known else None
     if view.usd_per_hour is None:
         out.append("cost: unknown without --gpu-price")
-    elif cost is not None:
+    elif known:
+        cost = total * TYPICAL_EXEC_S * view.usd_per_hour / 3600
         out.append(
             f"cost: about {show_usd(cost)} of execution if a job runs {TYPICAL_EXEC_S:g} s; idle and "
             f"starting workers come on top"
         )
     else:
         out.append(f"cost: at most ${view.usd_per_hour:g} per hour and worker that is up")
-    if plan.mode == "http":
-        out.append(f"requests go to POST {options.http_path}; RunPod names no rate limit for load-balancing endpoints")
-        return [*out, *_objectives(plan, view, payloads)]
-    op = {"runsync": "runsync", "run": "run", "stream": "run", "openai": "openai"}[plan.mode]
-    limit = RUNPOD_LIMITS[op]
-    kept = "kept on this side" if options.limits == "runpod" else "NOT kept (--limits off)"
-    out.append(f"RunPod's limit on /{op}: {limit.per_window} per 10 s, {limit.concurrent} at once; {kept}")
-    peak = max((phase.concurrency or phase.max_in_flight or 0 for phase in plan.phases), default=0)
-    if limit.concurrent and peak > limit.concurrent:
-        out.append(f"  {peak} clients are more than {limit.concurrent} at once: the others wait on this side")
-    if plan.mode == "run" and options.poll_interval:
-        per_s = peak / max(options.poll_interval, 0.001)
-        out.append(f"polling: about {per_s:.0f} /status per second of 200 allowed")
-    return [*out, *_objectives(plan, view, payloads)]
-
-
-def _objectives(plan: Plan, view: View, payloads: Payloads) -> list[str]:
-    out = [f"objectives: {', '.join(slo.text for slo in view.slos)}"] if view.slos else []
+    out += _limits(plan, options)
+    out += [f"objectives: {', '.join(slo.text for slo in view.slos)}"] if view.slos else []
     first = json.dumps(payloads.body(plan.mode, plan.phases[0].name, 0), ensure_ascii=False)
     return [*out, f"first body: {first[:400]}"]
 
 
-def say(plan: Plan, view: View, base_url: str, payloads: Payloads, options: RunOptions) -> None:
-    sys.stdout.write("\n".join(lines(plan, view, base_url, payloads, options)) + "\n")
+def _limits(plan: Plan, options: RunOptions) -> Iterator[str]:
+    if plan.mode == "http":
+        yield f"requests go to POST {options.http_path}; RunPod names no rate limit for load-balancing endpoints"
+        return
+    op = "run" if plan.mode == "stream" else plan.mode
+    limit = RUNPOD_LIMITS[op]
+    kept = "kept on this side" if options.limits == "runpod" else "NOT kept (--limits off)"
+    yield f"RunPod's limit on /{op}: {limit.per_window} per 10 s, {limit.concurrent} at once; {kept}"
+    peak = max((phase.concurrency or phase.max_in_flight or 0 for phase in plan.phases), default=0)
+    if limit.concurrent and peak > limit.concurrent:
+        yield f"  {peak} clients are more than {limit.concurrent} at once: the others wait on this side"
+    if plan.mode == "run" and options.poll_interval:
+        yield f"polling: about {peak / max(options.poll_interval, 0.001):.0f} /status per second of 200 allowed"

@@ -1,5 +1,6 @@
 """Entry point of the load tester: runs a command, and turns exceptions into messages and exit codes."""
 
+import asyncio
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,7 +18,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def act(environment: environ.Environment) -> Exit:
         command, chosen = commands.parse(sys.argv[1:] if argv is None else argv)
-        return commands.action(command)(chosen, environment)
+        done = commands.action(command)(chosen, environment)
+        return done if isinstance(done, Exit) else asyncio.run(done)
 
     return guarded(act)
 

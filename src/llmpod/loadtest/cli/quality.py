@@ -81,7 +81,8 @@ async def run_quality(options: QualityOptions, environment: Environment, console
     slos = tuple(one.slo for one in conditions if one.slo is not None)
     measured = analyse(phase, jobs, jobs, [], {}, View(slos=slos)).verdicts if slos and jobs else ()
     latencies = dict(zip((one.text for one in conditions if one.slo is not None), measured, strict=False))
-    shares = {group.name: group.as_share for group in groups} | {"transport": _transport(groups[-1])}
+    unanswered = groups[-1].transport / groups[-1].ended if groups[-1].ended else None
+    shares = {group.name: group.as_share for group in groups} | {"transport": gate.Share(unanswered)}
     stopped = runner.stopped
     judged = gate.judge(conditions, shares, groups[-1].leaks if groups[-1].guarded else None, latencies)
     decision = gate.decide(judged) if judged and stopped is None else None
@@ -103,11 +104,6 @@ async def run_quality(options: QualityOptions, environment: Environment, console
         _show(report, console)
         console.print(f"files  {directory}/  {results.FILE}  {results.VERDICTS}  requests.jsonl", style="dim")
     return report.exit_code
-
-
-def _transport(overall: results.Group) -> gate.Share:
-    ended = overall.passed + overall.failed + overall.transport
-    return gate.Share(overall.transport / ended if ended else None)
 
 
 async def _send(

@@ -30,7 +30,7 @@ from llmpod.loadtest.model import run_files
 from llmpod.loadtest.model.job_record import Job
 from llmpod.loadtest.model.plan import Phase, Plan
 from llmpod.loadtest.model.run_files import Journal, Recorded
-from llmpod.loadtest.options import ResumeOptions, RunOptions, UiOptions
+from llmpod.loadtest.options import ResumeOptions, RunOptions
 from llmpod.loadtest.report.report import build
 from llmpod.loadtest.run.client import connected
 from llmpod.loadtest.run.context import Clock, RunContext
@@ -56,17 +56,8 @@ class Setup:
     directory: Path
 
 
-def run(options: RunOptions, environment: Environment) -> Exit:
+async def run(options: RunOptions, environment: Environment) -> Exit:
     """Sends the planned load, and reports on it."""
-    return asyncio.run(run_new(options, environment))
-
-
-def resume(chosen: ResumeOptions, environment: Environment) -> Exit:
-    """Goes on where a run stopped, with the options it was started with."""
-    return asyncio.run(run_again(Path(chosen.directory), chosen, environment))
-
-
-async def run_new(options: RunOptions, environment: Environment) -> Exit:
     plan = make_plan(options)
     view = make_view(options)
     check_measurable(view.slos, view.goodput, plan.mode, all(phase.kind == "closed" for phase in plan.phases))
@@ -77,7 +68,7 @@ async def run_new(options: RunOptions, environment: Environment) -> Exit:
     base_url = resolve(options, environment)
     payloads = Payloads(options)
     if options.dry_run:
-        dry_run.say(plan, view, base_url, payloads, options)
+        sys.stdout.write("\n".join(dry_run.lines(plan, view, base_url, payloads, options)) + "\n")
         return Exit.PASS
     directory = Path(options.out) if options.out else Path("runs") / datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
     if (directory / run_files.PLAN).exists():
@@ -97,8 +88,9 @@ async def run_new(options: RunOptions, environment: Environment) -> Exit:
     return await _execute(setup, payloads, before=None)
 
 
-async def run_again(directory: Path, chosen: UiOptions, environment: Environment) -> Exit:
+async def resume(chosen: ResumeOptions, environment: Environment) -> Exit:
     """Goes on with the plan on disk: same phases, same schedules, same prompts; what is done is not done again."""
+    directory = Path(chosen.directory)
     recorded = run_files.read(directory)
     saved = recorded.plan.get("options")
     if not isinstance(saved, dict):
@@ -144,10 +136,9 @@ async def _execute(setup: Setup, payloads: Payloads, before: Recorded | None) ->
                 guards,
                 health,
                 already=before.jobs if before else (),
-                check=judge.check if options.abort_on_fail else lambda _: None,
+                check=judge.check if options.abort_on_fail else lambda _phase, _jobs: None,
                 climb=judge.climb if setup.plan.sweep else lambda _phase, _jobs: None,
             )
-            judge.runner = runner
             gc.collect()
             gc.freeze()  # what exists now lives as long as the run: the collector need not look at it again
             with signals(runner), shown(setup, runner, health, guards):
@@ -196,16 +187,14 @@ class _Judge:
     """Looks at the objectives while the run goes on, seldom enough not to disturb it."""
 
     def __init__(self, setup: Setup, health: HealthWatch, earlier: list[dict[str, Any]]) -> None:
-        self.runner: Runner | None = None
         self._setup, self._health, self._earlier = setup, health, earlier
         self._next_s = 0.0
         self._rungs: list[PhaseReport] = []
 
-    def check(self, finished: list[Job]) -> Stop | None:
+    def check(self, phase: Phase, finished: list[Job]) -> Stop | None:
         """--abort-on-fail: a Stop once an objective fails on at least 20 measured jobs of the phase."""
-        phase = self.runner.tally.phase if self.runner else None
         now = monotonic()
-        if phase is None or now < self._next_s:
+        if now < self._next_s:
             return None
         mine = [job for job in finished if job.phase == phase.name]
         if sum(1 for job in mine if job.counts) < MIN_JUDGED:
@@ -215,9 +204,8 @@ class _Judge:
         failed = [verdict for verdict in report.verdicts if not verdict.passed]
         if not failed:
             return None
-        return Stop(
-            f"--abort-on-fail: {failed[0].slo.text} measured {failed[0].shown} in phase {phase.name}", Exit.ABORTED
-        )
+        text = f"--abort-on-fail: {failed[0].slo.text} measured {failed[0].shown} in phase {phase.name}"
+        return Stop(text, Exit.ABORTED)
 
     def climb(self, phase: Phase, finished: list[Job]) -> str | None:
         """A reason to stop the sweep after this rung, or None."""

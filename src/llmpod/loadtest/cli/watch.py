@@ -19,10 +19,6 @@ from llmpod.loadtest.watch.watcher import Watcher, every
 PROBE_INPUT = {"prompt": "Say hello.", "sampling_params": {"max_tokens": 16, "temperature": 0}}
 
 
-def act(options: WatchOptions, environment: Environment) -> Exit:
-    return asyncio.run(watch(options, environment))
-
-
 async def watch(options: WatchOptions, environment: Environment) -> Exit:
     """Watches until SIGTERM or SIGINT; with --once, looks once and prints the metrics.
 

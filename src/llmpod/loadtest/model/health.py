@@ -1,6 +1,5 @@
 """Health sample: an endpoint's answer to /health, as far as it can be used."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from llmpod.loadtest.intake import count
@@ -15,11 +14,10 @@ def health_sample(body: Any) -> dict[str, dict[str, int]] | None:
         return None
     given = body.get("jobs")
     jobs: dict[str, Any] = given if isinstance(given, dict) else {}
-    return {"jobs": _counts(jobs, JOB_COUNTS), "workers": _counts(body["workers"], WORKER_COUNTS)}
-
-
-def _counts(given: dict[str, Any], names: Sequence[str]) -> dict[str, int]:
-    return {name: number for name in names if (number := count(given.get(name))) is not None}
+    return {
+        part: {name: number for name in names if (number := count(told.get(name))) is not None}
+        for part, told, names in (("jobs", jobs, JOB_COUNTS), ("workers", body["workers"], WORKER_COUNTS))
+    }
 
 
 def deserted(sample: dict[str, Any]) -> bool:

@@ -51,6 +51,10 @@ class Group:
     examples: list[Example] = field(default_factory=list)
 
     @property
+    def ended(self) -> int:
+        return self.passed + self.failed + self.transport
+
+    @property
     def as_share(self) -> Share:
         return Share(self.share, self.low, self.high)
 
@@ -146,8 +150,7 @@ def exit_code(overall: Group, decision: Decision | None, stopped: Exit | None) -
     """Early ends first; then too few answers to judge; then the gate."""
     if stopped is not None:
         return stopped
-    ended = overall.passed + overall.failed + overall.transport
-    if not overall.rows or overall.transport > MOST_TRANSPORT * ended:
+    if not overall.rows or overall.transport > MOST_TRANSPORT * overall.ended:
         return Exit.INVALID
     return Exit.PASS if decision in (None, "proceed") else Exit.SLO_FAILED
 

@@ -54,7 +54,7 @@ class Runner:
         health: HealthWatch,
         *,
         already: Iterable[Job] = (),
-        check: Callable[[list[Job]], Stop | None] = lambda _: None,
+        check: Callable[[Phase, list[Job]], Stop | None] = lambda _phase, _jobs: None,
         climb: Callable[[Phase, list[Job]], str | None] = lambda _phase, _jobs: None,
     ) -> None:
         self._already = list(already)
@@ -220,7 +220,8 @@ class Runner:
                 self._context.journal.request(job)
             self._count(job)
         self._guards.take(job)
-        stop = self._guards.check() or self._check(self.tally.finished)
+        phase = self.tally.phase
+        stop = self._guards.check() or (self._check(phase, self.tally.finished) if phase else None)
         if stop is not None:
             self.stop(stop)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
 
-from llmpod.loadtest.intake import job_path, line
+from llmpod.loadtest.intake import job_path, line, number
 from llmpod.loadtest.model.answer_text import text_of
 from llmpod.loadtest.model.failures import TERMINAL, error_code, error_text
 from llmpod.loadtest.model.health import health_sample
@@ -94,12 +94,10 @@ class Smoke:
         return ", ".join(f"{name} {number}" for name, number in sample["workers"].items())
 
     async def cold(self) -> str:
-        done = await self._job(self._native(), self.wanted.cold_timeout)
-        return f"{answered(done)}{_times(done)}"
+        return await self._timed(self.wanted.cold_timeout)
 
     async def warm(self) -> str:
-        done = await self._job(self._native(), self.wanted.timeout)
-        return f"{answered(done)}{_times(done)}"
+        return await self._timed(self.wanted.timeout)
 
     async def stream(self) -> str:
         deadline_s = perf_counter() + self.wanted.timeout
@@ -198,6 +196,12 @@ class Smoke:
             raise CheckError(f"{done.job_status}: {why(done)}")
         return done
 
+    async def _timed(self, timeout_s: float) -> str:
+        done = await self._job(self._native(), timeout_s)
+        times = (("queue", number(done.body.get("delayTime"))), ("execution", number(done.body.get("executionTime"))))
+        parts = [f"{word} {ms / 1000:.1f} s" for word, ms in times if ms is not None]
+        return answered(done) + (f" ({', '.join(parts)})" if parts else "")
+
     async def _model(self) -> str | None:
         """The first model that /v1/models names; None where there is no such route."""
         try:
@@ -255,12 +259,3 @@ def answered(done: Reply) -> str:
     if not answer.content:
         raise CheckError("COMPLETED without an answer")
     return f"{answer.output_tokens} tokens" if answer.output_tokens is not None else "an answer"
-
-
-def _times(done: Reply) -> str:
-    parts = []
-    for name, word in (("delayTime", "queue"), ("executionTime", "execution")):
-        value = done.body.get(name)
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            parts.append(f"{word} {value / 1000:.1f} s")
-    return f" ({', '.join(parts)})" if parts else ""

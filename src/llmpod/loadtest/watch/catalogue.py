@@ -1,11 +1,11 @@
 """Catalogue of the metrics that `llmpod loadtest watch` serves: an endpoint as it is seen from outside."""
 
+from llmpod.loadtest.model.health import WORKER_COUNTS
 from llmpod.metric import Metric
 
 JOB_STATES = {"inQueue": "in_queue", "inProgress": "in_progress"}
 """RunPod's names in /health, and the label's values."""
 ENDED_STATES = {"completed": "completed", "failed": "failed", "retried": "retried"}
-WORKER_STATES = ("idle", "ready", "running", "initializing", "throttled", "unhealthy")
 SECONDS = (0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 10.0, 15.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 """Bounds of the histograms. The thresholds of the alert rules are among them, where a percentile is exact."""
 
@@ -31,7 +31,7 @@ CATALOGUE = (
         "gauge",
         "workers",
         "Workers by state. Those that are ready are also counted as idle or running.",
-        {**_ENDPOINT, "state": WORKER_STATES},
+        {**_ENDPOINT, "state": WORKER_COUNTS},
     ),
     Metric(
         "llmpod_endpoint_cold_starts_total",

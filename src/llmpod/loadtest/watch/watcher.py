@@ -7,6 +7,7 @@ from time import perf_counter
 from typing import Any
 
 from llmpod.loadtest.intake import job_id, job_path, number
+from llmpod.loadtest.model.failures import TERMINAL
 from llmpod.loadtest.model.health import health_sample
 from llmpod.loadtest.run.client import CallError, Reply, RunPod
 from llmpod.loadtest.run.context import describe
@@ -14,7 +15,6 @@ from llmpod.loadtest.run.polling import PollPace
 from llmpod.loadtest.watch.catalogue import ENDED_STATES, JOB_STATES
 from llmpod.loadtest.watch.exposition import Numbers
 
-ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT")
 LONGEST_WAIT_S = 90.0
 """/runsync's usual wait; a job that takes longer is polled."""
 
@@ -108,7 +108,7 @@ class Watcher:
         )
         known = job_id(reply.body.get("id")) if isinstance(reply.body, dict) else None
         try:
-            while reply.status < 300 and known is not None and reply.job_status not in ENDED:
+            while reply.status < 300 and known is not None and reply.job_status not in TERMINAL:
                 await asyncio.sleep(pace.gap_s(perf_counter() - began, polls))
                 polls += 1
                 reply = await self._client.call("status", "GET", job_path("status", known), timeout_s=30)
