@@ -28,7 +28,7 @@ from llmpod.loadtest.analysis.analyse import analyse
 from llmpod.loadtest.analysis.phase import PhaseReport, View
 from llmpod.loadtest.analysis.slo import judge, parse
 from llmpod.loadtest.analysis.sweep import climb
-from llmpod.loadtest.capacity.capacity import highest_interval, largest_rate, to_jobs
+from llmpod.loadtest.capacity.capacity import Forecast, to_jobs
 from llmpod.loadtest.capacity.fit import Fit, fit, on_one_axis
 from llmpod.loadtest.capacity.simulate import Fixed, Service, Simulation, Withheld
 from llmpod.loadtest.cli.compare import compare
@@ -286,7 +286,7 @@ CAPACITY_SLO = (parse("total.p95<1s"),)
 @cache
 def capacity_truth() -> tuple[Service, float]:
     truth = service(random.Random(99), 0.28)
-    best = largest_rate(Fit(truth, None, 0, (), None), 2, CAPACITY_SLO)  # type: ignore[arg-type]
+    best = Forecast(Fit(truth, None, 0, (), None), CAPACITY_SLO).largest_rate(2)  # type: ignore[arg-type]
     assert best is not None
     return truth, best.rate_per_s
 
@@ -301,9 +301,10 @@ def capacity_interval(draw: random.Random) -> tuple[float, float]:
         return [replace(job, phase=f"c={clients}") for job in made]
 
     found = fit(on_one_axis([seen(1, 1, 60), seen(2, 3, 80), seen(2, 0, 12)]))
-    best = largest_rate(found, 2, CAPACITY_SLO)
+    forecast = Forecast(found, CAPACITY_SLO, seed=draw.randrange(10**6))
+    best = replace(forecast, seed=0).largest_rate(2)
     assert best is not None
-    return highest_interval(found, Fixed((0.0, 0.0)), best.rate_per_s, CAPACITY_SLO, seed=draw.randrange(10**6))
+    return forecast.highest_interval(2, best.rate_per_s)
 
 
 Said = Callable[[random.Random], bool]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from llmpod.loadtest.analysis.slo import parse as parse_slo
-from llmpod.loadtest.capacity.capacity import simulate_rate, smallest_fleet, to_jobs
+from llmpod.loadtest.capacity.capacity import Forecast, to_jobs
 from llmpod.loadtest.capacity.fit import fit, on_one_axis
 from llmpod.loadtest.capacity.simulate import Autoscaler, Fixed, Outcome, Service, Simulation, Withheld
 from llmpod.loadtest.cli.compare import compare
@@ -289,7 +289,7 @@ def test_the_smallest_fleet_that_holds_is_found_and_one_less_does_not_hold() -> 
     jobs = to_jobs(Simulation(measured_worker(), Fixed((0.0,)), 1).closed(1, 60))
     found = fit(jobs)
     slos = [parse_slo("total.p95<8s")]
-    less, enough = smallest_fleet(found, 1.0, slos, 20, usd_per_h=0.4, duration_s=3600)
+    less, enough = Forecast(found, slos, usd_per_h=0.4, duration_s=3600).smallest_fleet(1.0, 20)
     assert (less.passes, enough.passes) == (False, True)
     assert int(enough.fleet) == int(less.fleet) + 1
     # One job a second needs at least 3.45 workers' time.
@@ -301,7 +301,7 @@ def test_the_smallest_fleet_that_holds_is_found_and_one_less_does_not_hold() -> 
 def test_more_load_never_looks_faster() -> None:
     found = fit(to_jobs(Simulation(measured_worker(), Fixed((0.0,)), 1).closed(1, 60)))
     slos = [parse_slo("total.p95<8s")]
-    p95 = [simulate_rate(found, Fixed((0.0, 0.0)), rate, slos).rows["total"].at(95.0) for rate in (0.1, 0.3, 0.5)]
+    p95 = [Forecast(found, slos).at(2, rate).rows["total"].at(95.0) for rate in (0.1, 0.3, 0.5)]
     values = [one.value for one in p95 if one is not None]
     assert values == sorted(values)
     assert len(values) == 3

@@ -1,6 +1,7 @@
 """Endpoint timeline from /health samples: live workers, and workers the load needed."""
 
 import itertools
+import math
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -130,11 +131,9 @@ def report(
     if not inside:
         return None
     lasting = {a.live for a, b in itertools.pairwise(inside) if a.live == b.live} or {p.live for p in inside}
-    short_ms = throttled = initializing = 0.0
-    for point, after in zip(inside, [*inside[1:], None], strict=True):
-        until = after.t_ms if after else end_ms
-        throttled += (until - point.t_ms) / 1000 if point.throttled else 0.0
-        initializing += (until - point.t_ms) / 1000 if point.initializing else 0.0
+    ends_ms = [*(point.t_ms for point in inside[1:]), end_ms]
+    lasted = [(point, (until_ms - point.t_ms) / 1000) for point, until_ms in zip(inside, ends_ms, strict=True)]
+    short_ms = 0.0
     if looks >= ENOUGH_SAMPLES:
         times = [point.t_ms for point in inside]
         for low, high, jobs in flight.steps(inside[0].t_ms, end_ms):
@@ -150,8 +149,8 @@ def report(
         live_max=live[-1],
         steady=len(lasting) == 1,
         short_s=short_ms / 1000 if looks >= ENOUGH_SAMPLES else None,
-        throttled_s=throttled,
-        initializing_s=initializing,
+        throttled_s=math.fsum(s for point, s in lasted if point.throttled),
+        initializing_s=math.fsum(s for point, s in lasted if point.initializing),
         span_s=(end_ms - start_ms) / 1000,
         queued_max=max(point.queued for point in inside),
         assumed_per_worker=round(scaler.value) if scaler.assumed else None,

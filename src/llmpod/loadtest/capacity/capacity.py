@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, stdev
-from typing import Any
 
 from llmpod.loadtest.analysis.latency import Row, row
 from llmpod.loadtest.analysis.slo import Figures, Slo, Verdict, judge
@@ -65,116 +64,107 @@ def to_jobs(outcome: Outcome, skip_s: float = 0.0) -> list[Job]:
     return out
 
 
-def simulate_rate(
-    found: Fit,
-    fleet: Fixed | Autoscaler,
-    rate_per_s: float,
-    slos: Sequence[Slo],
-    *,
-    duration_s: float = 3600.0,
-    burstiness: float = 1.0,
-    usd_per_h: float | None = None,
-    seed: int = 0,
-    most_jobs: int = MOST_JOBS,
-) -> Answer:
-    """One rate, one fleet. The first tenth of the time is not counted: a queue needs time to reach its state."""
-    length_s = min(duration_s, most_jobs / rate_per_s)
-    times = list(Arrivals(steady(rate_per_s, length_s), burstiness, seed).times_s())
-    if not times:
-        raise UsageError(f"at {rate_per_s:g}/s nothing arrives in {duration_s:g} s; simulate longer")
-    outcome = Simulation(found.service, fleet, seed).open(times)
-    jobs = to_jobs(outcome, 0.1 * length_s if isinstance(fleet, Fixed) else 0.0)
-    percentiles = sorted({*SHOWN, *(one.percentile for one in slos if one.percentile is not None)})
-    rows = {
-        name: made
-        for name in ("total", "delay", "exec", "overhead")
-        if (made := row(name, jobs, 0, percentiles, intervals=False)) is not None
-    }
-    span_s = max(outcome.jobs[-1].done_s, length_s)
-    per_s = len(outcome.jobs) / span_s
-    worker_s = outcome.worker_s + outcome.starting_s
-    exec_s = math.fsum(one.end_s - one.start_s for one in outcome.jobs)
-    workers = worker_s / span_s
-    cost = workers * usd_per_h if usd_per_h is not None else None
-    return Answer(
-        rate_per_s=rate_per_s,
-        fleet=str(len(fleet.ready_s)) if isinstance(fleet, Fixed) else f"{fleet.kind}:{fleet.value:g}",
-        workers=workers,
-        busy_share=exec_s / found.service.slots / worker_s if worker_s else 0.0,
-        rows=rows,
-        verdicts=judge(slos, Figures(rows=rows, counted=len(jobs), throughput_per_s=per_s)),
-        usd_per_h=cost,
-        usd_per_1k=cost / 3600 / per_s * 1000 if cost is not None else None,
-        cold_starts=outcome.cold_starts,
-    )
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """Simulations of a fit, judged by objectives. `duration_s`: simulated time per answer, for so many jobs at most. A
+    number of workers is a fleet that stays."""
 
+    found: Fit
+    slos: Sequence[Slo]
+    duration_s: float = 3600.0
+    burstiness: float = 1.0
+    usd_per_h: float | None = None
+    seed: int = 0
+    most_jobs: int = MOST_JOBS
 
-def smallest_fleet(found: Fit, rate_per_s: float, slos: Sequence[Slo], most: int, **how: Any) -> list[Answer]:
-    """The answers that were tried, ascending: the last is the smallest fleet that holds (or the largest allowed, which
-    does not)."""
+    def at(self, fleet: int | Autoscaler, rate_per_s: float) -> Answer:
+        """One rate, one fleet. The first tenth of the time is not counted: a queue needs time to reach its state."""
+        length_s = min(self.duration_s, self.most_jobs / rate_per_s)
+        times = list(Arrivals(steady(rate_per_s, length_s), self.burstiness, self.seed).times_s())
+        if not times:
+            raise UsageError(f"at {rate_per_s:g}/s nothing arrives in {self.duration_s:g} s; simulate longer")
+        workers = Fixed((0.0,) * fleet) if isinstance(fleet, int) else fleet
+        outcome = Simulation(self.found.service, workers, self.seed).open(times)
+        jobs = to_jobs(outcome, 0.1 * length_s if isinstance(fleet, int) else 0.0)
+        percentiles = sorted({*SHOWN, *(one.percentile for one in self.slos if one.percentile is not None)})
+        rows = {
+            name: made
+            for name in ("total", "delay", "exec", "overhead")
+            if (made := row(name, jobs, 0, percentiles, intervals=False)) is not None
+        }
+        span_s = max(outcome.jobs[-1].done_s, length_s)
+        per_s = len(outcome.jobs) / span_s
+        worker_s = outcome.worker_s + outcome.starting_s
+        exec_s = math.fsum(one.end_s - one.start_s for one in outcome.jobs)
+        cost = worker_s / span_s * self.usd_per_h if self.usd_per_h is not None else None
+        return Answer(
+            rate_per_s=rate_per_s,
+            fleet=str(fleet) if isinstance(fleet, int) else f"{fleet.kind}:{fleet.value:g}",
+            workers=worker_s / span_s,
+            busy_share=exec_s / self.found.service.slots / worker_s if worker_s else 0.0,
+            rows=rows,
+            verdicts=judge(self.slos, Figures(rows=rows, counted=len(jobs), throughput_per_s=per_s)),
+            usd_per_h=cost,
+            usd_per_1k=cost / 3600 / per_s * 1000 if cost is not None else None,
+            cold_starts=outcome.cold_starts,
+        )
 
-    def at(workers: int) -> Answer:
-        return simulate_rate(found, Fixed((0.0,) * workers), rate_per_s, slos, **how)
+    def smallest_fleet(self, rate_per_s: float, most: int) -> list[Answer]:
+        """The answers that were tried, ascending: the last is the smallest fleet that holds (or the largest allowed,
+        which does not)."""
+        least = max(1, math.floor(rate_per_s / self.found.service.per_worker_per_s))
+        tried: dict[int, Answer] = {}
+        if least > most:
+            return [self.at(most, rate_per_s)]
+        low, high, step = least - 1, least, 1
+        while high <= most:
+            tried[high] = self.at(high, rate_per_s)
+            if tried[high].passes:
+                break
+            low, high, step = high, min(high + step, most) if high < most else most + 1, step * 2
+        while high <= most and high - low > 1:
+            middle = (low + high) // 2
+            tried[middle] = self.at(middle, rate_per_s)
+            low, high = (low, middle) if tried[middle].passes else (middle, high)
+        keep = [count for count in sorted(tried) if count <= high]
+        return [tried[count] for count in keep[-2:]]
 
-    least = max(1, math.floor(rate_per_s / found.service.per_worker_per_s))
-    tried: dict[int, Answer] = {}
-    if least > most:
-        return [at(most)]
-    low, high, step = least - 1, least, 1
-    while high <= most:
-        tried[high] = at(high)
-        if tried[high].passes:
-            break
-        low, high, step = high, min(high + step, most) if high < most else most + 1, step * 2
-    while high <= most and high - low > 1:
-        middle = (low + high) // 2
-        tried[middle] = at(middle)
-        low, high = (low, middle) if tried[middle].passes else (middle, high)
-    keep = [count for count in sorted(tried) if count <= high]
-    return [tried[count] for count in keep[-2:]]
+    def largest_rate(self, workers: int) -> Answer | None:
+        """The highest rate (within 3 %) that so many workers hold; None when they hold none."""
+        low, high, best = 0.0, workers * self.found.service.per_worker_per_s, None
+        for _ in range(12):
+            middle = (low + high) / 2
+            answer = self.at(workers, middle)
+            if answer.passes:
+                low, best = middle, answer
+            else:
+                high = middle
+            if best is not None and (high - low) / high < 0.03:
+                break
+        return best
 
+    def highest_interval(self, workers: int, around_per_s: float) -> tuple[float, float]:
+        """A 95 % interval of the highest rate that so many workers hold. Refits to bootstrap draws, each with arrivals
+        of its own, give its spread and its bias; Student's t makes up for their small number."""
+        cap_per_s = workers * self.found.service.per_worker_per_s
+        logs = []
+        for number in range(REFITS):
+            again = self.found.seen.drawn_again(self.seed * REFITS + number)
+            refit = replace(self.found, seen=again, service=again.service())
+            other = replace(self, found=refit, seed=self.seed + number, most_jobs=MOST_JOBS // 4)
+            low, high = 0.4 * around_per_s, min(1.8 * around_per_s, 1.2 * cap_per_s)
+            while high / low > 1.04:
+                middle = math.sqrt(low * high)
+                low, high = (middle, high) if other.at(workers, middle).passes else (low, middle)
+            logs.append(math.log(low * high) / 2)
+        # What the draws are off by from the fit they are drawn from, the fit is off by from the truth.
+        centre = 2 * math.log(around_per_s) - fmean(logs)
+        reach = WIDER * STUDENT_10 * stdev(logs) * math.sqrt(1 + 1 / REFITS)
+        return math.exp(centre - reach), math.exp(centre + reach)
 
-def largest_rate(found: Fit, workers: int, slos: Sequence[Slo], **how: Any) -> Answer | None:
-    """The highest rate (within 3 %) that so many workers hold; None when they hold none."""
-    low, high, best = 0.0, workers * found.service.per_worker_per_s, None
-    for _ in range(12):
-        middle = (low + high) / 2
-        answer = simulate_rate(found, Fixed((0.0,) * workers), middle, slos, **how)
-        if answer.passes:
-            low, best = middle, answer
-        else:
-            high = middle
-        if best is not None and (high - low) / high < 0.03:
-            break
-    return best
-
-
-def highest_interval(
-    found: Fit, fleet: Fixed, around_per_s: float, slos: Sequence[Slo], *, seed: int = 0, **how: Any
-) -> tuple[float, float]:
-    """A 95 % interval of the highest rate that a fleet holds. Refits to bootstrap draws, each with arrivals of its own,
-    give its spread and its bias; Student's t makes up for their small number."""
-    cap_per_s = len(fleet.ready_s) * found.service.per_worker_per_s
-    logs = []
-    for number in range(REFITS):
-        again = found.seen.drawn_again(seed * REFITS + number)
-        refit = replace(found, seen=again, service=again.service())
-        low, high = 0.4 * around_per_s, min(1.8 * around_per_s, 1.2 * cap_per_s)
-        while high / low > 1.04:
-            middle = math.sqrt(low * high)
-            answer = simulate_rate(refit, fleet, middle, slos, most_jobs=MOST_JOBS // 4, seed=seed + number, **how)
-            low, high = (middle, high) if answer.passes else (low, middle)
-        logs.append(math.log(low * high) / 2)
-    # What the draws are off by from the fit they are drawn from, the fit is off by from the truth.
-    centre = 2 * math.log(around_per_s) - fmean(logs)
-    reach = WIDER * STUDENT_10 * stdev(logs) * math.sqrt(1 + 1 / REFITS)
-    return math.exp(centre - reach), math.exp(centre + reach)
-
-
-def with_interval(answer: Answer, found: Fit, slos: Sequence[Slo], **how: Any) -> Answer:
-    """The same answer, judged by the whole interval of what its (fixed) fleet holds."""
-    count = int(answer.fleet)
-    best = largest_rate(found, count, slos, **how)
-    if best is None:
-        return replace(answer, highest_per_s=(0.0, 0.0))
-    return replace(answer, highest_per_s=highest_interval(found, Fixed((0.0,) * count), best.rate_per_s, slos, **how))
+    def with_interval(self, answer: Answer) -> Answer:
+        """The same answer, judged by the whole interval of what its (fixed) fleet holds."""
+        workers = int(answer.fleet)
+        best = self.largest_rate(workers)
+        interval = (0.0, 0.0) if best is None else self.highest_interval(workers, best.rate_per_s)
+        return replace(answer, highest_per_s=interval)

@@ -15,18 +15,9 @@ from rich.text import Text
 from llmpod.loadtest.analysis import slo
 from llmpod.loadtest.analysis.latency import Row
 from llmpod.loadtest.analysis.slo import Slo
-from llmpod.loadtest.capacity.capacity import (
-    REFITS,
-    SHOWN,
-    Answer,
-    highest_interval,
-    largest_rate,
-    simulate_rate,
-    smallest_fleet,
-    with_interval,
-)
+from llmpod.loadtest.capacity.capacity import REFITS, SHOWN, Answer, Forecast
 from llmpod.loadtest.capacity.fit import Fit, fit, on_one_axis
-from llmpod.loadtest.capacity.simulate import Autoscaler, Fixed
+from llmpod.loadtest.capacity.simulate import Autoscaler
 from llmpod.loadtest.environ import Environment
 from llmpod.loadtest.errors import Exit, UsageError
 from llmpod.loadtest.model import run_files
@@ -49,35 +40,25 @@ def act(options: CapacityOptions, environment: Environment) -> Exit:
     for one in slos:
         if one.name not in SIMULATED:
             raise UsageError(f"capacity cannot simulate '{one.name}'")
-    how: dict[str, Any] = {
-        "duration_s": options.duration,
-        "burstiness": options.burstiness,
-        "usd_per_h": options.gpu_price,
-        "seed": options.seed,
-    }
+    forecast = Forecast(found, slos, options.duration, options.burstiness, options.gpu_price, options.seed)
     answers: list[Answer] = []
     failed = False
     for rate in options.request_rate:
-        *less, enough = smallest_fleet(found, rate, slos, options.max_workers, **how)
-        tried = [*less, with_interval(enough, found, slos, **how)]
-        while tried[-1].word == "unsure" and int(tried[-1].fleet) < options.max_workers:
-            count = int(tried[-1].fleet) + 1
-            more = simulate_rate(found, Fixed((0.0,) * count), rate, slos, **how)
-            tried.append(with_interval(more, found, slos, **how))
+        *less, enough = forecast.smallest_fleet(rate, options.max_workers)
+        tried = [*less, forecast.with_interval(enough)]
+        while tried[-1].word == "unsure" and (workers := int(tried[-1].fleet)) < options.max_workers:
+            tried.append(forecast.with_interval(forecast.at(workers + 1, rate)))
         answers += tried
         failed = failed or tried[-1].word != "holds"
         if options.scaler:
             cold = options.cold_start if options.cold_start is not None else found.cold_start_s or 60.0
-            fleet = parse_scaler(options.scaler, options, cold)
-            answers.append(simulate_rate(found, fleet, rate, slos, **how))
+            answers.append(forecast.at(parse_scaler(options.scaler, options, cold), rate))
     if not options.request_rate:
-        bests = [best for count in range(1, 6) if (best := largest_rate(found, count, slos, **how)) is not None]
-        for best in bests:
-            fixed = Fixed((0.0,) * int(best.fleet))
-            low, high = highest_interval(found, fixed, best.rate_per_s, slos, **how)
+        bests = [(count, best) for count in range(1, 6) if (best := forecast.largest_rate(count)) is not None]
+        for count, best in bests:
+            low, high = forecast.highest_interval(count, best.rate_per_s)
             # What can be relied on is the low end: that is the answer.
-            sure = simulate_rate(found, fixed, low, slos, **how)
-            answers.append(replace(sure, highest_per_s=(low, high)))
+            answers.append(replace(forecast.at(count, low), highest_per_s=(low, high)))
         failed = not answers
     if options.format == "json":
         sys.stdout.write(json.dumps(_json(found, answers), indent=1) + "\n")

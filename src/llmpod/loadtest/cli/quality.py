@@ -69,7 +69,7 @@ async def run_quality(options: QualityOptions, environment: Environment, console
     meta = {**made_by(options, base_url), "dataset": options.dataset, "gate": options.gate, "repeat": options.repeat}
     facts = {"format": run_files.FORMAT, "meta": meta, "plan": plans.to_dict(plan)}
     run_files.make_directory(directory)
-    run_files.write_json(directory / run_files.PLAN, json.loads(environment.api_key.redact(json.dumps(facts))))
+    run_files.write_redacted(directory / run_files.PLAN, facts, environment.api_key)
     verdicts = LineFile(directory / results.VERDICTS)
     taken = Results(rows, verdicts)
     try:
@@ -97,7 +97,7 @@ async def run_quality(options: QualityOptions, environment: Environment, console
         exit_code=results.exit_code(groups[-1], decision, stopped.exit_code if stopped else None),
     )
     written = results.to_json(report)
-    run_files.write_json(directory / results.FILE, json.loads(environment.api_key.redact(json.dumps(written))))
+    run_files.write_redacted(directory / results.FILE, written, environment.api_key)
     if options.format == "json":
         sys.stdout.write(json.dumps(written, indent=1) + "\n")
     elif options.format == "table":

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import dataclasses
 import gc
-import json
 import signal
 import sys
 from collections.abc import Iterator
@@ -82,8 +81,7 @@ async def run(options: RunOptions, environment: Environment) -> Exit:
         "options": vars(options),
     }
     run_files.make_directory(directory)
-    # The command line may hold anything, a key included: nothing of it goes to disk unredacted.
-    run_files.write_json(directory / run_files.PLAN, json.loads(environment.api_key.redact(json.dumps(facts))))
+    run_files.write_redacted(directory / run_files.PLAN, facts, environment.api_key)
     setup = Setup(options, environment, base_url, plan, view, directory)
     return await _execute(setup, payloads, before=None)
 

@@ -72,9 +72,8 @@ class Job:
     @property
     def scheduled_total_ms(self) -> float | None:
         """Latency from the scheduled send time (free of coordinated omission). None in a closed loop."""
-        if self.scheduled_ms is None or self.sent_ms is None or self.total_ms is None:
-            return None
-        return self.total_ms + (self.sent_ms - self.scheduled_ms)
+        late_ms = self.schedule_delay_ms
+        return None if self.total_ms is None or late_ms is None else self.total_ms + late_ms
 
     @property
     def schedule_delay_ms(self) -> float | None:
@@ -108,14 +107,9 @@ class Job:
     @property
     def tpot_ms(self) -> float | None:
         """Mean time per output token after the first."""
-        if (
-            self.first_chunk_ms is None
-            or self.last_token_ms is None
-            or not self.output_tokens
-            or self.output_tokens < 2
-        ):
+        if self.first_chunk_ms is None or self.last_token_ms is None or (self.output_tokens or 0) < 2:
             return None
-        return (self.last_token_ms - self.first_chunk_ms) / (self.output_tokens - 1)
+        return (self.last_token_ms - self.first_chunk_ms) / ((self.output_tokens or 0) - 1)
 
     @property
     def counts(self) -> bool:

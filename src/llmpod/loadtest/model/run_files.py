@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from llmpod.loadtest.environ import Secret
 from llmpod.loadtest.errors import DirectoryError
 from llmpod.loadtest.model import job_record
 from llmpod.loadtest.model.job_record import Job
@@ -111,6 +112,11 @@ def write_json(path: Path, value: Any) -> None:
     with writing(path):
         part.write_text(json.dumps(value, indent=1, allow_nan=False, default=str) + "\n", encoding="utf-8")
         part.replace(path)
+
+
+def write_redacted(path: Path, value: Any, key: Secret) -> None:
+    """A command line may hold anything, the key included: nothing of it goes to disk."""
+    write_json(path, json.loads(key.redact(json.dumps(value))))
 
 
 def read_json(path: Path) -> Any:
