@@ -11,7 +11,7 @@ import contextlib
 import difflib
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -211,11 +211,8 @@ def refuse_mistyped(found: Iterable[str], known: Iterable[str], also_known: Iter
     """
     known = list(known)
     accepted = {*known, *also_known, *RETIRED}
-    for name in sorted(found):
-        if name in accepted:
-            continue
-        likely = _resembles(name, known)
-        if likely is not None:
+    for name in sorted(set(found) - accepted):
+        if likely := _resembles(name, known):
             raise StartError(
                 f"{name} is not a setting; {likely} is.", f"Rename it to {likely}, or unset it.", setting=name
             )
@@ -238,16 +235,13 @@ _FOREIGN = (
 )
 
 
-def _resembles(name: str, known: Iterable[str]) -> str | None:
+def _resembles(name: str, known: Sequence[str]) -> str | None:
     """The name in `known` that `name` probably misspells: similar letters, or the same words."""
     if "_" not in name or len(name) < 8 or name.startswith(_FOREIGN):
         return None
     words = sorted(name.split("_"))
-    for candidate in known:
-        if sorted(candidate.split("_")) == words:
-            return candidate
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.86)
-    return close[0] if close else None
+    same = [candidate for candidate in known if sorted(candidate.split("_")) == words]
+    return next(iter(same or difflib.get_close_matches(name, known, n=1, cutoff=0.86)), None)
 
 
 def _explain(error: ValidationError, known: Mapping[str, str]) -> StartError:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import importlib
 import inspect
+import operator
 import socket
 import types
 import weakref
@@ -116,14 +117,11 @@ def missing() -> list[str]:
 
 
 def _holds(name: str, is_as_used: Callable[[Any], bool], scaler: Any) -> bool:
-    root, *path = name.split(".")
-    value = scaler if root == "scaler" else globals()[root]
+    root, _, path = name.partition(".")
     try:
-        for step in path:
-            value = getattr(value, step)
+        return is_as_used(operator.attrgetter(path)(scaler if root == "scaler" else globals()[root]))
     except AttributeError:
         return False
-    return is_as_used(value)
 
 
 def urls() -> tuple[str, str]:
