@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from llmpod.loadtest.dependence import correlation_time, looks_independent, upper_bound
 from llmpod.loadtest.model.arrivals import Arrivals, Segment, stages, steady
-from llmpod.loadtest.run.correct import correct_total
-from llmpod.loadtest.run.polling import PollPace
+from llmpod.loadtest.run.polling import PollPace, correct_total
 from llmpod.loadtest.run.rate_limit import RUNPOD_LIMITS, TokenBucket
 from llmpod.loadtest.run.sse import SseParser
 from llmpod.loadtest.stats import (

@@ -1,5 +1,6 @@
 """Cost of a phase as a client can estimate it: a lower bound from busy time, and a higher estimate from /health."""
 
+import itertools
 from dataclasses import dataclass
 
 from llmpod.loadtest.analysis.timeline import HealthReport
@@ -50,8 +51,7 @@ def _worker_seconds(health: HealthReport | None) -> float | None:
     """The integral of live and initializing workers over the window."""
     if health is None or len(health.points) < 2:
         return None
-    total = 0.0
-    for point, after in zip(health.points, health.points[1:], strict=False):
-        total += (point.live + point.initializing) * (after.t_ms - point.t_ms) / 1000
-    covered = (health.points[-1].t_ms - health.points[0].t_ms) / 1000
-    return total * health.span_s / covered if covered > 0 else None
+    pairs = itertools.pairwise(health.points)
+    total_ms = sum((point.live + point.initializing) * (after.t_ms - point.t_ms) for point, after in pairs)
+    covered_ms = health.points[-1].t_ms - health.points[0].t_ms
+    return total_ms / covered_ms * health.span_s if covered_ms > 0 else None

@@ -126,41 +126,28 @@ def _open(options: RunOptions, rung: float | None = None) -> Phase:
     if options.arrival == "gamma" and options.burstiness is None:
         raise UsageError("--arrival gamma needs --burstiness (0.5 is bursty, 1 is Poisson, 4 is nearly regular)")
     kind = "constant" if burstiness is None else "poisson" if burstiness == 1.0 else "gamma"
+    requests = options.runs
     if options.stages is not None:
-        return _open_phase(options, f"stages ({kind})", "stages", _stages(options.stages), burstiness, cap)
-    if options.ramp is not None:
+        name, shape, segments = f"stages ({kind})", "stages", _stages(options.stages)
+    elif options.ramp is not None:
         if options.duration is None:
             raise UsageError("--ramp needs --duration")
         line = _ramp(options.ramp, options.duration)
-        name = f"{line.start_per_s:g}..{line.end_per_s:g}/s"
-        return _open_phase(options, name, "ramp", (line,), burstiness, cap)
-    rate = rung or options.request_rate or 1.0  # one of the two is there
-    soak = options.soak is not None
-    length = options.soak if soak else options.duration
-    if length is None:
-        # Enough time for the requests asked for; where the draw is slow, the schedule is cut by count and not by time.
-        length = (options.runs or DEFAULT_RUNS) / rate * (1.0 if burstiness is None else 2.0) + 1e-6
-    edges = options.warmup_duration + options.cooldown
-    segments = steady(rate, length + edges)
-    requests = options.runs if options.runs or options.duration or soak else DEFAULT_RUNS
-    shape = "soak" if soak else kind if rung is None else "sweep"
-    return _open_phase(options, f"{rate:g}/s {kind}", shape, segments, burstiness, cap, requests)
-
-
-def _open_phase(
-    options: RunOptions,
-    name: str,
-    shape: str,
-    segments: tuple[Segment, ...],
-    burstiness: float | None,
-    cap: dict[str, Any],
-    requests: int | None = None,
-) -> Phase:
+        name, shape, segments = f"{line.start_per_s:g}..{line.end_per_s:g}/s", "ramp", (line,)
+    else:
+        rate = rung or options.request_rate or 1.0  # one of the two is there
+        length = options.duration if options.soak is None else options.soak
+        if length is None:
+            # Enough time for the requests asked for; where the draw is slow, the schedule is cut by count, not by time.
+            requests = options.runs or DEFAULT_RUNS
+            length = requests / rate * (1.0 if burstiness is None else 2.0) + 1e-6
+        name, shape = f"{rate:g}/s {kind}", "soak" if options.soak is not None else kind if rung is None else "sweep"
+        segments = steady(rate, length + options.warmup_duration + options.cooldown)
     return Phase(
         name=name,
         kind="open",
         shape=shape,
-        requests=requests or options.runs,
+        requests=requests,
         arrivals=Arrivals(segments, burstiness, options.seed),
         warmup_s=options.warmup_duration,
         cooldown_s=options.cooldown,

@@ -11,8 +11,8 @@ from llmpod.loadtest.model.job_record import Job
 from llmpod.loadtest.run import outcomes
 from llmpod.loadtest.run.client import CallError, Reply
 from llmpod.loadtest.run.context import RunContext, describe
-from llmpod.loadtest.run.correct import correct_total
 from llmpod.loadtest.run.output import read_output
+from llmpod.loadtest.run.polling import correct_total
 
 # The longest wait RunPod grants on /runsync and /status-sync, and the shortest.
 LONGEST_WAIT_S, SHORTEST_WAIT_S = 300.0, 1.0
