@@ -1,9 +1,8 @@
 """The policy cases: questions, and whether they are answered.
 
-Splits: `tuned` (the words were written with them), `stranger` (written by an author who had read docs/profiles.md,
-not the words or the other cases; no word is written for them) and `fresh` (written from the topics of docs/profiles.md
-after the words had been changed last, and not touched again). A `riddle` defines a word that it then uses; no word
-finds it.
+Splits: `tuned` (the words of the profile were written with them) and, where the file has any, `blind` (written by
+others; no word is changed for them). An `open` case is one that the words alone decide wrongly and leave to the judge.
+A `stranger` wrote the cases of that source, having read docs/profiles.md but neither the words nor the other cases.
 """
 
 from __future__ import annotations
@@ -27,6 +26,8 @@ class Case:
     blocked: bool
     kind: str
     split: str
+    open: bool = False
+    source: str = ""
 
     def __str__(self) -> str:
         return " | ".join(self.texts)
@@ -35,7 +36,17 @@ class Case:
 def read(path: Path = CASES) -> list[Case]:
     """All cases of the file."""
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return [Case(tuple(row["texts"]), row["expect"] == "block", row["kind"], row["split"]) for row in rows]
+    return [
+        Case(
+            tuple(row["texts"]),
+            row["expect"] == "block",
+            row["kind"],
+            row["split"],
+            row.get("open", False),
+            row.get("source", ""),
+        )
+        for row in rows
+    ]
 
 
 def words_alone() -> Profile:

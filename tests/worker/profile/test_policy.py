@@ -23,13 +23,14 @@ from tests.worker.profile.cases import Case
 CAREER, SHIPPED = cases.words_alone(), file.load("career")
 CASES = cases.read()
 TUNED = [case for case in CASES if case.split == "tuned"]
-STRANGER = [case for case in CASES if case.split == "stranger"]
-BLOCKED = [case for case in TUNED if case.blocked and case.kind != "riddle"]
+STRANGER = [case for case in CASES if case.source == "stranger"]
+BLOCKED = [case for case in TUNED if case.blocked and not case.open]
+READABLE = [case for case in BLOCKED if case.kind != "encoded"]  # base64 in other letters is another text
 PLAIN = [case for case in BLOCKED if case.kind in ("plain", "market") and len(case.texts) == 1]
 ROOT = Path(__file__).parents[3]
 SOME_TEXT = st.text(alphabet=st.characters(codec="utf-8"), max_size=60)
-CAUGHT = 0.86  # of the must-block questions of a stranger (measured: 104 of 120)
-FALSE_BLOCKS = 0.05  # of the must-answer ones (measured: 6 of 120)
+CAUGHT = 0.86  # of the must-block questions of a stranger (measured: 106 of 120)
+FALSE_BLOCKS = 0.05  # of the must-answer ones (measured: 5 of 120)
 
 
 def policy(**given: object) -> Profile:
@@ -41,8 +42,9 @@ def policy(**given: object) -> Profile:
 
 
 def test_there_are_enough_cases_of_every_kind() -> None:
-    counts = Counter((case.blocked, case.split) for case in CASES)
-    assert all(counts[blocked, split] >= 120 for blocked in (True, False) for split in ("tuned", "stranger"))
+    for cases_of in (TUNED, STRANGER):
+        counts = Counter(case.blocked for case in cases_of)
+        assert all(counts[blocked] >= 120 for blocked in (True, False))
     kinds = {"plain", "market", "language", "spacing", "lookalike", "markup", "roleplay", "translation", "turns"}
     for cases_of in (TUNED, STRANGER):
         assert kinds <= {case.kind for case in cases_of if case.blocked}
@@ -51,7 +53,14 @@ def test_there_are_enough_cases_of_every_kind() -> None:
 
 @pytest.mark.parametrize("case", TUNED, ids=str)
 def test_a_case_is_decided_as_it_should_be(case: Case) -> None:
-    assert (CAREER.verdict(case.texts) is not None) is (case.blocked and case.kind != "riddle")
+    assert (CAREER.verdict(case.texts) is not None) is (case.blocked is not case.open)
+
+
+@pytest.mark.parametrize("case", [case for case in TUNED if not case.blocked], ids=str)
+def test_what_must_be_answered_is_never_certain(case: Case) -> None:
+    """The judge can still say so."""
+    verdict = SHIPPED.verdict(case.texts)
+    assert verdict is None or verdict.by != "certain"
 
 
 @pytest.mark.parametrize("split", sorted({case.split for case in CASES}))
@@ -76,7 +85,7 @@ def test_the_page_shows_what_the_command_prints() -> None:
     command = [sys.executable, "bench/policy.py", "--words"]
     printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
     page = (ROOT / "docs/profiles.md").read_text(encoding="utf-8").splitlines()
-    assert len(printed) > 50
+    assert len(printed) > 25 * len({case.split for case in CASES})
     assert [line for line in printed if line not in page] == []
 
 
@@ -102,7 +111,7 @@ def test_nothing_around_a_blocked_text_unblocks_it(case: Case, before: str, afte
     assert CAREER.verdict([before, *case.texts, after]) is not None
 
 
-@given(st.sampled_from(BLOCKED), st.randoms(use_true_random=False))
+@given(st.sampled_from(READABLE), st.randoms(use_true_random=False))
 def test_no_casing_unblocks(case: Case, rng: object) -> None:
     texts = ["".join(rng.choice((char.upper(), char.lower())) for char in text) for text in case.texts]  # type: ignore[attr-defined]
     assert CAREER.verdict(texts) is not None
@@ -114,7 +123,7 @@ def test_no_invisible_character_unblocks(case: Case, data: st.DataObject) -> Non
     assert CAREER.verdict(texts) is not None
 
 
-@given(st.sampled_from([case for case in BLOCKED if case.kind != "language"]), st.data())
+@given(st.sampled_from([case for case in READABLE if case.kind != "language"]), st.data())
 def test_no_accent_and_no_look_alike_unblocks(case: Case, data: st.DataObject) -> None:
     def disguised(char: str) -> str:
         others = LOOKALIKES.get(char, "")
@@ -269,6 +278,37 @@ def test_never_takes_out_its_own_words_and_no_others() -> None:
     assert rule.verdict(["negotiate. A salary"]) is not None  # another sentence
     assert rule.verdict(["negotiate my sal-ary"]) is not None  # hidden words are no phrase
     assert rule.verdict(["how does the salary cost"]) is not None  # what * stands for counts
+
+
+def test_unless_makes_what_is_certain_suspect_in_its_sentence() -> None:
+    rule = policy(certain=[["what * salary"], ["wage"]], unless=["how do i|cv"])
+
+    def by(*texts: str) -> str | None:
+        verdict = rule.verdict(texts)
+        return verdict and verdict.by
+
+    assert by("What is the salary of a nurse?") == "certain"
+    assert by("How do I answer: what is the salary of a nurse?") == "suspect"
+    assert by("How do I answer? What is the salary of a nurse?") == "certain"  # another sentence
+    assert by("How do I answer: what salary. The wage of a nurse?") == "certain"  # another place
+    assert by("A wage for my c-v") == "certain"  # words that are cut excuse nothing
+    assert by("A cv", "A wage") == "certain"
+    assert by("A cv") is None
+
+
+def test_a_list_stands_for_its_choices() -> None:
+    content: dict[str, object] = {
+        "version": 2,
+        "lists": {"pay": "salary|take home pay", "ask": "what is|how * is"},
+        "policies": [{"name": "p", "message": "m", "certain": [["{ask} (the|a)? {pay}"], ["{pay}|{ask}", "nurse"]]}],
+    }
+    rule = file.read(content)
+    for text in ("What is the take home pay?", "what is salary", "salary of a nurse", "how good is a nurse"):
+        assert rule.verdict([text]) is not None, text
+    for text in ("what is a nose", "the salary", "take home a nurse"):
+        assert rule.verdict([text]) is None, text
+    with pytest.raises(ValueError, match="there is no list 'pays'"):
+        file.read(content | {"policies": [{"name": "p", "message": "m", "certain": [["{pays}"]]}]})
 
 
 def test_certain_takes_precedence_over_suspect_in_any_view() -> None:

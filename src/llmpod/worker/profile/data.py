@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, model_validator
 
 from llmpod.worker.profile import patterns
 from llmpod.worker.profile.checks import AnyCheck
@@ -42,6 +42,9 @@ class PolicyData(Data):
     )
     suspect: tuple[tuple[PatternSet, ...], ...] = Field(
         (), description="groups about which the judge is asked, or that block without one"
+    )
+    unless: tuple[PatternSet, ...] = Field(
+        (), description="patterns in whose sentence what is certain is suspect: there it may be about something else"
     )
     never: tuple[PatternSet, ...] = Field((), description="patterns whose words do not count")
     window: int = Field(12, ge=1, le=200, description="words")
@@ -85,6 +88,7 @@ class ProfileData(Data):
     default_intent: str = Field("other", description="the intent of jobs that no phrase identifies")
     request: RequestDefaults = RequestDefaults()
     judge: JudgeData = JudgeData()
+    lists: dict[str, str] = Field({}, description="choices by name, which stand in patterns as `{name}`")
     policies: tuple[PolicyData, ...] = ()
     answered: AnsweredData = AnsweredData()
     intents: tuple[IntentData, ...] = Field(
@@ -92,3 +96,25 @@ class ProfileData(Data):
     )
     clean: CleanData = CleanData()
     tasks: tuple[Task, ...] = Field((), description="requests by name, whose answers are JSON")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named_lists(cls, data: Any) -> Any:
+        """The patterns with the choices that `{name}` stands for."""
+        lists = data.get("lists") if isinstance(data, dict) else None
+        if not isinstance(lists, dict) or not all(isinstance(choices, str) for choices in lists.values()):
+            return data
+        return {key: _with_lists(data[key], lists) if key in ("policies", "answered") else data[key] for key in data}
+
+
+_PLAIN = ("name", "message", "topic")
+"""Keys of a policy that hold no patterns."""
+
+
+def _with_lists(value: Any, lists: dict[str, str]) -> Any:
+    """What stands in a file, its patterns with the choices of the lists that they name."""
+    if isinstance(value, dict):
+        return {key: one if key in _PLAIN else _with_lists(one, lists) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_with_lists(one, lists) for one in value]
+    return patterns.named(value, lists) if isinstance(value, str) else value

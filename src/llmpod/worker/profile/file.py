@@ -39,7 +39,8 @@ class Profile:
                 one.topic or one.name.replace("_", " "),
                 one.certain,
                 one.suspect,
-                patterns.PatternSet(tuple(pattern for found in one.never for pattern in found.patterns)),
+                patterns.union(one.unless),
+                patterns.union(one.never),
                 one.window,
             )
             for one in self.data.policies

@@ -10,7 +10,7 @@ Words are found also where they are cut: by hyphens, markup, line ends, or into 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -23,6 +23,7 @@ SHORTEST_HYPHENED = 4
 SHORTEST_CUT = 6
 """Letters of a word that is found though hyphens, or spaces, cut it: with fewer, two words would often make a third."""
 
+_NAME = re.compile(r"\{([^{}]*)\}")
 _TOKEN = re.compile(r"\((?P<choices>[^()]*)\)(?P<optional>\??)|(?P<gap>\*)(?=\s|$)|(?P<word>[^\s()|?]+)(?P<absent>\??)")
 
 
@@ -76,6 +77,28 @@ def parse(text: str) -> PatternSet:
     return PatternSet(tuple(alternatives))
 
 
+def union(sets: Iterable[PatternSet]) -> PatternSet:
+    """One set of all their alternatives."""
+    return PatternSet(tuple(pattern for one in sets for pattern in one.patterns))
+
+
+def named(text: str, lists: Mapping[str, str]) -> str:
+    """The text of a set with `{name}` as the choices that a list of this name holds.
+
+    Raises:
+        ValueError: there is no such list.
+    """
+
+    def choices(match: re.Match[str]) -> str:
+        if match[1] not in lists:
+            raise ValueError(f"{text!r}: there is no list {match[1]!r}")
+        before, after = text[: match.start()], text[match.end() :]
+        alone = (not before or before[-1] in "(|") and (not after or after[0] in ")|")
+        return lists[match[1]] if alone else f"({lists[match[1]]})"
+
+    return _NAME.sub(choices, text)
+
+
 def literal(phrase: str) -> Pattern:
     """A phrase of which no character has a meaning of its own."""
     return tuple(Element((word.text,)) for word in words(phrase))
@@ -108,7 +131,10 @@ def _expanded(text: str) -> Iterator[str]:
     if found is None:
         yield text
         return
-    for choice in [*found[1].split("|"), *([""] if found[2] else [])]:
+    choices = [choice.strip() for choice in found[1].split("|")]
+    single = "|".join(choice for choice in choices if " " not in choice)
+    several = [choice for choice in choices if " " in choice]
+    for choice in [*([f"({single})"] if single else []), *several, *([""] if found[2] else [])]:
         yield from _expanded(f"{text[: found.start()]} {choice} {text[found.end() :]}")
 
 

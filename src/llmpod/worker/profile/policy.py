@@ -32,6 +32,7 @@ class Policy:
     topic: str = ""  # for the judge's question
     certain: tuple[Group, ...] = ()
     suspect: tuple[Group, ...] = ()
+    unless: PatternSet = NOTHING  # in a sentence with one, what is certain is suspect
     never: PatternSet = NOTHING  # phrases whose words do not count
     window: int = 12
 
@@ -51,7 +52,7 @@ class Policies:
         self.all = tuple(policies)
         self._vocabulary = Vocabulary()
         for policy in policies:
-            for group in (*policy.certain, *policy.suspect, (policy.never,)):
+            for group in (*policy.certain, *policy.suspect, (policy.unless, policy.never)):
                 for patterns in group:
                     self._vocabulary.add(patterns.patterns)
 
@@ -66,7 +67,10 @@ class Policies:
                 # Hiding words must not be easy: not across sentences, and not with words that are cut.
                 uncounted = {at for span in text.find(policy.never, plain=True) for at in span.matched}
                 if any(_stands(group, text, uncounted, policy.window) for group in policy.certain):
-                    return Verdict(policy, "certain")
+                    open_ = uncounted | _sentences(text, policy.unless)
+                    if any(_stands(group, text, open_, policy.window) for group in policy.certain):
+                        return Verdict(policy, "certain")
+                    found = found or Verdict(policy, "suspect")
                 if found is None and any(_stands(group, text, uncounted, policy.window) for group in policy.suspect):
                     found = Verdict(policy, "suspect")
         return found
@@ -88,6 +92,12 @@ class Policies:
                 if earlier and later:
                     first = replace(later[0], loose=False, seam=True)
                     yield Text([*earlier[-EDGE:], first, *later[1:EDGE]], self._vocabulary)
+
+
+def _sentences(text: Text, patterns: PatternSet) -> set[int]:
+    """The words of the sentences in which one of the patterns stands."""
+    numbers = {text.words[span.start].sentence for span in text.find(patterns, plain=True)}
+    return {at for at, word in enumerate(text.words) if word.sentence in numbers}
 
 
 def _stands(group: Group, text: Text, uncounted: AbstractSet[int], window: int) -> bool:
