@@ -17,7 +17,7 @@ import pytest
 
 from llmpod.endpoint import LoadBalancer, Options
 from llmpod.loadtest.cli import commands
-from llmpod.loadtest.cli.session import run_new
+from llmpod.loadtest.cli.session import run
 from llmpod.loadtest.environ import Environment, Secret
 from llmpod.loadtest.model import run_files
 from llmpod.worker.engine.engine import Engine
@@ -70,7 +70,7 @@ async def test_the_real_engine_s_answers_stream_through_and_are_measured(engine:
 
         words = ["--base-url", endpoint.url, "--mode", "http", "--out", str(tmp_path / "run"), "--format", "quiet"]
         _, chosen = commands.parse([*words, "-c", "2", "--runs", "4", "--warmup-requests", "0", "--max-tokens", "30"])
-        await run_new(chosen, Environment(Secret(""), None, plain=True))
+        await run(chosen, Environment(Secret(""), None, plain=True))
         jobs = run_files.read(tmp_path / "run").jobs
         measured = [one for one in jobs if one.role == "measured"]
         assert len(measured) == 4
