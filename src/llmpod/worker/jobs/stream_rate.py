@@ -2,7 +2,8 @@
 
 A chunk costs the event loop most of a millisecond (vLLM's events, ours, JSON, a POST or a write), whatever it holds. A
 hundred streams with a chunk per token would leave no time for anything else; so the more streams there are, the more
-tokens each chunk holds. A single stream is hardly limited, and a first chunk never is.
+tokens each chunk holds. A worker that sends fewer chunks than it may holds none back: a timer for each chunk costs as
+much as it saves. A first chunk never waits.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ import time
 
 STEP = 0.25
 """Of the gap between two chunks of a stream: by so much a chunk may come later, for the company of others."""
+BURST_S = 0.1
+"""What the worker's streams leave of their rate in so many seconds, they may use later; what they exceed it by, counts
+as long."""
 
 
 class Pace:
@@ -26,12 +30,18 @@ class Pace:
         """
         self.min_gap_s = min_gap_s
         self._chunk_s = 1 / chunks_per_s
+        self._free_at = -math.inf  # when the chunks sent so far would have been sent at the highest rate
         self.streams: set[Turns] = set()  # that have begun and not ended
 
     @property
     def gap_s(self) -> float:
         """Seconds between two chunks of a stream."""
         return max(self.min_gap_s, self._chunk_s * len(self.streams))
+
+    def count(self, now: float) -> bool:
+        """Account for a chunk that is sent now; returns whether all streams together send fewer than they may."""
+        self._free_at = min(max(self._free_at, now - BURST_S) + self._chunk_s, now + BURST_S)
+        return self._free_at <= now
 
     def stream(self) -> Turns:
         """Register a stream; it counts from its first chunk until it is closed."""
@@ -53,14 +63,14 @@ class Turns:
     def take(self) -> None:
         """Record that a chunk is sent now."""
         self._pace.streams.add(self)
-        now, gap_s = time.monotonic(), self._pace.gap_s
-        # A chunk that comes a whole gap later than it might is followed without a wait: a timer for each chunk of a
-        # stream that is slower than its limit costs more than it saves.
-        slow = self._due and now - self._due >= gap_s
-        due = now + (self._pace.min_gap_s if slow else gap_s)
+        now = time.monotonic()
+        if self._pace.count(now):
+            self._due = now + self._pace.min_gap_s
+            return
         # Streams whose chunks are due at about the same time wake together, which shares turns of the event loop.
+        gap_s = self._pace.gap_s
         step_s = gap_s * STEP
-        self._due = due if slow else math.ceil(due / step_s) * step_s
+        self._due = math.ceil((now + gap_s) / step_s) * step_s
 
     def close(self) -> None:
         """Unregister the stream."""
