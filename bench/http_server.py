@@ -1,13 +1,14 @@
 """The worker's HTTP server beside vLLM's own (`vllm serve`): same engine settings, same client, same machine, one run.
 
-    python bench/http_server.py               1, 16, 64 and 128 clients, two rounds
-    python bench/http_server.py --quick       1, 16 and 128 clients, one shorter round
+    python bench/http_server.py               1, 16, 64 and 128 clients; both servers are started three times
+    python bench/http_server.py --quick       1, 16 and 128 clients, one start, half the requests
 
-Chat answers of 128 tokens, whole and streamed, with and without a tool that a parser looks for. Both servers run from
-the start; the one that is not measured is stopped (SIGSTOP), so it takes no processor. Rounds alternate, so that a
-machine whose pace changes changes both; of each server the best round counts. "CPU" is user and system time of the
-server's own process (/proc), without its engine's, per generated token: what HTTP, tokenising, parsing and writing
-events cost.
+Chat answers of 128 tokens, whole and streamed, with and without a tool that a parser looks for. Both servers run at the
+same time; the one that is not measured is stopped (SIGSTOP), so it takes no processor, and which is measured first
+alternates. Two processes of one server differ by some percent for as long as they live, so both are started several
+times: figures are the medians of the starts, and beside the median of their ratios stand the least and the greatest.
+"CPU" is user and system time of the server's own process (/proc), without its engine's, per generated token: what HTTP,
+tokenising, parsing and writing events cost.
 The worker applies its guardrails and writes two log lines per request; vLLM's access log is off.
 """
 
@@ -37,14 +38,21 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 MODEL = REPOSITORY / "src" / "llmpod" / "worker" / "demo_model"
 TOKENS = 128
 SLOTS = 128
-ENGINE = {"max-num-seqs": str(SLOTS), "dtype": "float32", "tool-call-parser": "hermes"}
-"""Engine arguments of both servers, beside those that follow from a CPU without compilation."""
+ENGINE = {
+    "max-num-seqs": str(SLOTS),
+    "max-num-batched-tokens": "4096",
+    "dtype": "float32",
+    "tool-call-parser": "hermes",
+}
+"""Engine arguments of both servers, beside those that follow from a CPU without compilation. The prompts of all slots
+fit one step: where a step's budget cuts the prompt of a request with a seed, vLLM's engine dies on a CPU."""
 VARIABLES = {"VLLM_CPU_KVCACHE_SPACE": "1", "TORCH_COMPILE_DISABLE": "1", "VLLM_NO_USAGE_STATS": "1"}
 """Environment variables of both."""
 KEEP_ALIVE = {"VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "75"}
 """As llmpod's. vLLM's is 5 s, and uvloop closes a connection whose time is over before it reads what has arrived on it:
 a machine that stands still between two requests costs the second one."""
 TOOL = {"type": "function", "function": {"name": "look_up", "parameters": {"type": "object", "properties": {}}}}
+SERVERS = ("llmpod", "vllm serve")
 REQUESTS = {1: 8, 16: 64, 64: 128, 128: 256}
 START_S = 180.0
 LOG_TAIL = 3000
@@ -61,6 +69,10 @@ class Figures:
     chunks: int = 0
 
 
+Cell = tuple[int, bool, bool]
+"""Clients, whether answers are streamed, whether there is a tool."""
+
+
 @dataclass
 class Server:
     """A running server. `process` is its own; its engine's processes are the children."""
@@ -69,7 +81,7 @@ class Server:
     process: subprocess.Popen[bytes]
     port: int
     log: Path
-    best: dict[tuple[int, bool, bool], Figures] = field(default_factory=dict)
+    found: dict[Cell, Figures] = field(default_factory=dict)
 
     def cpu_s(self) -> float:
         """User and system time of the server's own processes so far."""
@@ -276,10 +288,6 @@ def kind_of(clients: int, stream: bool) -> str:
     return f"{clients} clients, {'streamed' if stream else 'whole'}"
 
 
-def better(now: Figures, before: Figures | None) -> Figures:
-    return now if before is None or now.tokens_per_s > before.tokens_per_s else before
-
-
 def settings() -> str:
     """What both were run with."""
     vllm = importlib.metadata.version("vllm-cpu") if "vllm-cpu" in installed() else importlib.metadata.version("vllm")
@@ -302,63 +310,73 @@ def installed() -> set[str]:
     return {str(distribution.metadata["Name"]).lower() for distribution in importlib.metadata.distributions()}
 
 
-def row(cell: tuple[int, bool, bool], servers: list[Server]) -> str:
+def row(cell: Cell, starts: list[dict[str, Figures]]) -> str:
+    """A row of the table, from what each start found of both servers."""
     clients, stream, tools = cell
-    ours, theirs = (server.best[cell] for server in servers)
     kind = ("streamed" if stream else "whole") + (", tools" if tools else "")
-    first = [f"{statistics.median(one.ttft_ms):.1f}" if one.ttft_ms else "–" for one in (ours, theirs)]
-    return (
-        f"| {clients} | {kind} | {ours.tokens_per_s:,.0f} | {theirs.tokens_per_s:,.0f} | "
-        f"{ours.tokens_per_s / theirs.tokens_per_s:.2f} | {first[0]} | {first[1]} | "
-        f"{ours.cpu_us_per_token:.0f} | {theirs.cpu_us_per_token:.0f} | "
-        f"{ours.cpu_us_per_token / max(theirs.cpu_us_per_token, 1e-9):.2f} |"
-    )
+    rates, first, cpus = [], [], []
+    for name in SERVERS:
+        rates.append([start[name].tokens_per_s for start in starts])
+        first.append([statistics.median(start[name].ttft_ms) for start in starts if start[name].ttft_ms])
+        cpus.append([start[name].cpu_us_per_token for start in starts])
+    ratios = [ours / theirs for ours, theirs in zip(*rates, strict=True)]
+    spread = f" ({min(ratios):.2f}–{max(ratios):.2f})" if len(ratios) > 1 else ""
+    cells = [
+        *(f"{statistics.median(values):,.0f}" for values in rates),
+        f"{statistics.median(ratios):.2f}{spread}",
+        *(f"{statistics.median(values):.1f}" if values else "–" for values in first),
+        *(f"{statistics.median(values):.0f}" for values in cpus),
+        f"{statistics.median(ours / max(theirs, 1e-9) for ours, theirs in zip(*cpus, strict=True)):.2f}",
+    ]
+    return f"| {clients} | {kind} | " + " | ".join(cells) + " |"
 
 
-async def compare(servers: list[Server], clients: list[int], rounds: int, share: float) -> None:
-    """Measure all cells and print a row when one is complete."""
-    print("| clients | answers | tokens/s llmpod | vllm serve | ratio | TTFT p50 ms llmpod | vllm serve | ", end="")
-    print("CPU us/token llmpod | vllm serve | ratio |\n|---|---|---|---|---|---|---|---|---|---|", flush=True)
+async def measure_cells(servers: list[Server], cells: list[Cell], share: float) -> None:
+    """Measure all cells with one start of both servers; `share`: of the requests."""
     for server in servers:
         server.send(signal.SIGSTOP)
-    for count in clients:
-        for tools in (False, True):
-            for stream in (False, True):
-                cell = (count, stream, tools)
-                for turn in range(rounds):
-                    for server in servers if turn % 2 == 0 else servers[::-1]:
-                        server.send(signal.SIGCONT)
-                        if turn == 0:
-                            await measure(server, min(count, 16), min(count, 16), stream=stream, tools=tools)
-                        requests = max(count, int(REQUESTS[count] * share))
-                        figures = await measure(server, count, requests, stream=stream, tools=tools)
-                        server.send(signal.SIGSTOP)
-                        server.best[cell] = better(figures, server.best.get(cell))
-                print(row(cell, servers), flush=True)
+    for turn, (count, stream, tools) in enumerate(cells):
+        for server in servers if turn % 2 == 0 else servers[::-1]:
+            server.send(signal.SIGCONT)
+            await measure(server, min(count, 16), min(count, 16), stream=stream, tools=tools)
+            requests = max(count, int(REQUESTS[count] * share))
+            server.found[count, stream, tools] = await measure(server, count, requests, stream=stream, tools=tools)
+            server.send(signal.SIGSTOP)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--clients", type=int, nargs="+", choices=sorted(REQUESTS), default=sorted(REQUESTS))
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--quick", action="store_true", help="1, 16 and 128 clients, one round of half the requests")
-    options = parser.parse_args()
-    end_workers_when_terminated()
-    clients, rounds, share = ([1, 16, 128], 1, 0.5) if options.quick else (options.clients, options.rounds, 1.0)
-    used = settings()
+def run_both(number: int, cells: list[Cell], share: float) -> list[Server]:
+    """Start both servers, measure all cells, end them."""
     servers: list[Server] = []
     with tempfile.TemporaryDirectory(prefix="bench-http-") as folder:
         try:
-            for name in ("llmpod", "vllm serve"):
+            for name in SERVERS if number % 2 == 0 else SERVERS[::-1]:
                 servers.append(start(name, Path(folder, name.replace(" ", "-") + ".log")))
                 await_ready(servers[-1])
-            print(used + "\n", flush=True)
-            asyncio.run(compare(servers, clients, rounds, share))
+            asyncio.run(measure_cells(servers, cells[number % 2 :] + cells[: number % 2], share))
         except RequestError as error:
             raise SystemExit("\n".join([str(error), *(server.said() for server in servers)])) from None
         finally:
             for server in servers:
                 server.stop()
+    return servers
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clients", type=int, nargs="+", choices=sorted(REQUESTS), default=sorted(REQUESTS))
+    parser.add_argument("--starts", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="1, 16 and 128 clients, one start, half the requests")
+    options = parser.parse_args()
+    end_workers_when_terminated()
+    clients, starts, share = ([1, 16, 128], 1, 0.5) if options.quick else (options.clients, options.starts, 1.0)
+    cells = [(count, stream, tools) for count in clients for tools in (False, True) for stream in (False, True)]
+    print(settings() + f"\nstarts of both: {starts}\n", flush=True)
+    runs = [run_both(number, cells, share) for number in range(starts)]
+    found = [{server.name: server.found for server in servers} for servers in runs]
+    print("| clients | answers | tokens/s llmpod | vllm serve | ratio | TTFT p50 ms llmpod | vllm serve | ", end="")
+    print("CPU us/token llmpod | vllm serve | ratio |\n|---|---|---|---|---|---|---|---|---|---|")
+    for cell in cells:
+        print(row(cell, [{name: one[name][cell] for name in SERVERS} for one in found]))
     return 0
 
 

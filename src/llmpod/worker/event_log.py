@@ -40,8 +40,8 @@ class EventLog:
     def emit(self, event: str, **fields: Any) -> None:
         """Write one event. `ts` (UTC, ISO 8601, milliseconds) and `event` come first."""
         try:
-            record: dict[str, Any] = {"ts": _now(), "event": event}
-            record.update((name, value) for name, value in fields.items() if value is not None)
+            named = {name: value for name, value in fields.items() if value is not None}
+            record: dict[str, Any] = {"ts": _now(), "event": event} | named
             if self.lost:
                 record["lost_lines"] = self.lost
             line = _without_secrets(dumps(record).decode(), self._secrets)
@@ -81,7 +81,7 @@ def describe(error: BaseException) -> str:
 
 
 def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return datetime.now(UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
 
 
 class JsonLogHandler(logging.Handler):

@@ -30,7 +30,7 @@ class Metrics(Collector):
         self._rows = {row.name: row for row in CATALOGUE}
         self._made: dict[str, Any] = {}
         self._followed: dict[str, dict[tuple[str, ...], Callable[[], float]]] = {}
-        self._labelled: dict[tuple[str, ...], Any] = {}  # by metric and values
+        self._labelled: dict[tuple[object, ...], Any] = {}  # by metric and values
         self._failures = 0
         self.software = dict.fromkeys(("commit", "vllm", "torch", "gpu"), NONE)
         started = time.monotonic()
@@ -93,15 +93,19 @@ class Metrics(Collector):
         if value is None:
             return
         try:
-            row, made = self._rows[name], self._made[name]
-            if labels:
-                key = (name, *[row.value_of(label, given) for label, given in labels.items()])
-                if key not in self._labelled:
-                    self._labelled[key] = made.labels(**dict(zip(labels, key[1:], strict=True)))
-                made = self._labelled[key]
+            made = self._labelled.get((name, *labels.values())) if labels else self._made[name]
+            if made is None:  # the first time, or a value that is not among the label's
+                made = self._series(name, labels)
             getattr(made, action)(value)
         except Exception:  # noqa: BLE001 - as for `tap`
             self._failures += 1
+
+    def _series(self, name: str, labels: Mapping[str, object]) -> Any:
+        """The series of a metric for these labels, kept by the values that it has: those are bounded."""
+        key = (name, *(self._rows[name].value_of(label, given) for label, given in labels.items()))
+        if key not in self._labelled:
+            self._labelled[key] = self._made[name].labels(**dict(zip(labels, key[1:], strict=True)))
+        return self._labelled[key]
 
     # -- reading -------------------------------------------------------------------------------------------------------
 

@@ -74,6 +74,8 @@ class Application:
         app = build_app(arguments, tasks, llm.model_config)
         # Starlette and the metrics' middleware both try one route after another, at every request.
         app.router.routes.sort(key=lambda route: getattr(route, "path", None) not in _FREQUENT)
+        # No browser calls it: a job has no origin, and headers of its answer end here.
+        app.user_middleware = [one for one in app.user_middleware if one.cls.__name__ != "CORSMiddleware"]
         try:
             await init_app_state(_metered_engine(llm, prompts, settings, constrain), app.state, arguments, tasks)
         except ValueError as error:
