@@ -8,7 +8,7 @@ from contextlib import ExitStack, closing
 
 import pytest
 
-from llmpod.worker.jobs.stream_rate import BURST_S, Pace
+from llmpod.worker.jobs.stream_rate import BURST_S, FREE, Pace
 
 
 async def test_a_first_chunk_never_waits_and_the_next_waits_for_its_turn() -> None:
@@ -79,7 +79,7 @@ async def test_streams_that_send_less_than_they_may_never_wait(monkeypatch: pyte
     monkeypatch.setattr(time, "monotonic", lambda: now)
     with closing(pace.stream()) as one, closing(pace.stream()) as other:
         for number in range(100):
-            now += 0.0101  # one chunk of either, in turns
+            now += 0.0101 / FREE  # one chunk of either, in turns
             turns = (one, other)[number % 2]
             turns.take()
             sent = asyncio.ensure_future(turns.next())
@@ -88,7 +88,7 @@ async def test_streams_that_send_less_than_they_may_never_wait(monkeypatch: pyte
 
 
 def test_what_was_sent_too_fast_is_waited_for() -> None:
-    pace, now = Pace(0, 100), 1000.0
+    pace, now = Pace(0, 100 / FREE), 1000.0
     assert [pace.count(now) for _ in range(12)] == [True] * 10 + [False] * 2
     assert not pace.count(now + 0.02), "two of the three that were too many are due"
     assert pace.count(now + 0.2)

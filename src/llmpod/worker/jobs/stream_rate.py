@@ -2,8 +2,8 @@
 
 A chunk costs the event loop most of a millisecond (vLLM's events, ours, JSON, a POST or a write), whatever it holds. A
 hundred streams with a chunk per token would leave no time for anything else; so the more streams there are, the more
-tokens each chunk holds. A worker that sends fewer chunks than it may holds none back: a timer for each chunk costs as
-much as it saves. A first chunk never waits.
+tokens each chunk holds. A worker that sends clearly fewer chunks than it may holds none back: a timer for each chunk
+costs as much as it saves. A first chunk never waits.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ import time
 
 STEP = 0.25
 """Of the gap between two chunks of a stream: by so much a chunk may come later, for the company of others."""
+FREE = 0.75
+"""Share of the rate below which nothing is held back. Streams that take turns stay above it: their chunks come somewhat
+later than they may."""
 BURST_S = 0.1
-"""What the worker's streams leave of their rate in so many seconds, they may use later; what they exceed it by, counts
-as long."""
+"""What is left of that share in so many seconds may be used later; what exceeds it counts as long."""
 
 
 class Pace:
@@ -30,7 +32,7 @@ class Pace:
         """
         self.min_gap_s = min_gap_s
         self._chunk_s = 1 / chunks_per_s
-        self._free_at = -math.inf  # when the chunks sent so far would have been sent at the highest rate
+        self._free_at = -math.inf  # when the chunks sent so far would have been sent at the free share of the rate
         self.streams: set[Turns] = set()  # that have begun and not ended
 
     @property
@@ -39,8 +41,8 @@ class Pace:
         return max(self.min_gap_s, self._chunk_s * len(self.streams))
 
     def count(self, now: float) -> bool:
-        """Account for a chunk that is sent now; returns whether all streams together send fewer than they may."""
-        self._free_at = min(max(self._free_at, now - BURST_S) + self._chunk_s, now + BURST_S)
+        """Account for a chunk that is sent now; returns whether all streams together stay within the free share."""
+        self._free_at = min(max(self._free_at, now - BURST_S) + self._chunk_s / FREE, now + BURST_S)
         return self._free_at <= now
 
     def stream(self) -> Turns:
