@@ -303,7 +303,7 @@ async def test_a_cold_start_is_waited_for_and_an_idle_worker_leaves():
         assert status == 200
         worker = client.endpoint.worker(headers[WORKER_ID])
         assert 0 < worker.cold_start_ms < 5000
-        row = client.endpoint.traffic.ended[0]
+        row = client.endpoint.traffic.ended.kept[0]
         assert row.wait_ms > 300
         await eventually(lambda: worker.state == "dead")
         assert worker.ending == "stopped"

@@ -1,6 +1,7 @@
 """Decisions of the load balancer: which worker gets a request, who waits, what a health check means, which headers."""
 
 import asyncio
+from dataclasses import dataclass
 
 import pytest
 from hypothesis import given
@@ -8,9 +9,18 @@ from hypothesis import strategies as st
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from llmpod.endpoint.balancer.pool import HttpPool
-from llmpod.endpoint.balancer.routing import Affinity, Candidate, Health, choose, end_to_end, health_of, parse_affinity
+from llmpod.endpoint.balancer.routing import Affinity, Health, choose, end_to_end, health_of, parse_affinity
 from llmpod.endpoint.errors import ApiError
 from llmpod.endpoint.options import Options
+
+
+@dataclass
+class Candidate:
+    id: str
+    in_flight: int
+    turn: int
+    routable: bool
+
 
 candidates = st.lists(
     st.builds(Candidate, st.sampled_from("abcdef"), st.integers(0, 5), st.integers(0, 50), st.booleans()),

@@ -11,7 +11,7 @@ from llmpod.endpoint.api.rate_limit import RateWindow, parse_wait_ms, split_chun
 from llmpod.endpoint.environ import is_loopback
 from llmpod.endpoint.errors import ApiError
 from llmpod.endpoint.faults import DROP, Fault, Faults, batch_size, delay_s, draw
-from llmpod.endpoint.fleet.autoscaler import backoff_s, queue_delay_target, request_count_target, surplus
+from llmpod.endpoint.state.autoscaler import backoff_s, queue_delay_target, request_count_target, surplus
 from llmpod.protocol import Rate
 
 

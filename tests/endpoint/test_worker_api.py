@@ -78,7 +78,7 @@ async def test_a_job_chosen_for_a_client_that_just_left_goes_back_to_the_front(b
     reader, writer = await asyncio.open_connection("127.0.0.1", bare.endpoint.port)
     writer.write(b"GET /v2/local/job-take/w1?gpu=x HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
     await settled(lambda: bare.endpoint.broker.polls)
-    connections = bare.endpoint._runner.server.connections
+    connections = bare.endpoint._runners[0].server.connections
     # No await between the hand-out and the cut: the poll's handler has not run since it was given the job.
     job = bare.endpoint.store.submit(JobRequest(input=b'{"n":1}'), sync=False)
     assert job.state == "IN_PROGRESS"
@@ -159,7 +159,7 @@ async def test_cancelling_a_running_job_is_signalled_on_job_stop(bare):
     job_id = await bare.run({})
     await take(bare)
     poll = asyncio.create_task(bare.get("/job-stop/w1?gpu=x"))
-    await settled(lambda: bare.endpoint.worker("w1").stop_watchers)
+    await settled(lambda: bare.endpoint.worker("w1").stop_asked.waiting)
     await bare.post(f"/cancel/{job_id}")
     assert await asyncio.wait_for(poll, 1.5) == (200, {"jobsToStop": [job_id]})
     assert (await bare.get("/job-stop/w1?gpu=x"))[0] == 204

@@ -9,21 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Mapping
+from collections.abc import Coroutine
 from random import Random
+from typing import Any
 
 from aiohttp import web
 
 from llmpod.endpoint.api.control import ControlApi
-from llmpod.endpoint.api.page_state import PageState
-from llmpod.endpoint.api.router import Api, Gate, json_errors
-from llmpod.endpoint.api.server import add_page, listen
+from llmpod.endpoint.api.page_state import QueuePage
+from llmpod.endpoint.api.router import Api
+from llmpod.endpoint.api.server import page_routes
 from llmpod.endpoint.environ import sdk_config_key
 from llmpod.endpoint.errors import ApiError
-from llmpod.endpoint.fleet.fleet import Fleet
-from llmpod.endpoint.fleet.process import check_command
-from llmpod.endpoint.fleet.queue_scaler import QueueScaler
-from llmpod.endpoint.observe.console import http_log
 from llmpod.endpoint.observe.metrics import Metrics
 from llmpod.endpoint.observe.webhooks import Webhooks
 from llmpod.endpoint.options import Options
@@ -37,25 +34,25 @@ RUNNING_SWEEP_S = 0.1
 WAITING_SWEEP_S = 1.0
 
 
-class LocalEndpoint(RunningEndpoint):
+class LocalEndpoint(RunningEndpoint[Worker]):
     """An endpoint with a queue."""
 
     def __init__(self, options: Options | None = None) -> None:
-        super().__init__(options or Options(port=0, journal="", console=False))
-        self._random = Random(self.options.faults.seed)  # noqa: S311 -- decides faults, not secrets
-        self.store = JobStore(self.options)
-        self.broker = Broker(self.store, self.options, self.options.faults, self._random)
-        self.store.listeners.append(self.journal.on_transition)
-        self.webhooks = Webhooks(self.store, self.options)
-        self.fleet = self._make_fleet() if self.options.fleet else None
-        self.metrics = Metrics(self.store, self.broker, self.fleet)
-        page = PageState(self.store, self.broker, self.fleet, self.options)
-        self.control = ControlApi(self.broker, self.fleet, self._random, page.read)
+        options = options or Options(port=0, journal="", console=False)
+        random = Random(options.faults.seed)  # noqa: S311 -- decides faults, not secrets
+        self.store = JobStore(options)
+        self.broker = Broker(self.store, options, random)
         self._worker_key = secrets.token_hex(16)
-        self._gate = Gate(self.options, {self._worker_key, sdk_config_key() or ""})
-        self._api = Api(self.store, self.broker, self.options, self._gate, self._random)
-        self._runner: web.AppRunner | None = None
-        self.port = self.options.port
+        keys = {self._worker_key, sdk_config_key() or ""}
+        super().__init__(self.broker, random, keys, sign="job-take", start_timeout_s=options.init_timeout_s)
+        if (fleet := self.fleet) is not None:
+            self.broker.recycle = fleet.retire
+            self.broker.crash = lambda worker, reason: fleet.kill(worker.id, reason)
+        self.store.listeners.append(self.journal.on_transition)
+        self.webhooks = Webhooks(self.store, options)
+        self.metrics = Metrics(self.store, self.broker, fleet)
+        self.control = ControlApi(self.broker, fleet, random, QueuePage(self.broker, fleet).read)
+        self._api = Api(self.store, self.broker, options, self._gate, random)
 
     # ------------------------------------------------------------------ where it is
     @property
@@ -67,10 +64,6 @@ class LocalEndpoint(RunningEndpoint):
     def url(self) -> str:
         """The endpoint itself: `url + "/run"`."""
         return f"{self.base_url}/{self.options.endpoint_id}"
-
-    @property
-    def page_url(self) -> str:
-        return self.options.address(self.port) + "/"
 
     @property
     def openai_url(self) -> str:
@@ -99,40 +92,26 @@ class LocalEndpoint(RunningEndpoint):
         }
 
     # ------------------------------------------------------------------ life
-    async def start(self) -> None:
-        """Opens the port and starts the fleet. Raises StartError with one line that says what to change."""
-        options = self.options
-        options.check_exposure()
-        if self.fleet is not None:
-            check_command(options.command, options.cwd, options.env)
-        app = web.Application(middlewares=[json_errors(self.console.report)])
-        app.router.add_route("*", "/v2/{tail:.*}", self._api.handle)
-        add_page(app, "queue.html", self.metrics.text, self._gate)
-        app.router.add_route("*", "/{tail:.*}", self._other)
-        self._runner, self.port = await listen(
-            app, options.host, options.port, http_log(self.console.report), flag="--port"
-        )
-        loops = [self._sweep(), self._watch_deadlines(), self.journal.run(), self.console.run()]
-        if self.fleet is not None:
-            loops.append(self.fleet.run())
-        self._keep_running(loops)
+    async def _open(self) -> list[Coroutine[Any, Any, None]]:
+        routes = [
+            web.route("*", "/v2/{tail:.*}", self._api.handle),
+            *page_routes("queue.html", self.metrics.text, self._gate),
+            web.route("*", "/{tail:.*}", self._other),
+        ]
+        self.port = self.page_port = await self._listen(routes, self.options.port, flag="--port")
+        return [self._sweep(), self._watch_deadlines()]
 
     async def _close_ports(self) -> None:
-        if self._runner is not None:
-            await self._runner.cleanup()
+        await super()._close_ports()
         await self.webhooks.close()
 
-    # ------------------------------------------------------------------ for tests and benches
-    def _up(self) -> list[str]:
-        return [worker.id for worker in self.broker.live() if worker.started and worker.takes_jobs]
+    def _environment(self, worker_id: str) -> dict[str, str]:
+        return self.options.env | self.worker_env(worker_id)
 
+    # ------------------------------------------------------------------ for tests and benches
     def job(self, job_id: str) -> Job:
         """The job as the endpoint knows it. Raises KeyError."""
         return self.store.jobs[job_id]
-
-    def worker(self, worker_id: str) -> Worker:
-        """Raises KeyError."""
-        return self.broker.workers[worker_id]
 
     def listen(self, listener: Listener) -> None:
         """Calls `listener(job, state it left or None, reason)` on every transition."""
@@ -143,26 +122,6 @@ class LocalEndpoint(RunningEndpoint):
         self.broker.lose(self.broker.workers[worker_id], reason)
 
     # ------------------------------------------------------------------ inside
-    def _make_fleet(self) -> Fleet[Worker]:
-        fleet = Fleet(
-            self.broker,
-            QueueScaler(self.store, self.options),
-            self.options,
-            self._environment,
-            self.console.report,
-            self.console.log,
-            self._random,
-            self.store.clock,
-            sign="job-take",
-            start_timeout_s=self.options.init_timeout_s,
-        )
-        self.broker.recycle = fleet.retire
-        self.broker.crash = lambda worker, reason: fleet.kill(worker.id, reason)
-        return fleet
-
-    def _environment(self, worker_id: str) -> Mapping[str, str]:
-        return self.options.env | self.worker_env(worker_id)
-
     async def _sweep(self) -> None:
         while True:
             self.store.sweep_waiting()

@@ -4,44 +4,102 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Iterable
+from collections.abc import Coroutine, Iterable
+from random import Random
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Generic, Self
+
+from aiohttp import web
 
 from llmpod.endpoint.api.control import ControlApi
+from llmpod.endpoint.api.router import Gate
+from llmpod.endpoint.api.server import listen
 from llmpod.endpoint.faults import Faults
 from llmpod.endpoint.fleet.fleet import Fleet
-from llmpod.endpoint.observe.console import Console, forever
+from llmpod.endpoint.fleet.process import check_command
+from llmpod.endpoint.observe.console import Console, http_log
 from llmpod.endpoint.observe.job_log import Journal
 from llmpod.endpoint.options import Options
+from llmpod.endpoint.state.fleet_worker import W, WorkerPool
 
 
-class RunningEndpoint(ABC):
+class RunningEndpoint(ABC, Generic[W]):
     """One endpoint. Use as an async context manager; its workers end with it."""
 
-    control: ControlApi[Any]
-    fleet: Fleet[Any] | None  # None: workers are started by somebody else
+    control: ControlApi[W]
 
-    def __init__(self, options: Options) -> None:
-        self.options = options
-        self.console = Console(enabled=options.console)
-        self.journal = Journal(options)
+    def __init__(
+        self, pool: WorkerPool[W], random: Random, worker_keys: set[str], *, sign: str, start_timeout_s: float
+    ) -> None:
+        """`sign` and `start_timeout_s`: see `Fleet`."""
+        self.options: Options = pool.options
+        self.console = Console(enabled=self.options.console)
+        self.journal = Journal(self.options)
+        self.fleet: Fleet[W] | None = None  # None: workers are started by somebody else
+        if self.options.fleet:
+            self.fleet = Fleet(
+                pool, self._environment, self.console.report, self.console.log, random,
+                sign=sign, start_timeout_s=start_timeout_s,
+            )  # fmt: skip
+        self.port = self.page_port = self.options.port
+        self._pool = pool
+        self._gate = Gate(self.options, worker_keys)
+        self._runners: list[web.AppRunner] = []
         self._tasks: list[asyncio.Task[None]] = []
 
+    @property
     @abstractmethod
+    def url(self) -> str:
+        """What its clients call."""
+
+    @property
+    def page_url(self) -> str:
+        return self.options.address(self.page_port) + "/"
+
+    @abstractmethod
+    async def _open(self) -> list[Coroutine[Any, Any, None]]:
+        """Opens the ports; returns the loops that are to run beside those of fleet, journal and console."""
+
+    @abstractmethod
+    def _environment(self, worker_id: str) -> dict[str, str]:
+        """The environment of a worker's process."""
+
     async def start(self) -> None:
         """Opens the ports and starts the fleet. Raises StartError with one line that says what to change."""
+        options = self.options
+        options.check_exposure()
+        if self.fleet is not None:
+            check_command(options.command, options.cwd, options.env)
+        try:
+            loops = await self._open()
+        except BaseException:
+            await self._close_ports()
+            raise
+        loops += [self.journal.run(), self.console.run()]
+        if self.fleet is not None:
+            loops.append(self.fleet.run())
+        self._tasks = [asyncio.create_task(self._forever(loop)) for loop in loops]
 
-    @abstractmethod
+    async def _listen(
+        self, routes: Iterable[web.AbstractRouteDef], port: int, *, flag: str, auto_decompress: bool = True
+    ) -> int:
+        report = self.console.report
+        runner, port = await listen(
+            routes, self.options.host, port, report, http_log(report), flag=flag, auto_decompress=auto_decompress
+        )
+        self._runners.append(runner)
+        return port
+
+    async def _forever(self, loop: Coroutine[Any, Any, None]) -> None:
+        try:
+            await loop
+        except Exception as error:
+            self.console.report(f"internal error: {error!r}")
+            raise
+
     async def _close_ports(self) -> None:
-        """Closes what `start` opened."""
-
-    @abstractmethod
-    def _up(self) -> list[str]:
-        """Ids of the workers that take work."""
-
-    def _keep_running(self, loops: Iterable[Awaitable[None]]) -> None:
-        self._tasks = [asyncio.create_task(forever(loop, self.console.report)) for loop in loops]
+        for runner in self._runners:
+            await runner.cleanup()
 
     async def close(self, *, graceful: bool = False) -> None:
         """Ends workers (`graceful`: SIGTERM first), closes the ports, and returns when every process is gone."""
@@ -69,6 +127,13 @@ class RunningEndpoint(ABC):
             while len(up := self._up()) < workers:  # noqa: ASYNC110 -- only tests wait here: no event is worth it
                 await asyncio.sleep(0.02)
         return up
+
+    def _up(self) -> list[str]:
+        return [worker.id for worker in self._pool.workers.values() if worker.started and worker.takes_work]
+
+    def worker(self, worker_id: str) -> W:
+        """Raises KeyError."""
+        return self._pool.workers[worker_id]
 
     def set_faults(self, **changes: object) -> Faults:
         """Turns knobs of `Faults`; the others stay."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from llmpod.endpoint.api.http import json_response, next_change, read_body, wait_for_end
+from llmpod.endpoint.api.http import json_response, read_body, wait_for_end
 from llmpod.endpoint.api.rate_limit import parse_number, parse_request, parse_wait_ms
 from llmpod.endpoint.errors import ApiError
 from llmpod.endpoint.options import Options
@@ -59,7 +59,7 @@ class ClientApi:
         wait_ms = parse_wait_ms(request.query.get("wait"), self.options.stream_hold_ms)
         job = self._job(job_id)
         if not job.chunks and not job.ended:
-            await next_change(job, wait_ms / 1000)
+            await job.changed.wait(wait_ms / 1000)
         chunks, job.chunks = job.chunks, []
         # Chunks are JSON text already: joining them is all the encoding there is.
         items = b",".join(b'{"output":' + chunk + b"}" for chunk in chunks)

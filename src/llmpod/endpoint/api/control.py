@@ -14,8 +14,7 @@ from llmpod.endpoint.api.rate_limit import parse_json
 from llmpod.endpoint.errors import ApiError
 from llmpod.endpoint.faults import Faults
 from llmpod.endpoint.fleet.fleet import Fleet
-from llmpod.endpoint.fleet.pool import WorkerPool
-from llmpod.endpoint.state.fleet_worker import W
+from llmpod.endpoint.state.fleet_worker import W, WorkerPool
 
 BODY_LIMIT_BYTES = 64 * 1024
 LOG_LINES_SHOWN = 400
@@ -28,27 +27,6 @@ class Scale(BaseModel):
 
     workersMin: int | None = Field(None, ge=0)  # noqa: N815 -- RunPod's name
     workersMax: int | None = Field(None, ge=0)  # noqa: N815 -- RunPod's name
-
-
-def worker_row(worker: W, fleet: Fleet[W] | None, now: float) -> dict[str, object]:
-    """One worker as the page lists it."""
-    process = fleet.processes.get(worker.id) if fleet is not None else None
-    return {
-        "id": worker.id,
-        "state": worker.state.value,
-        "ending": worker.ending,
-        "owned": worker.owned,
-        "pid": process.pid if process is not None else None,
-        "age_s": round(now - worker.since_s, 1),
-        "done": worker.done,
-        "note": worker.dead or worker.unhealthy,
-    }
-
-
-def ended_since(after: str, count: int) -> int:
-    """How many of `count` things ended after the number that a page says it has seen; all if it is not a number."""
-    seen = int(after) if after.isascii() and after.isdigit() and len(after) < 16 else 0
-    return count - seen if seen <= count else count
 
 
 class ControlApi(Generic[W]):

@@ -44,29 +44,13 @@ async def read_body(request: web.Request, limit_bytes: int) -> bytes:
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-async def next_change(job: Job, timeout_s: float) -> bool:
-    """Waits for the job's next chunk or its end; False when `timeout_s` passed without either."""
-    watcher: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    job.watchers.append(watcher)
-    try:
-        async with asyncio.timeout(timeout_s):
-            await watcher
-    except TimeoutError:
-        return False
-    finally:
-        # A client that left must not stay in the list for as long as the job lives.
-        if watcher in job.watchers:
-            job.watchers.remove(watcher)
-    return True
-
-
 async def wait_for_end(job: Job, timeout_s: float, *, or_first_chunk: bool = False) -> bool:
     """Waits until the job has ended, or has a chunk; False when `timeout_s` passed before."""
     loop = asyncio.get_running_loop()
     deadline_s = loop.time() + timeout_s
     while not job.ended and not (or_first_chunk and job.chunks):
         left_s = deadline_s - loop.time()
-        if left_s <= 0 or not await next_change(job, left_s):
+        if left_s <= 0 or not await job.changed.wait(left_s):
             return False
     return True
 

@@ -11,7 +11,7 @@ import asyncio
 import orjson
 from aiohttp import web
 
-from llmpod.endpoint.api.http import hang_up, json_response, next_change, read_body, wait_for_end
+from llmpod.endpoint.api.http import hang_up, json_response, read_body, wait_for_end
 from llmpod.endpoint.api.rate_limit import dump, parse_json
 from llmpod.endpoint.errors import ApiError
 from llmpod.endpoint.options import Options
@@ -76,7 +76,7 @@ class OpenAiApi:
             if job.ended and not job.chunks:
                 break
             if not job.chunks:
-                await next_change(job, self.options.openai_wait_s)
+                await job.changed.wait(self.options.openai_wait_s)
         if job.state is not JobState.COMPLETED:
             if self.options.openai_stream_failure == "cut":
                 return hang_up(request)

@@ -1,15 +1,15 @@
-"""HTTP server of an endpoint: one aiohttp application on one port, its page and its metrics."""
+"""HTTP server of an endpoint: one aiohttp application per port, page and metrics."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from aiohttp import web
 from jinja2 import Environment, FileSystemLoader
 
-from llmpod.endpoint.api.router import KEEPALIVE_S, MAX_LINE_BYTES, Gate
+from llmpod.endpoint.api.router import KEEPALIVE_S, MAX_LINE_BYTES, Gate, json_errors
 from llmpod.endpoint.errors import StartError
 
 PAGES = Path(__file__).parents[1] / "page"
@@ -22,9 +22,18 @@ SHUTDOWN_S = 0.5
 
 
 async def listen(
-    app: web.Application, host: str, port: int, logger: logging.Logger, *, flag: str, auto_decompress: bool = True
+    routes: Iterable[web.AbstractRouteDef],
+    host: str,
+    port: int,
+    report: Callable[[str], None],
+    logger: logging.Logger,
+    *,
+    flag: str,
+    auto_decompress: bool,
 ) -> tuple[web.AppRunner, int]:
-    """Serves `app`; its runner and its port (0 picks a free one). Raises StartError that names `flag`."""
+    """Serves `routes`; the runner and its port (0 picks a free one). Raises StartError that names `flag`."""
+    app = web.Application(middlewares=[json_errors(report)])
+    app.add_routes(routes)
     runner = web.AppRunner(
         app,
         handler_cancellation=True,
@@ -49,7 +58,7 @@ def page_text(page: str) -> str:
     return Environment(loader=FileSystemLoader(PAGES), autoescape=False).get_template(page).render()  # noqa: S701
 
 
-def add_page(app: web.Application, page: str, metrics: Callable[[], bytes], gate: Gate) -> None:
+def page_routes(page: str, metrics: Callable[[], bytes], gate: Gate) -> list[web.RouteDef]:
     """GET / and GET /metrics. `page`: a file of PAGES. The page itself needs no key: it asks for it."""
     text = page_text(page)
     headers = {"Cache-Control": "no-cache", "Content-Security-Policy": PAGE_POLICY}
@@ -62,5 +71,4 @@ def add_page(app: web.Application, page: str, metrics: Callable[[], bytes], gate
         gate.check_client(request)
         return web.Response(body=metrics(), headers={"Content-Type": METRICS_TYPE})
 
-    app.router.add_get("/", show)
-    app.router.add_get("/metrics", measure)
+    return [web.get("/", show), web.get("/metrics", measure)]

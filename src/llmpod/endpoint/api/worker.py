@@ -51,7 +51,7 @@ class WorkerApi:
         delivered = False
         try:
             if not poll.ready.done():
-                hold_s = self.options.take_hold_s if worker.takes_jobs else DRAINING_HOLD_S
+                hold_s = self.options.take_hold_s if worker.takes_work else DRAINING_HOLD_S
                 await asyncio.wait((poll.ready,), timeout=hold_s)
             if not poll.jobs:
                 return web.Response(status=204)
@@ -74,14 +74,7 @@ class WorkerApi:
         """GET job-stop: {"jobsToStop": [ids]} as soon as there is one, or 204 when none came within the hold."""
         worker = self.broker.polling(worker_id)
         if not worker.stop_ids:
-            watcher: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            worker.stop_watchers.append(watcher)
-            try:
-                hold_s = DRAINING_HOLD_S if worker.draining else self.options.stop_hold_s
-                await asyncio.wait((watcher,), timeout=hold_s)
-            finally:
-                if watcher in worker.stop_watchers:
-                    worker.stop_watchers.remove(watcher)
+            await worker.stop_asked.wait(DRAINING_HOLD_S if worker.draining else self.options.stop_hold_s)
         if not worker.stop_ids:
             return web.Response(status=204)
         return json_response({"jobsToStop": self.broker.fetch_stops(worker)})
@@ -99,7 +92,7 @@ class WorkerApi:
         job.chunks += split_chunk(dump(value["output"]), options.chunk_limit_bytes, options.chunk_overflow)
         if job.first_chunk_s is None:
             job.first_chunk_s = self.store.clock()
-        job.notify()
+        job.changed.send()
         return json_response({"status": "ok"})
 
     async def done(self, request: web.Request, worker_id: str, job_id: str) -> web.StreamResponse:

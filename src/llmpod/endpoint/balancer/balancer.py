@@ -8,32 +8,28 @@ async with LoadBalancer(Options(kind="load-balancer", port=0, command=["python",
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Coroutine
 from random import Random
+from typing import Any
 
 from aiohttp import web
 
 from llmpod.endpoint.api.control import ControlApi
 from llmpod.endpoint.api.http import json_response
-from llmpod.endpoint.api.router import Gate, json_errors
-from llmpod.endpoint.api.server import add_page, listen
+from llmpod.endpoint.api.server import page_routes
 from llmpod.endpoint.balancer.health import HealthChecks
 from llmpod.endpoint.balancer.metrics import Metrics
-from llmpod.endpoint.balancer.page_state import PageState
+from llmpod.endpoint.balancer.page_state import BalancerPage
 from llmpod.endpoint.balancer.pool import WORKER_HOST, HttpPool
 from llmpod.endpoint.balancer.proxy import Proxy
 from llmpod.endpoint.balancer.traffic import Ending, Traffic, journal_line
 from llmpod.endpoint.balancer.worker import HttpWorker
 from llmpod.endpoint.errors import ApiError
-from llmpod.endpoint.fleet.fleet import Fleet
-from llmpod.endpoint.fleet.process import check_command
-from llmpod.endpoint.observe.console import http_log
 from llmpod.endpoint.options import Options
 from llmpod.endpoint.running import RunningEndpoint
-from llmpod.endpoint.state.fleet_worker import counts
 
 
-class LoadBalancer(RunningEndpoint):
+class LoadBalancer(RunningEndpoint[HttpWorker]):
     """An endpoint that sends HTTP requests straight to its workers.
 
     Its port is the workers' alone, as https://ENDPOINT_ID.api.runpod.ai is; page, metrics, control and
@@ -41,90 +37,46 @@ class LoadBalancer(RunningEndpoint):
     """
 
     def __init__(self, options: Options) -> None:
-        super().__init__(options)
-        self._random = Random(options.faults.seed)  # noqa: S311 -- decides faults, not secrets
+        random = Random(options.faults.seed)  # noqa: S311 -- decides faults, not secrets
         self.pool = HttpPool(options, time.monotonic)
+        super().__init__(self.pool, random, set(), sign="healthy check", start_timeout_s=options.unhealthy_timeout_s)
+        assert self.fleet is not None  # Options sees to it
         self.traffic = Traffic(time.monotonic)
         self.traffic.listeners.append(lambda exchange: self.journal.add(journal_line(exchange)))
-        self.fleet: Fleet[HttpWorker] = Fleet(
-            self.pool,
-            self.pool,
-            options,
-            self._environment,
-            self.console.report,
-            self.console.log,
-            self._random,
-            time.monotonic,
-            sign="healthy check",
-            start_timeout_s=options.unhealthy_timeout_s,
-        )
         self.metrics = Metrics(self.pool, self.traffic, self.fleet)
-        page = PageState(self.pool, self.traffic, self.fleet, options)
-        self.control = ControlApi(self.pool, self.fleet, self._random, page.read)
-        self._checks = HealthChecks(self.pool, self.fleet, options, self._random)
-        self._gate = Gate(options, set())
-        self._proxy = Proxy(self.pool, self.traffic, options, self._gate, self._random)
-        self._runners: list[web.AppRunner] = []
-        self.port = options.port
-        self.page_port = options.page_port or 0
+        page = BalancerPage(self.pool, self.traffic, self.fleet)
+        self.control = ControlApi(self.pool, self.fleet, random, page.read)
+        self._checks = HealthChecks(self.pool, self.fleet, options, random)
+        self._proxy = Proxy(self.pool, self.traffic, options, self._gate, random)
 
     @property
     def url(self) -> str:
         """Stands for https://ENDPOINT_ID.api.runpod.ai."""
         return self.options.address(self.port)
 
-    @property
-    def page_url(self) -> str:
-        return self.options.address(self.page_port) + "/"
-
     # ------------------------------------------------------------------ life
-    async def start(self) -> None:
-        """Opens both ports and starts the fleet. Raises StartError with one line that says what to change."""
+    async def _open(self) -> list[Coroutine[Any, Any, None]]:
         options = self.options
-        options.check_exposure()
-        check_command(options.command, options.cwd, options.env)
         self._proxy.open()
-        logger = http_log(self.console.report)
-        app = web.Application(middlewares=[json_errors(self.console.report)])
-        app.router.add_route("*", "/{tail:.*}", self._proxy.handle)
-        beside = web.Application(middlewares=[json_errors(self.console.report)])
-        add_page(beside, "load_balancer.html", self.metrics.text, self._gate)
-        beside.router.add_route("*", "/{tail:.*}", self._other)
-        try:
-            runner, self.port = await listen(
-                app, options.host, options.port, logger, flag="--port", auto_decompress=False
-            )
-            self._runners.append(runner)
-            page_port = options.page_port
-            if page_port is None:
-                page_port = options.port + 1 if options.port else 0
-            runner, self.page_port = await listen(beside, options.host, page_port, logger, flag="--page-port")
-            self._runners.append(runner)
-        except BaseException:
-            await self._close_ports()
-            raise
-        loops = [self.fleet.run(), self._checks.run(), self.journal.run(), self.console.run()]
-        self._keep_running(loops)
+        routes = [web.route("*", "/{tail:.*}", self._proxy.handle)]
+        self.port = await self._listen(routes, options.port, flag="--port", auto_decompress=False)
+        page_port = options.page_port
+        if page_port is None:
+            page_port = options.port + 1 if options.port else 0
+        page = page_routes("load_balancer.html", self.metrics.text, self._gate)
+        routes = [*page, web.route("*", "/{tail:.*}", self._other)]
+        self.page_port = await self._listen(routes, page_port, flag="--page-port")
+        return [self._checks.run()]
 
     async def close(self, *, graceful: bool = False) -> None:
         self.pool.stop()
         await super().close(graceful=graceful)
 
     async def _close_ports(self) -> None:
-        for runner in self._runners:
-            await runner.cleanup()
+        await super()._close_ports()
         await self._proxy.close()
 
-    # ------------------------------------------------------------------ for tests and benches
-    def _up(self) -> list[str]:
-        return [worker.id for worker in self.pool.workers.values() if worker.routable]
-
-    def worker(self, worker_id: str) -> HttpWorker:
-        """Raises KeyError."""
-        return self.pool.workers[worker_id]
-
-    # ------------------------------------------------------------------ inside
-    def _environment(self, worker_id: str) -> Mapping[str, str]:
+    def _environment(self, worker_id: str) -> dict[str, str]:
         """A worker's variables: nothing of a queue, so that the RunPod SDK does not look for one.
 
         BIND_HOST asks for what production's network does: that nobody but the load balancer reaches a worker.
@@ -165,4 +117,4 @@ class LoadBalancer(RunningEndpoint):
             "inQueue": len(self.pool.waiting),
             "retried": 0,
         }
-        return {"jobs": jobs, "workers": counts(self.pool.workers)}
+        return {"jobs": jobs, "workers": self.pool.counts()}

@@ -11,7 +11,6 @@ from llmpod.endpoint.balancer.traffic import Ending, Exchange, Traffic
 from llmpod.endpoint.balancer.worker import HttpWorker
 from llmpod.endpoint.fleet.fleet import Fleet
 from llmpod.endpoint.observe.metrics import EndpointMetrics
-from llmpod.endpoint.state.fleet_worker import counts
 
 
 class Metrics(EndpointMetrics):
@@ -42,4 +41,4 @@ class Metrics(EndpointMetrics):
         yield ended
         yield GaugeMetricFamily("llmpod_balancer_in_flight", "Requests on a worker", self._pool.in_flight)
         yield GaugeMetricFamily("llmpod_balancer_waiting", "Requests without a worker", len(self._pool.waiting))
-        yield from self._workers(counts(self._pool.workers), self._fleet)
+        yield from self._workers(self._pool, self._fleet)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from llmpod.endpoint.balancer.routing import Affinity, Health, choose, health_of
 from llmpod.endpoint.balancer.worker import HttpWorker, free_ports
 from llmpod.endpoint.errors import ApiError
-from llmpod.endpoint.faults import Faults
-from llmpod.endpoint.fleet.autoscaler import request_count_target, surplus
 from llmpod.endpoint.options import Options
-from llmpod.endpoint.state.fleet_worker import WorkerState, forget_dead
+from llmpod.endpoint.state.autoscaler import request_count_target
+from llmpod.endpoint.state.fleet_worker import WorkerPool
 
 WORKER_HOST = "127.0.0.1"
 """Where workers are reached. They listen on all addresses, as in a container, or on this one."""
@@ -21,24 +21,19 @@ def stopping() -> ApiError:
     return ApiError(503, "the endpoint stops")
 
 
+@dataclass(slots=True, eq=False)
 class Waiter:
     """A request that waits for a worker."""
 
-    __slots__ = ("affinity", "given")
-
-    def __init__(self, affinity: Affinity | None) -> None:
-        self.affinity = affinity
-        self.given: asyncio.Future[HttpWorker] = asyncio.get_running_loop().create_future()
+    affinity: Affinity | None
+    given: asyncio.Future[HttpWorker]
 
 
-class HttpPool:
-    """Pool and scaler for the fleet. No HTTP here: proxy.py and health.py turn it into these calls."""
+class HttpPool(WorkerPool[HttpWorker]):
+    """No HTTP here: proxy.py and health.py turn it into these calls."""
 
     def __init__(self, options: Options, clock: Callable[[], float]) -> None:
-        self.options = options
-        self.clock = clock
-        self.faults: Faults = options.faults
-        self.workers: dict[str, HttpWorker] = {}
+        super().__init__(options, clock)
         self.waiting: dict[Waiter, None] = {}
         self._stopped = False
         self._turns = 0
@@ -48,12 +43,8 @@ class HttpPool:
         """A worker with ports of its own, before its process starts."""
         ports = free_ports(WORKER_HOST, 2)
         health_port = ports[0] if self.options.health_port == "same" else ports[1]
-        worker = HttpWorker(
-            worker_id, owned, self.clock(), self.options.worker_log_lines, port=ports[0], health_port=health_port
-        )
-        self.workers[worker_id] = worker
-        forget_dead(self.workers)
-        return worker
+        lines = self.options.worker_log_lines
+        return self._keep(HttpWorker(worker_id, owned, self.clock(), lines, port=ports[0], health_port=health_port))
 
     def drain(self, worker: HttpWorker) -> None:
         """It gets no more requests."""
@@ -81,7 +72,7 @@ class HttpPool:
         if self._stopped:
             raise stopping()
         strict = affinity is not None and affinity.strict
-        waiter = Waiter(affinity)
+        waiter = Waiter(affinity, asyncio.get_running_loop().create_future())
         self.waiting[waiter] = None
         try:
             self.dispatch()
@@ -124,8 +115,7 @@ class HttpPool:
             if affinity is not None and affinity.strict and self._gone(affinity.worker_id):
                 waiter.given.set_exception(ApiError(404, "affinity_worker_gone"))
                 continue
-            candidates = [worker.candidate() for worker in self.workers.values()]
-            chosen = choose(candidates, self.options.worker_capacity, affinity)
+            chosen = choose(self.workers.values(), self.options.worker_capacity, affinity)
             if chosen is None:
                 full = full or affinity is None
                 continue
@@ -170,8 +160,4 @@ class HttpPool:
 
     def surplus(self, live: Sequence[HttpWorker], target: int, least: int, most: int) -> list[HttpWorker]:
         """Workers above the target that had nothing to do for idleTimeout, and those above workersMax."""
-        now = self.clock()
-        idle = [worker for worker in live if worker.state is WorkerState.IDLE]
-        idle_s = [now - (worker.idle_since_s or now) for worker in idle]
-        chosen = surplus(idle_s, len(live), target, most, self.options.idle_timeout_s)
-        return [idle[position] for position in chosen]
+        return self._idle(live, target, most, self.options.idle_timeout_s)

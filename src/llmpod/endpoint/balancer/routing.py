@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Protocol
 
 from multidict import CIMultiDict, CIMultiDictProxy
 
@@ -41,14 +42,15 @@ def health_of(status: int | None, *, started: bool) -> Health:
     return Health.UNREACHABLE if status is None and not started else Health.UNHEALTHY
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(Protocol):
     """A worker as far as routing is concerned. `turn` is the number of the latest request it was given."""
 
     id: str
     in_flight: int
     turn: int
-    routable: bool = True
+
+    @property
+    def routable(self) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)

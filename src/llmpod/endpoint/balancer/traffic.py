@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 
+from llmpod.endpoint.api.page_state import Ended
 from llmpod.endpoint.observe.job_log import utc_now
-
-ENDED_KEPT = 4000
 
 
 class Ending(StrEnum):
@@ -48,20 +47,9 @@ class Exchange:
 
     def row(self) -> dict[str, object]:
         """As page and journal show it."""
-        return {
-            "number": self.number,
-            "at": self.at,
-            "method": self.method,
-            "path": self.path,
-            "status": self.status,
-            "worker_id": self.worker_id,
-            "wait_ms": self.wait_ms,
-            "first_byte_ms": self.first_byte_ms,
-            "total_ms": self.total_ms,
-            "bytes_in": self.bytes_in,
-            "bytes_out": self.bytes_out,
-            "ending": None if self.total_ms is None else self.ending.value,
-        }
+        row = asdict(self) | {"ending": None if self.total_ms is None else self.ending.value}
+        del row["arrived_s"]
+        return row
 
 
 class Traffic:
@@ -70,8 +58,7 @@ class Traffic:
     def __init__(self, clock: Callable[[], float]) -> None:
         self.clock = clock
         self.open_now: dict[int, Exchange] = {}
-        self.ended: deque[Exchange] = deque(maxlen=ENDED_KEPT)
-        self.ended_count = 0
+        self.ended: Ended[Exchange] = Ended()
         self.totals: Counter[str] = Counter()
         self.listeners: list[Callable[[Exchange], None]] = []
         self._number = 0
@@ -91,8 +78,7 @@ class Traffic:
         """It has ended, as its `ending` says."""
         exchange.total_ms = self.since_ms(exchange)
         del self.open_now[exchange.number]
-        self.ended.append(exchange)
-        self.ended_count += 1
+        self.ended.add(exchange)
         self.totals[exchange.ending.value] += 1
         for listener in self.listeners:
             listener(exchange)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from dataclasses import dataclass
 
-from llmpod.endpoint.balancer.routing import Candidate, Health
+from llmpod.endpoint.balancer.routing import Health
 from llmpod.endpoint.state.fleet_worker import FleetWorker
 
 
@@ -40,7 +40,7 @@ class HttpWorker(FleetWorker):
 
     @property
     def routable(self) -> bool:
-        return self.counted and self.started and self.unhealthy is None
+        return self.started and self.takes_work
 
     @property
     def cold_start_ms(self) -> int | None:
@@ -48,9 +48,6 @@ class HttpWorker(FleetWorker):
         if self.healthy_s is None or self.initializing_s is None:
             return None
         return round(1000 * (self.healthy_s - self.initializing_s))
-
-    def candidate(self) -> Candidate:
-        return Candidate(self.id, self.in_flight, self.turn, self.routable)
 
 
 def free_ports(host: str, count: int) -> list[int]:

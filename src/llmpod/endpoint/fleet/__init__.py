@@ -1,1 +1,1 @@
-"""Worker processes of the local endpoint, and the autoscaler that decides how many there are."""
+"""Worker processes of the local endpoint."""

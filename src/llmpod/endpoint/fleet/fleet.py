@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
+import time
 from collections.abc import Callable, Mapping
 from random import Random
 from typing import Generic
 
-from llmpod.endpoint.fleet.autoscaler import backoff_s
-from llmpod.endpoint.fleet.pool import Scaler, WorkerPool
 from llmpod.endpoint.fleet.process import WorkerProcess
-from llmpod.endpoint.options import Options
-from llmpod.endpoint.state.fleet_worker import W
+from llmpod.endpoint.fleet.process_guard import FREEZE, KILL, TERMINATE, THAW
+from llmpod.endpoint.state.autoscaler import backoff_s
+from llmpod.endpoint.state.fleet_worker import W, WorkerPool
 
 THROTTLE_PERIOD_S = 0.1
 
@@ -28,23 +28,18 @@ class Fleet(Generic[W]):
     def __init__(
         self,
         pool: WorkerPool[W],
-        scaler: Scaler[W],
-        options: Options,
         environment: Callable[[str], Mapping[str, str]],
         report: Callable[[str], None],
         on_log: Callable[[W, str], None],
         random: Random,
-        clock: Callable[[], float],
         *,
         sign: str,
         start_timeout_s: float,
     ) -> None:
         self.pool = pool
-        self.scaler = scaler
-        self.options = options
-        self.clock = clock
-        self.workers_min = options.workers_min
-        self.workers_max = options.workers_max
+        self.options = pool.options
+        self.workers_min = self.options.workers_min
+        self.workers_max = self.options.workers_max
         self.processes: dict[str, WorkerProcess] = {}
         self.starts = 0
         self.crashes = 0
@@ -65,16 +60,16 @@ class Fleet(Generic[W]):
     # ------------------------------------------------------------------ the loop
     async def run(self) -> None:
         """Scales until cancelled."""
-        last_s = {"kill": self.clock(), "freeze": self.clock()}
+        last_s = dict.fromkeys(("kill", "freeze"), time.monotonic())
         while True:
             self.look()
             faults = self.pool.faults
             for what, every_s in (("kill", faults.kill_every_s), ("freeze", faults.freeze_every_s)):
-                if every_s and self.clock() - last_s[what] < every_s:
+                if every_s and time.monotonic() - last_s[what] < every_s:
                     continue
-                last_s[what] = self.clock()
-                if every_s and (chosen := self._victim()) is not None:
-                    self._strike(chosen, what)
+                last_s[what] = time.monotonic()
+                if every_s:
+                    self._strike(what)
             await asyncio.sleep(self.options.scale_period_s)
 
     def look(self) -> None:
@@ -82,11 +77,11 @@ class Fleet(Generic[W]):
         if self._closing:
             return
         live = self._live()
-        target = self.scaler.target(live, self.workers_min, self.workers_max)
-        if len(live) < target and self.clock() >= self._not_before_s:
+        target = self.pool.target(live, self.workers_min, self.workers_max)
+        if len(live) < target and time.monotonic() >= self._not_before_s:
             for _ in range(target - len(live)):
                 self._start()
-        for worker in self.scaler.surplus(live, target, self.workers_min, self.workers_max):
+        for worker in self.pool.surplus(live, target, self.workers_min, self.workers_max):
             self.retire(worker, "not needed")
 
     def _live(self) -> list[W]:
@@ -132,7 +127,7 @@ class Fleet(Generic[W]):
             self._count_crash(worker, reason)
         finally:
             if process is not None:
-                process.kill()
+                process.order(KILL)
             self.processes.pop(worker.id, None)
             self._lives.pop(worker.id, None)
             self._asked.discard(worker.id)
@@ -145,12 +140,9 @@ class Fleet(Generic[W]):
         """Waits until one of the machines that can be had is free."""
         while not worker.draining:
             machines = self.pool.faults.machines
-            busy = sum(
-                1 for other in self.pool.workers.values() if other.owned and other.dead is None and not other.throttled
-            )
-            if worker.throttled:
-                busy += 1
-            if machines is None or busy <= machines:
+            others = [other for other in self.pool.workers.values() if other.owned and other is not worker]
+            busy = sum(other.dead is None and not other.throttled for other in others)
+            if machines is None or busy < machines:
                 worker.throttled = False
                 return
             worker.throttled = True
@@ -179,7 +171,7 @@ class Fleet(Generic[W]):
         self.crashes += 1
         self._crashes_in_a_row += 1
         pause_s = backoff_s(self._crashes_in_a_row, self.options.crash_backoff_max_s)
-        self._not_before_s = self.clock() + pause_s
+        self._not_before_s = time.monotonic() + pause_s
         self._report(f"worker {worker.id} {what}; next start in {pause_s:g} s")
 
     def _log(self, worker: W, line: str) -> None:
@@ -205,11 +197,11 @@ class Fleet(Generic[W]):
         if process is None:
             life.cancel()
             return
-        process.terminate()
+        process.order(TERMINATE)
         await asyncio.wait((life,), timeout=self.options.grace_s)
         if not life.done():
             self._report(f"worker {worker.id} did not leave within {self.options.grace_s:g} s: SIGKILL")
-            process.kill()
+            process.order(KILL)
 
     def kill(self, worker_id: str, reason: str = "killed on request") -> bool:
         """SIGKILL at once, whatever it holds; not counted as a crash. False when there is no such process."""
@@ -219,15 +211,15 @@ class Fleet(Generic[W]):
         self._asked.add(worker_id)
         self._why[worker_id] = reason
         self._report(f"worker {worker_id} is killed: {reason}")
-        process.kill()
+        process.order(KILL)
         return True
 
-    def _victim(self) -> str | None:
-        """A random worker that is up; None when none is."""
+    def _strike(self, what: str) -> None:
+        """Kills or freezes a random worker that is up."""
         up = [worker.id for worker in self._live() if worker.started and worker.id in self.processes]
-        return self._random.choice(up) if up else None
-
-    def _strike(self, worker_id: str, what: str) -> None:
+        if not up:
+            return
+        worker_id = self._random.choice(up)
         if what == "kill":
             self.kill(worker_id, "fault: kill_every_s")
         else:
@@ -239,7 +231,7 @@ class Fleet(Generic[W]):
         process = self.processes.get(worker_id)
         if process is None:
             return False
-        (process.freeze if frozen else process.thaw)()
+        process.order(FREEZE if frozen else THAW)
         return True
 
     async def close(self) -> None:
@@ -256,7 +248,7 @@ class Fleet(Generic[W]):
         self._closing = True
         for worker_id in list(self.processes):
             self._asked.add(worker_id)
-            self.processes[worker_id].kill()
+            self.processes[worker_id].order(KILL)
         for worker_id, life in list(self._lives.items()):
             if worker_id not in self.processes:
                 life.cancel()

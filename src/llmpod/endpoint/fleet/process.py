@@ -70,20 +70,11 @@ class WorkerProcess:
     def age_s(self) -> float:
         return time.monotonic() - self._started_s
 
-    def terminate(self) -> None:
-        """SIGTERM to the command alone, as a container's PID 1 gets it."""
-        self._order(process_guard.TERMINATE)
-
-    def kill(self) -> None:
-        """SIGKILL to everything."""
-        self._order(process_guard.KILL)
-
-    def freeze(self) -> None:
-        """SIGSTOP to everything, the SDK's ping process included."""
-        self._order(process_guard.FREEZE)
-
-    def thaw(self) -> None:
-        self._order(process_guard.THAW)
+    def order(self, order: bytes) -> None:
+        """Has the supervisor follow one of its orders, if it still runs."""
+        stdin = self._process.stdin
+        if self._process.returncode is None and stdin is not None and not stdin.is_closing():
+            stdin.write(order)
 
     async def wait(self) -> int:
         """Waits until every process is gone and every line was read; the exit code is 128 + N for signal N."""
@@ -110,11 +101,6 @@ class WorkerProcess:
                 reader.cancel()
             self._forget_status()
             self._process._transport.close()  # type: ignore[attr-defined] # closes pipes somebody else still holds
-
-    def _order(self, order: bytes) -> None:
-        stdin = self._process.stdin
-        if self._process.returncode is None and stdin is not None and not stdin.is_closing():
-            stdin.write(order)
 
     async def _read_lines(self, stream: asyncio.StreamReader, *, is_error: bool) -> None:
         rest = b""

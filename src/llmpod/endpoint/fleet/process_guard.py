@@ -30,14 +30,9 @@ NICENESS = 10
 """Of a worker's processes."""
 
 TERMINATE, KILL, FREEZE, THAW = b"T", b"K", b"Z", b"C"
+"""Orders: SIGTERM to the command alone, as a container's PID 1 gets it; SIGKILL, SIGSTOP and SIGCONT to everything."""
 
 LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
-
-
-def die_with_parent() -> None:
-    """Has the kernel kill the command (SIGKILL) when the supervisor dies; called in its process before exec."""
-    if LIBC is not None:
-        LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def give_way() -> None:
@@ -54,8 +49,9 @@ def give_way() -> None:
 
 
 def prepare() -> None:
-    """What is done in the command's process before exec."""
-    die_with_parent()
+    """In the command's process, before exec: give way, and be killed by the kernel when the supervisor dies."""
+    if LIBC is not None:
+        LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     give_way()
 
 

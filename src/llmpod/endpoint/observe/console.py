@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 from rich.console import Console as RichConsole
 from rich.text import Text
@@ -37,15 +37,6 @@ def http_log(report: Callable[[str], None]) -> logging.Logger:
     logger = logging.Logger("llmpod.endpoint.api.http")
     logger.addHandler(OneLine(report))
     return logger
-
-
-async def forever(loop: Awaitable[None], report: Callable[[str], None]) -> None:
-    """Runs one of the endpoint's loops; an exception is reported and raised."""
-    try:
-        await loop
-    except Exception as error:
-        report(f"internal error: {error!r}")
-        raise
 
 
 class Console:

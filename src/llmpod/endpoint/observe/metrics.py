@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
@@ -12,6 +12,7 @@ from prometheus_client.registry import Collector
 
 from llmpod.endpoint.fleet.fleet import Fleet
 from llmpod.endpoint.state.broker import Broker
+from llmpod.endpoint.state.fleet_worker import WorkerPool
 from llmpod.endpoint.state.job import TERMINAL, Job, JobState
 from llmpod.endpoint.state.store import JobStore
 from llmpod.endpoint.state.worker import Worker
@@ -37,9 +38,9 @@ class EndpointMetrics(Collector):
     def _histogram(self, name: str, text: str) -> Histogram:
         return Histogram(name, text, namespace=self._namespace, registry=self._registry, buckets=BUCKETS_S)
 
-    def _workers(self, counts: Mapping[str, int], fleet: Fleet[Any] | None) -> Iterator[Metric]:
+    def _workers(self, pool: WorkerPool[Any], fleet: Fleet[Any] | None) -> Iterator[Metric]:
         workers = GaugeMetricFamily(f"{self._namespace}_workers", "Workers by state", labels=["state"])
-        for name, count in counts.items():
+        for name, count in pool.counts().items():
             workers.add_metric([name], count)
         yield workers
         if fleet is not None:
@@ -83,4 +84,4 @@ class Metrics(EndpointMetrics):
         waited_s = 0.0 if oldest is None else self._store.clock() - oldest.queued_s
         yield GaugeMetricFamily("llmpod_endpoint_oldest_wait_seconds", "Wait of the first job in the queue", waited_s)
         yield GaugeMetricFamily("llmpod_endpoint_open_polls", "job-take polls held open", len(self._broker.polls))
-        yield from self._workers(self._broker.counts(), self._fleet)
+        yield from self._workers(self._broker, self._fleet)

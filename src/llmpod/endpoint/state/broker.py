@@ -7,39 +7,37 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from random import Random
 
 from llmpod.endpoint.errors import ApiError
-from llmpod.endpoint.faults import Faults, batch_size
+from llmpod.endpoint.faults import batch_size
 from llmpod.endpoint.options import Options
-from llmpod.endpoint.state import fleet_worker
+from llmpod.endpoint.state.autoscaler import queue_delay_target, request_count_target
+from llmpod.endpoint.state.fleet_worker import WorkerPool
 from llmpod.endpoint.state.job import Job, JobState
 from llmpod.endpoint.state.store import JobStore
 from llmpod.endpoint.state.worker import Worker, absent, missing, silent
 
 
+@dataclass(slots=True, eq=False)
 class Poll:
     """One open job-take. `jobs` are the worker's from the moment they are in here; see `Broker.close`."""
 
-    __slots__ = ("asked", "jobs", "ready", "worker")
-
-    def __init__(self, worker: Worker, asked: int, ready: asyncio.Future[None]) -> None:
-        self.worker = worker
-        self.asked = asked
-        self.ready = ready
-        self.jobs: list[Job] = []
+    worker: Worker
+    asked: int
+    ready: asyncio.Future[None]
+    jobs: list[Job] = field(default_factory=list)
 
 
-class Broker:
-    """Which worker holds which job, and which polls are open."""
+class Broker(WorkerPool[Worker]):
+    """Which worker holds which job, which polls are open, and how many workers the queue needs."""
 
-    def __init__(self, store: JobStore, options: Options, faults: Faults, random: Random) -> None:
+    def __init__(self, store: JobStore, options: Options, random: Random) -> None:
+        super().__init__(options, store.clock)
         self.store = store
-        self.options = options
-        self.faults = faults
         self.random = random
-        self.workers: dict[str, Worker] = {}
         self.polls: OrderedDict[Poll, None] = OrderedDict()
         self.recycle: Callable[[Worker, str], None] = lambda worker, reason: None
         """Replaces a worker's process; the endpoint sets it where it has a fleet. Without one nothing happens."""
@@ -50,18 +48,11 @@ class Broker:
 
     # ------------------------------------------------------------------ workers
     def add(self, worker_id: str, *, owned: bool) -> Worker:
-        worker = Worker(worker_id, owned, self.store.clock(), log_lines=self.options.worker_log_lines)
-        self.workers[worker_id] = worker
-        fleet_worker.forget_dead(self.workers)
-        return worker
+        return self._keep(Worker(worker_id, owned, self.clock(), log_lines=self.options.worker_log_lines))
 
     def polling(self, worker_id: str) -> Worker:
         """The worker that polls; one we do not know is somebody else's process and is welcome."""
         return self.workers.get(worker_id) or self.add(worker_id, owned=False)
-
-    def live(self) -> list[Worker]:
-        """The workers that are not dead."""
-        return [worker for worker in self.workers.values() if worker.dead is None]
 
     def lose(self, worker: Worker, reason: str) -> None:
         """The worker is gone for good: nothing more is handed to it, and what it held goes back to the queue."""
@@ -81,7 +72,7 @@ class Broker:
             del self.polls[poll]
             if not poll.ready.done():
                 poll.ready.set_result(None)
-        worker.wake_stop_polls()
+        worker.stop_asked.send()
 
     # ------------------------------------------------------------------ hand-out
     def open(self, worker: Worker, asked: int) -> Poll:
@@ -93,10 +84,10 @@ class Broker:
             worker.last_ping_s = None
         if not worker.started:
             worker.started = True
-            worker.idle_since_s = self.store.clock()
+            worker.idle_since_s = self.clock()
         worker.open_polls += 1
         poll = Poll(worker, asked, asyncio.get_running_loop().create_future())
-        if worker.takes_jobs:
+        if worker.takes_work:
             self.polls[poll] = None
             if self.store.queue:
                 self.hand_out()
@@ -106,7 +97,7 @@ class Broker:
         """Ends a poll. Jobs that were chosen for it but did not reach the worker go back, oldest first."""
         self.polls.pop(poll, None)
         poll.worker.open_polls -= 1
-        poll.worker.last_poll_s = self.store.clock()
+        poll.worker.last_poll_s = self.clock()
         if not delivered:
             for job in reversed(poll.jobs):
                 if job.state is JobState.IN_PROGRESS and job.worker_id == poll.worker.id:
@@ -147,7 +138,7 @@ class Broker:
         worker = self.workers.get(worker_id)
         if worker is None or worker.dead is not None:
             return
-        now = self.store.clock()
+        now = self.clock()
         worker.last_ping_s = now
         if status == "unhealthy":
             worker.unhealthy = reason or "reported unhealthy"
@@ -188,9 +179,9 @@ class Broker:
 
     def sweep(self) -> None:
         """Declares workers dead whose pings stopped, or who were somebody else's and do not ask for jobs any more."""
-        now = self.store.clock()
+        now = self.clock()
         interval_s = self.options.ping_interval_ms / 1000
-        for worker in self.live():
+        for worker in [worker for worker in self.workers.values() if worker.dead is None]:
             if silent(worker, now, interval_s, self.options.dead_after_pings):
                 reason = f"sent no ping for {self.options.dead_after_pings} intervals"
                 self.lose(worker, reason)
@@ -216,10 +207,24 @@ class Broker:
             if reason == "done":
                 worker.done += 1
             elif worker.dead is None and job.ended:
-                worker.ask_stop(job.id, self.store.clock())
+                worker.ask_stop(job.id, self.clock())
             if not worker.jobs:
-                worker.idle_since_s = self.store.clock()
+                worker.idle_since_s = self.clock()
 
-    def counts(self) -> dict[str, int]:
-        """Workers per state as /health shows them; `ready` is everything that could take a job now."""
-        return fleet_worker.counts(self.workers)
+    # ------------------------------------------------------------------ scaling
+    def target(self, live: Sequence[Worker], least: int, most: int) -> int:
+        options = self.options
+        if options.scaler_type == "REQUEST_COUNT":
+            queued = sum(1 for _ in self.store.waits_s())
+            return request_count_target(queued, len(self.store.running), options.scaler_value, least, most)
+        starting = sum(1 for worker in live if not worker.started)
+        return queue_delay_target(
+            self.store.waits_s(), len(live), starting, options.scaler_value, options.scale_step,
+            least, most, first_at_once=options.first_worker_at_once,
+        )  # fmt: skip
+
+    def surplus(self, live: Sequence[Worker], target: int, least: int, most: int) -> list[Worker]:
+        if self.options.scaler_type == "REQUEST_COUNT":
+            # idleTimeout does not apply to this rule: whatever is above the formula goes, as soon as it is idle.
+            return self._idle(live, target, target, 0.0)
+        return self._idle(live, least, most, self.options.idle_timeout_s)

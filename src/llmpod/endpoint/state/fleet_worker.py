@@ -1,12 +1,16 @@
-"""Worker process as the fleet sees it: whether it is up, busy, on its way out, and how it ended."""
+"""Worker process as the fleet sees it (whether it is up, busy, on its way out, how it ended), and the pool of them."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TypeVar
+from typing import Generic, TypeVar
+
+from llmpod.endpoint.options import Options
+from llmpod.endpoint.state.autoscaler import surplus
 
 SIGTERM_CODE = 128 + 15
 DEAD_KEPT = 20
@@ -60,6 +64,11 @@ class FleetWorker:
         return 0
 
     @property
+    def takes_work(self) -> bool:
+        """Whether it may be given jobs or requests, now or once it has started."""
+        return self.dead is None and not self.draining and self.unhealthy is None
+
+    @property
     def state(self) -> WorkerState:
         if self.dead is not None:
             return WorkerState.DEAD
@@ -95,20 +104,57 @@ class FleetWorker:
 W = TypeVar("W", bound=FleetWorker)
 
 
-def forget_dead(workers: dict[str, W]) -> None:
-    """Keeps the DEAD_KEPT latest of the dead workers."""
-    dead = [worker.id for worker in workers.values() if worker.dead is not None]
-    for worker_id in dead[:-DEAD_KEPT]:
-        del workers[worker_id]
+class WorkerPool(ABC, Generic[W]):
+    """Workers by id, dead ones included: what fleet, control and page know of an endpoint."""
 
+    def __init__(self, options: Options, clock: Callable[[], float]) -> None:
+        self.options = options
+        self.clock = clock
+        self.faults = options.faults  # those in force: they are replaced while the endpoint runs
+        self.workers: dict[str, W] = {}
 
-def counts(workers: Mapping[str, W]) -> dict[str, int]:
-    """Workers per state as /health shows them; `ready` is everything that could take work now."""
-    found = dict.fromkeys(("idle", "initializing", "ready", "running", "throttled", "unhealthy"), 0)
-    for worker in workers.values():
-        state = worker.state
-        if state.value in found:
-            found[state.value] += 1
-        if state in (WorkerState.IDLE, WorkerState.RUNNING):
-            found["ready"] += 1
-    return found
+    @abstractmethod
+    def add(self, worker_id: str, *, owned: bool) -> W:
+        """A new worker, before its process starts."""
+
+    @abstractmethod
+    def drain(self, worker: W) -> None:
+        """Gives it nothing more to do."""
+
+    @abstractmethod
+    def lose(self, worker: W, reason: str) -> None:
+        """It is gone for good."""
+
+    @abstractmethod
+    def target(self, live: Sequence[W], least: int, most: int) -> int:
+        """How many workers there should be: from workersMin to workersMax as they are now, of which `live` count."""
+
+    @abstractmethod
+    def surplus(self, live: Sequence[W], target: int, least: int, most: int) -> list[W]:
+        """Which of them are not needed."""
+
+    def _idle(self, live: Sequence[W], least: int, most: int, idle_timeout_s: float) -> list[W]:
+        """Those above `least` that were idle so long, and those above `most`."""
+        now = self.clock()
+        idle = [worker for worker in live if worker.state is WorkerState.IDLE]
+        idle_s = [now - (worker.idle_since_s or now) for worker in idle]
+        return [idle[position] for position in surplus(idle_s, len(live), least, most, idle_timeout_s)]
+
+    def counts(self) -> dict[str, int]:
+        """Workers per state as /health shows them; `ready` is everything that could take work now."""
+        found = dict.fromkeys(("idle", "initializing", "ready", "running", "throttled", "unhealthy"), 0)
+        for worker in self.workers.values():
+            state = worker.state
+            if state.value in found:
+                found[state.value] += 1
+            if state in (WorkerState.IDLE, WorkerState.RUNNING):
+                found["ready"] += 1
+        return found
+
+    def _keep(self, worker: W) -> W:
+        """Adds it, and forgets all but the latest DEAD_KEPT of the dead ones."""
+        self.workers[worker.id] = worker
+        dead = [one.id for one in self.workers.values() if one.dead is not None]
+        for worker_id in dead[:-DEAD_KEPT]:
+            del self.workers[worker_id]
+        return worker

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 import uuid
 from dataclasses import dataclass, field
@@ -10,6 +9,8 @@ from enum import StrEnum
 from typing import Any
 
 import orjson
+
+from llmpod.endpoint.state.signal import Signal
 
 REGION = "u1"
 
@@ -83,7 +84,8 @@ class Job:
     missed_pings: int = 0
     pinned: bool = False
     """A client has already read part of the answer over /openai: running the job again would repeat it."""
-    watchers: list[asyncio.Future[None]] = field(default_factory=list)
+    changed: Signal = field(default_factory=Signal)
+    """Sent with each chunk, and at the end."""
 
     @property
     def ended(self) -> bool:
@@ -96,13 +98,6 @@ class Job:
             raise IllegalMoveError(f"job {self.id}: {was} -> {to}")
         self.state = to
         return was
-
-    def notify(self) -> None:
-        """Wakes everybody who waits for a chunk or for the end of this job."""
-        watchers, self.watchers = self.watchers, []
-        for watcher in watchers:
-            if not watcher.done():
-                watcher.set_result(None)
 
     @property
     def delay_ms(self) -> int | None:

@@ -108,7 +108,7 @@ class JobStore:
         self.totals[state.value] += 1
         self._expire_at(job, job.finished_s + retention_s(job, self.options))
         self._tell(job, was, reason)
-        job.notify()
+        job.changed.send()
 
     def retry(self, job: Job) -> bool:
         """/retry: the same id and input once more, the old output removed.

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from llmpod.endpoint.state.fleet_worker import FleetWorker
 from llmpod.endpoint.state.job import Job
+from llmpod.endpoint.state.signal import Signal
 
 MIRROR_LIMIT = 60_000
 """Characters of ping job ids from which the list may be cut off: the SDK's PingJobMirror holds 64 KiB."""
@@ -27,26 +27,16 @@ class Worker(FleetWorker):
     """Jobs to stop that a job-stop poll has not fetched yet, and since when."""
     stopping: dict[str, float] = field(default_factory=dict)
     """Jobs whose stop was fetched, and when it was first asked for; forgotten when a ping no longer reports them."""
-    stop_watchers: list[asyncio.Future[None]] = field(default_factory=list)
+    stop_asked: Signal = field(default_factory=Signal)
+    """Wakes the job-stop polls."""
 
     @property
     def load(self) -> int:
         return len(self.jobs)
 
-    @property
-    def takes_jobs(self) -> bool:
-        return self.dead is None and not self.draining and self.unhealthy is None
-
     def ask_stop(self, job_id: str, now: float) -> None:
-        """Queues a stop signal and wakes the job-stop polls."""
         self.stop_ids.setdefault(job_id, now)
-        self.wake_stop_polls()
-
-    def wake_stop_polls(self) -> None:
-        watchers, self.stop_watchers = self.stop_watchers, []
-        for watcher in watchers:
-            if not watcher.done():
-                watcher.set_result(None)
+        self.stop_asked.send()
 
 
 def silent(worker: Worker, now: float, interval_s: float, pings: int) -> bool:

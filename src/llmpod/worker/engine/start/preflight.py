@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import contextlib
 import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple, ParamSpec, TypeVar
+from typing import NamedTuple, TypeVar, TypeVarTuple
 
 from llmpod.worker import machine
 from llmpod.worker.engine.start import cpu_fork_server, diagnosis, hub, load_format, report, snapshots
@@ -27,7 +26,7 @@ HUB_S = 5.0
 DISK_S = 5.0
 """Time for a file system to answer."""
 
-Given = ParamSpec("Given")
+Given = TypeVarTuple("Given")
 Value = TypeVar("Value")
 
 
@@ -55,31 +54,31 @@ class Findings(NamedTuple):
         return next(models, None)
 
 
-async def within(seconds: float, function: Callable[Given, Value], *args: Given.args, **named: Given.kwargs) -> Value:
+async def within(seconds: float, function: Callable[[*Given], Value], *args: *Given) -> Value:
     """Call a function in a thread of its own, which nobody waits for after so many seconds, nor at exit.
 
     Raises:
         TimeoutError: it has not returned.
     """
-    loop = asyncio.get_running_loop()
-    ended: asyncio.Future[Callable[[], Value]] = loop.create_future()
-
-    def end(outcome: concurrent.futures.Future[Value]) -> None:
-        if not ended.done():
-            ended.set_result(outcome.result)
+    outcome: concurrent.futures.Future[Value] = concurrent.futures.Future()
+    outcome.set_running_or_notify_cancel()  # from here on nobody can cancel it: the thread goes on
 
     def call() -> None:
-        outcome: concurrent.futures.Future[Value] = concurrent.futures.Future()
         try:
-            outcome.set_result(function(*args, **named))
+            outcome.set_result(function(*args))
         except BaseException as error:  # noqa: BLE001 - it is raised where the result is awaited
             outcome.set_exception(error)
-        with contextlib.suppress(RuntimeError):  # the loop has ended
-            loop.call_soon_threadsafe(end, outcome)
 
     threading.Thread(target=call, daemon=True).start()
-    result = await asyncio.wait_for(ended, seconds)
-    return result()
+    return await asyncio.wait_for(asyncio.wrap_future(outcome), seconds)
+
+
+async def _within_or(default: Value, seconds: float, function: Callable[[*Given], Value], *args: *Given) -> Value:
+    """The same for facts that a start can do without: `default` where a file system or a driver does not answer."""
+    try:
+        return await within(seconds, function, *args)
+    except OSError:  # a TimeoutError is one
+        return default
 
 
 async def run(settings: Settings, environment: Mapping[str, str], emit: Emit) -> Findings:
@@ -91,13 +90,18 @@ async def run(settings: Settings, environment: Mapping[str, str], emit: Emit) ->
     began = time.monotonic()
     folder = hub.cache(environment)
     wanted = hub.repositories(settings, environment)
-    there = await _snapshots(environment, wanted)
+    nothing: dict[hub.Repository, Path] = {}
+    folders, chosen_format = snapshots.caches(environment), load_format.of(environment)
+    there = await _within_or(nothing, DISK_S, snapshots.find, folders, wanted, chosen_format)
     asking = asyncio.create_task(_ask(settings, environment, folder, wanted, there))
     try:
-        gpus, disk = await asyncio.gather(gpus_now(), _disk(folder))
-        advice = await _advice(environment, Path(snapshots.local(settings, there).model))
+        unknown = machine.Disk(str(folder))
+        gpus, disk = await asyncio.gather(gpus_now(), _within_or(unknown, DISK_S, machine.disk, folder))
+        weights, free_mib = Path(snapshots.local(settings, there).model), machine.memory()[1]
+        advice = await _within_or(None, DISK_S, load_format.advice, environment, weights, free_mib)
         emit("environment", **report.environment(settings, environment, gpus, disk))
-        if (refusal := missing_gpu(gpus, cuda_build=_needs_cuda())) is not None:
+        cuda_build = not cpu_fork_server.on_cpu() and machine.versions()["cuda"] is not None
+        if (refusal := missing_gpu(gpus, cuda_build=cuda_build)) is not None:
             raise refusal
         answer = await asking
     finally:
@@ -152,22 +156,6 @@ def missing_disk(download: hub.Download, disk: machine.Disk, *, volume: bool) ->
     )
 
 
-async def _snapshots(environment: Mapping[str, str], wanted: list[hub.Repository]) -> dict[hub.Repository, Path]:
-    try:
-        return await within(
-            DISK_S, lambda: snapshots.find(snapshots.caches(environment), wanted, load_format.of(environment))
-        )
-    except TimeoutError:
-        return {}
-
-
-async def _advice(environment: Mapping[str, str], weights: Path) -> str | None:
-    try:
-        return await within(DISK_S, load_format.advice, environment, weights, machine.memory()[1])
-    except (OSError, TimeoutError):
-        return None
-
-
 async def _ask(
     settings: Settings,
     environment: Mapping[str, str],
@@ -204,21 +192,7 @@ async def _ask(
 
 async def gpus_now() -> machine.Gpus:
     """The GPUs, with what of their memory is free at this moment."""
-    try:
-        return await within(machine.GPU_QUERY_S + 1, machine.gpus)
-    except TimeoutError:
-        return machine.Gpus(unknown="nvidia-smi did not answer")
-
-
-async def _disk(folder: Path) -> machine.Disk:
-    try:
-        return await within(DISK_S, machine.disk, folder)
-    except TimeoutError:
-        return machine.Disk(str(folder))
-
-
-def _needs_cuda() -> bool:
-    return not cpu_fork_server.on_cpu() and machine.versions()["cuda"] is not None
+    return await _within_or(machine.Gpus(unknown="nvidia-smi did not answer"), machine.GPU_QUERY_S + 1, machine.gpus)
 
 
 def _gib(size: int) -> str:

@@ -43,22 +43,16 @@ MILESTONES = (
 """Lines of vLLM 0.32; tests/worker/engine/test_progress.py finds each in its source."""
 
 
-class Lines:
-    """vLLM's log lines of the start that is going on."""
-
-    def __init__(self, file: Path) -> None:
-        self._file = file
-
-    def read(self) -> Iterator[tuple[float, str]]:
-        """Time, in monotonic seconds, and text of each line."""
-        try:
-            text = self._file.read_text(encoding="utf-8", errors="replace")
-        except OSError:
-            return
-        for line in text.splitlines():
-            stamp, _, message = line.partition(" ")
-            if re.fullmatch(r"\d+\.\d+", stamp):
-                yield float(stamp), message
+def _lines(file: Path) -> Iterator[tuple[float, str]]:
+    """Time, in monotonic seconds, and text of each of vLLM's log lines of this start."""
+    try:
+        text = file.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return
+    for line in text.splitlines():
+        stamp, _, message = line.partition(" ")
+        if re.fullmatch(r"\d+\.\d+", stamp):
+            yield float(stamp), message
 
 
 class Progress:
@@ -68,9 +62,9 @@ class Progress:
         """`milestones`: the file of event_log.MilestoneHandler."""
         self._emit = emit
         self._period_s = period_s
-        self._lines = Lines(milestones)
+        self._milestones = milestones
         self._began = time.monotonic()
-        self._phase: tuple[str, float] = ("checks", self._began)
+        self._phase = ("checks", self._began)
         self._seconds: dict[str, float] = {}
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._report_regularly, daemon=True)
@@ -113,15 +107,8 @@ class Progress:
             fields = {"downloaded_bytes": done, "download_bytes": download.total}
             if download.running:
                 phase = "download"
-        self._emit(
-            "loading",
-            **self.subject,
-            phase=phase,
-            seconds=round(now - self._began, 1),
-            phase_seconds=round(now - since, 1),
-            doing=doing,
-            **fields,
-        )
+        fields |= {"phase": phase, "seconds": round(now - self._began, 1), "phase_seconds": round(now - since, 1)}
+        self._emit("loading", **self.subject, **fields, doing=doing)
 
     def start_ms(self) -> dict[str, float]:
         """Length of each phase in ms: this process's own, and those of `load` that vLLM has measured."""
@@ -135,7 +122,7 @@ class Progress:
     def _measured(self, what: Literal["seconds", "gib"]) -> dict[str, float]:
         """Figures in vLLM's lines; with several GPUs each process may report its own, of which the largest counts."""
         found: dict[str, float] = {}
-        for _, text in self._lines.read():
+        for _, text in _lines(self._milestones):
             for milestone in MILESTONES:
                 name = getattr(milestone, what)
                 if name is not None and (match := re.search(milestone.pattern, text)):
@@ -145,7 +132,7 @@ class Progress:
     def _of_engine(self, phase: str, since: float) -> tuple[str, float, str | None]:
         """What vLLM's processes are doing, since when, and their last line."""
         last = None
-        for stamp, text in self._lines.read():
+        for stamp, text in _lines(self._milestones):
             last = text
             for milestone in MILESTONES:
                 if milestone.phase and milestone.phase != phase and re.search(milestone.pattern, text):

@@ -46,7 +46,6 @@ EVERY_SAMPLER = {
 """Sampling parameters whose first use initialises something in the engine."""
 
 _HELLO = NativeRequest("Hello", None, {}, None, False, None, True)
-_BOUNDARY = "llmpod-warm-up"
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Result:
-    """How a request went. `error`: what was answered instead."""
+    """How a request of a capability went. `error`: what was answered instead."""
 
     capability: str
     ms: float
@@ -94,21 +93,26 @@ def trials(can: Mapping[str, bool], paths: Collection[str], model: str, adapters
     found = []
     if can["generate"]:
         for name in adapters:
-            body = _json(model=name, prompt="Hello", max_tokens=1)
+            body = orjson.dumps({"model": name, "prompt": "Hello", "max_tokens": 1})
             found.append(Trial(f"lora:{name}", "/v1/completions", body, required=True, setting="LORA_MODULES"))
         if can["vision"] and "/v1/chat/completions" in paths:
-            found.append(Trial("vision", "/v1/chat/completions", _asking_about_an_image(model)))
+            address = "data:image/png;base64," + base64.b64encode(image()).decode()
+            parts = [{"type": "image_url", "image_url": {"url": address}}, {"type": "text", "text": "Hello"}]
+            body = orjson.dumps({"model": model, "messages": [{"role": "user", "content": parts}], "max_tokens": 1})
+            found.append(Trial("vision", "/v1/chat/completions", body))
     else:
-        for capability, path, text in (
-            ("embed", "/v1/embeddings", {"input": "Hello"}),
-            ("classify", "/classify", {"input": "Hello"}),
-            ("score", "/score", {"queries": "Hello", "documents": "Hello"}),
+        for capability, path, fields in (
+            ("embed", "/v1/embeddings", ("input",)),
+            ("classify", "/classify", ("input",)),
+            ("score", "/score", ("queries", "documents")),
         ):
             if can[capability]:
-                found.append(Trial(capability, path, _json(model=model, **text), required=not found))
+                body = orjson.dumps({"model": model} | dict.fromkeys(fields, "Hello"))
+                found.append(Trial(capability, path, body, required=not found))
     if "/v1/audio/transcriptions" in paths:
-        kind = f"multipart/form-data; boundary={_BOUNDARY}"
-        found.append(Trial("audio", "/v1/audio/transcriptions", _form(model), kind, required=not can["generate"]))
+        form = (("model", model), ("file", ("silence.wav", silence(), "audio/wav")))
+        body, kind = encode_multipart_formdata(form)
+        found.append(Trial("audio", "/v1/audio/transcriptions", body, kind, required=not can["generate"]))
     return found
 
 
@@ -198,22 +202,6 @@ def _message(answer: bytes, status: int) -> str:
     except (orjson.JSONDecodeError, AttributeError):
         said = None
     return f"HTTP {status}: {said}"[:300] if said else f"HTTP {status}"
-
-
-def _json(**fields: Any) -> bytes:
-    return orjson.dumps(fields)
-
-
-def _asking_about_an_image(model: str) -> bytes:
-    address = "data:image/png;base64," + base64.b64encode(image()).decode()
-    parts = [{"type": "image_url", "image_url": {"url": address}}, {"type": "text", "text": "Hello"}]
-    return _json(model=model, messages=[{"role": "user", "content": parts}], max_tokens=1)
-
-
-def _form(model: str) -> bytes:
-    """A form with a recording of silence."""
-    fields = (("model", model), ("file", ("silence.wav", silence(), "audio/wav")))
-    return encode_multipart_formdata(fields, boundary=_BOUNDARY)[0]
 
 
 def image() -> bytes:
