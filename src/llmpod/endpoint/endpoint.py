@@ -58,7 +58,7 @@ class LocalEndpoint(RunningEndpoint[Worker]):
     @property
     def base_url(self) -> str:
         """What RUNPOD_ENDPOINT_BASE_URL must be for RunPod's Python client."""
-        return f"{self.options.address(self.port)}/v2"
+        return f"{self._address(self.port)}/v2"
 
     @property
     def url(self) -> str:

@@ -6,7 +6,6 @@ is there so that a test can make the other guess.
 
 from __future__ import annotations
 
-import re
 import shlex
 import sys
 from pathlib import Path
@@ -15,8 +14,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from llmpod import protocol
-from llmpod.endpoint.environ import API_KEY_VARIABLE, environment_api_key, inherited_environment, is_loopback
-from llmpod.endpoint.errors import StartError
+from llmpod.endpoint.environ import API_KEY_VARIABLE, environment_api_key, inherited_environment
 from llmpod.endpoint.faults import Faults
 
 Milliseconds = Annotated[int, Field(ge=0)]
@@ -38,7 +36,9 @@ class Options(BaseModel):
     kind: Literal["queue", "load-balancer"] = Field("queue", description="which of RunPod's endpoint types")
     host: str = Field("127.0.0.1", description="address to listen on; anything but loopback needs an API key")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 picks a free one")
-    endpoint_id: str = Field("local", description="the endpoint's name in the URL: /v2/NAME/run")
+    endpoint_id: str = Field(
+        "local", pattern="^[A-Za-z0-9_-]{1,64}$", description="the endpoint's name in the URL: /v2/NAME/run"
+    )
     api_key: str | None = Field(
         default_factory=environment_api_key,
         repr=False,
@@ -54,7 +54,9 @@ class Options(BaseModel):
     )
 
     # Workers
-    command: list[str] = Field(default_factory=default_command, description="command that starts one worker process")
+    command: list[str] = Field(
+        default_factory=default_command, min_length=1, description="command that starts one worker process"
+    )
     cwd: Path = Field(Path(), description="working directory of the worker processes")
     env: dict[str, str] = Field(
         default_factory=inherited_environment, repr=False, description="environment of the worker processes"
@@ -281,8 +283,6 @@ class Options(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> Options:
-        if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", self.endpoint_id):
-            raise ValueError("endpoint_id: letters, digits, '-' and '_' only")
         if self.workers_min > self.workers_max:
             raise ValueError(f"workers_min ({self.workers_min}) is above workers_max ({self.workers_max})")
         if self.kind == "load-balancer":
@@ -290,21 +290,7 @@ class Options(BaseModel):
                 raise ValueError("scaler_type: a load balancer has no queue, only REQUEST_COUNT")
             if not self.fleet:
                 raise ValueError("fleet: a load balancer starts its workers, to know their ports")
-        if not self.command:
-            raise ValueError("command is empty")
         return self
-
-    def check_exposure(self) -> None:
-        """Refuses to listen on the network without an API key. Raises StartError."""
-        if not is_loopback(self.host) and not self.api_key:
-            raise StartError(f"--host {self.host} is not loopback: set --api-key or {API_KEY_VARIABLE} first")
-
-    def address(self, port: int) -> str:
-        """http://HOST:PORT as a client on this machine reaches it."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        if self.host in ("0.0.0.0", "::"):  # noqa: S104 -- compared, not bound
-            host = "127.0.0.1"
-        return f"http://{host}:{port}"
 
     @property
     def command_line(self) -> str:

@@ -14,6 +14,8 @@ from aiohttp import web
 from llmpod.endpoint.api.control import ControlApi
 from llmpod.endpoint.api.router import Gate
 from llmpod.endpoint.api.server import listen
+from llmpod.endpoint.environ import API_KEY_VARIABLE, is_loopback
+from llmpod.endpoint.errors import StartError
 from llmpod.endpoint.faults import Faults
 from llmpod.endpoint.fleet.fleet import Fleet
 from llmpod.endpoint.fleet.process import check_command
@@ -54,7 +56,14 @@ class RunningEndpoint(ABC, Generic[W]):
 
     @property
     def page_url(self) -> str:
-        return self.options.address(self.page_port) + "/"
+        return self._address(self.page_port) + "/"
+
+    def _address(self, port: int) -> str:
+        """http://HOST:PORT as a client on this machine reaches it."""
+        host = self.options.host
+        if host in ("0.0.0.0", "::"):  # noqa: S104 -- compared, not bound
+            host = "127.0.0.1"
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
     @abstractmethod
     async def _open(self) -> list[Coroutine[Any, Any, None]]:
@@ -67,7 +76,8 @@ class RunningEndpoint(ABC, Generic[W]):
     async def start(self) -> None:
         """Opens the ports and starts the fleet. Raises StartError with one line that says what to change."""
         options = self.options
-        options.check_exposure()
+        if not is_loopback(options.host) and not options.api_key:
+            raise StartError(f"--host {options.host} is not loopback: set --api-key or {API_KEY_VARIABLE} first")
         if self.fleet is not None:
             check_command(options.command, options.cwd, options.env)
         try:

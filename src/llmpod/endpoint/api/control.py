@@ -93,13 +93,13 @@ class ControlApi(Generic[W]):
         fleet = self.fleet
         if fleet is None or worker.id not in fleet.processes:
             raise ApiError(400, f"worker {worker.id} has no process of this endpoint")
-        actions: dict[str, Callable[[], object]] = {
-            "kill": lambda: fleet.kill(worker.id),
-            "stop": lambda: fleet.retire(worker, "stopped on request"),
-            "freeze": lambda: fleet.freeze(worker.id, frozen=True),
-            "thaw": lambda: fleet.freeze(worker.id, frozen=False),
-        }
-        actions[action]()
+        match action:
+            case "kill":
+                fleet.kill(worker.id)
+            case "stop":
+                fleet.retire(worker, "stopped on request")
+            case _:
+                fleet.freeze(worker.id, frozen=action == "freeze")
 
     def _worker(self, worker_id: str) -> W:
         worker = self.pool.workers.get(worker_id)

@@ -1,8 +1,10 @@
-"""HTTP helpers of all routes: bodies under a limit, JSON answers, cut connections, waiting for a job."""
+"""HTTP helpers of all routes: bodies under a limit, JSON answers, faults, cut connections, waiting for a job."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
+from random import Random
 from typing import Any
 
 import orjson
@@ -10,6 +12,7 @@ from aiohttp import web
 from pydantic import ValidationError
 
 from llmpod.endpoint.errors import ApiError
+from llmpod.endpoint.faults import DROP, DROP_AFTER, Faults, delay_s, draw
 from llmpod.endpoint.state.job import Job
 
 
@@ -60,3 +63,22 @@ def hang_up(request: web.Request) -> web.Response:
     if request.transport is not None:
         request.transport.abort()
     return web.Response(status=503)
+
+
+async def with_faults(
+    request: web.Request,
+    faults: Faults,
+    operation: str,
+    random: Random,
+    answer: Callable[[], Awaitable[web.StreamResponse]],
+) -> web.StreamResponse:
+    """The answer to a call, unless a fault meets the call. Raises ApiError where that is an HTTP status."""
+    outcome = draw(faults, operation, random)
+    if isinstance(outcome, int):
+        raise ApiError(outcome, "injected fault")
+    if outcome == DROP or (outcome == DROP_AFTER and operation == "job-take"):
+        return hang_up(request)
+    if pause_s := delay_s(faults, operation, request.content_length or 0, random):
+        await asyncio.sleep(pause_s)
+    response = await answer()
+    return hang_up(request) if outcome == DROP_AFTER else response

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
 import hmac
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from random import Random
 
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from llmpod.endpoint.api.client import ClientApi
-from llmpod.endpoint.api.http import hang_up, json_response
+from llmpod.endpoint.api.http import json_response, with_faults
 from llmpod.endpoint.api.openai import OpenAiApi
 from llmpod.endpoint.api.rate_limit import RateWindow
 from llmpod.endpoint.api.worker import WorkerApi
 from llmpod.endpoint.environ import is_loopback
 from llmpod.endpoint.errors import ApiError
-from llmpod.endpoint.faults import DROP, DROP_AFTER, delay_s, draw
 from llmpod.endpoint.options import Options
 from llmpod.endpoint.state.broker import Broker
 from llmpod.endpoint.state.store import JobStore
@@ -149,7 +148,9 @@ class Api:
         if request.method not in operation.methods:
             raise ApiError(405, f"{request.method} is not allowed here, use {' or '.join(operation.methods)}")
         if operation.worker_side:
-            return await self._with_faults(name, operation, request, segments)
+            kind = "job-take" if name == "job-take-batch" else name
+            answer = partial(operation.handler, request, *segments)
+            return await with_faults(request, self._broker.faults, kind, self._random, answer)
         return await self._limited(name, operation.handler, request, *segments)
 
     async def _limited(self, name: str, handler: Handler, request: web.Request, *segments: str) -> web.StreamResponse:
@@ -163,23 +164,6 @@ class Api:
             return await handler(request, *segments)
         finally:
             window.leave()
-
-    async def _with_faults(
-        self, name: str, operation: Operation, request: web.Request, segments: list[str]
-    ) -> web.StreamResponse:
-        kind = "job-take" if name == "job-take-batch" else name
-        faults = self._broker.faults
-        outcome = draw(faults, kind, self._random) if faults.faults else None
-        if isinstance(outcome, int):
-            raise ApiError(outcome, "injected fault")
-        if outcome == DROP or (outcome == DROP_AFTER and kind == "job-take"):
-            return hang_up(request)
-        if pause_s := delay_s(faults, kind, request.content_length or 0, self._random):
-            await asyncio.sleep(pause_s)
-        response = await operation.handler(request, *segments)
-        if outcome == DROP_AFTER:
-            return hang_up(request)
-        return response
 
 
 def json_errors(report: Callable[[str], None]) -> Middleware:

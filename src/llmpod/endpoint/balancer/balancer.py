@@ -52,7 +52,7 @@ class LoadBalancer(RunningEndpoint[HttpWorker]):
     @property
     def url(self) -> str:
         """Stands for https://ENDPOINT_ID.api.runpod.ai."""
-        return self.options.address(self.port)
+        return self._address(self.port)
 
     # ------------------------------------------------------------------ life
     async def _open(self) -> list[Coroutine[Any, Any, None]]:

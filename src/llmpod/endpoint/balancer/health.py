@@ -50,10 +50,9 @@ class HealthChecks:
             task.add_done_callback(lambda _: self._open.pop(worker.id, None))
 
     async def _check(self, session: ClientSession, worker: HttpWorker) -> None:
-        faults = self._pool.faults
         status: int | None = None
         started_s = self._pool.clock()
-        outcome = draw(faults, "ping", self._random) if faults.faults else None
+        outcome = draw(self._pool.faults, "ping", self._random)
         if isinstance(outcome, int):
             status = outcome
         elif outcome is None:

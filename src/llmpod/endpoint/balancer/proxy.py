@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from functools import partial
 from random import Random
 
 from aiohttp import ClientError, ClientResponse, ClientSession, ClientTimeout, DummyCookieJar, TCPConnector, web
 from multidict import CIMultiDict
 from yarl import URL
 
-from llmpod.endpoint.api.http import hang_up, json_response
+from llmpod.endpoint.api.http import json_response, with_faults
 from llmpod.endpoint.api.router import Gate
 from llmpod.endpoint.balancer import websocket
 from llmpod.endpoint.balancer.pool import WORKER_HOST, HttpPool
@@ -18,7 +19,6 @@ from llmpod.endpoint.balancer.routing import WORKER_ID, end_to_end, parse_affini
 from llmpod.endpoint.balancer.traffic import Ending, Exchange, Traffic
 from llmpod.endpoint.balancer.worker import HttpWorker
 from llmpod.endpoint.errors import ApiError
-from llmpod.endpoint.faults import DROP, DROP_AFTER, delay_s, draw
 from llmpod.endpoint.options import Options
 
 CONNECT_S = 10.0
@@ -102,21 +102,16 @@ class Proxy:
         self._gate.check_client(request)
         if (request.content_length or 0) > self._options.payload_limit_bytes:
             raise too_large(self._options)
-        faults = self._pool.faults
-        outcome = draw(faults, "http", self._random) if faults.faults else None
-        if isinstance(outcome, int):
-            raise ApiError(outcome, "injected fault")
-        if outcome == DROP:
-            return hang_up(request)
-        if pause_s := delay_s(faults, "http", request.content_length or 0, self._random):
-            await asyncio.sleep(pause_s)
+        answer = partial(self._from_worker, request, exchange)
+        return await with_faults(request, self._pool.faults, "http", self._random, answer)
+
+    async def _from_worker(self, request: web.Request, exchange: Exchange) -> web.StreamResponse:
         worker = await self._pool.acquire(parse_affinity(request.headers.get(WORKER_ID, "")))
         exchange.worker_id, exchange.wait_ms = worker.id, self._traffic.since_ms(exchange)
         try:
-            response = await self._pass_on(request, exchange, worker)
+            return await self._pass_on(request, exchange, worker)
         finally:
             self._pool.release(worker, answered=exchange.ending is Ending.ANSWERED)
-        return hang_up(request) if outcome == DROP_AFTER else response
 
     async def _pass_on(self, request: web.Request, exchange: Exchange, worker: HttpWorker) -> web.StreamResponse:
         """Raises ApiError while nothing was sent to the client; after that its connection is cut instead."""

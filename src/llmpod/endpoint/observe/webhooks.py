@@ -12,6 +12,12 @@ from llmpod.endpoint.state.job import TERMINAL, Job, JobState
 from llmpod.endpoint.state.store import JobStore
 
 TIMEOUT_S = 30
+TOLD = {
+    "all": TERMINAL,
+    "not-cancelled": TERMINAL - {JobState.CANCELLED},
+    "completed": frozenset({JobState.COMPLETED}),
+}
+"""By the option webhook_tells."""
 
 
 class Webhooks:
@@ -26,27 +32,16 @@ class Webhooks:
         store.listeners.append(self._on_transition)
 
     def _on_transition(self, job: Job, was: JobState | None, reason: str) -> None:
-        if not self._tells(job.state):
+        options, request = self._options, job.request
+        if job.state not in TOLD[options.webhook_tells]:
             return
-        for url in self._addresses(job):
-            task = asyncio.get_running_loop().create_task(self._deliver(url, self._body(job)))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-
-    def _tells(self, state: JobState) -> bool:
-        tells = self._options.webhook_tells
-        if tells == "completed":
-            return state is JobState.COMPLETED
-        return state in TERMINAL and not (tells == "not-cancelled" and state is JobState.CANCELLED)
-
-    def _addresses(self, job: Job) -> list[str]:
-        request = job.request
-        addresses = [request.webhook, request.extras.get("webhookV2") if self._options.webhook_v2 else None]
-        return [address for address in addresses if address is not None]
-
-    def _body(self, job: Job) -> bytes:
         status = job.status()
-        return orjson.dumps(status if self._options.webhook_body == "status" else {"output": status.get("output")})
+        body = orjson.dumps(status if options.webhook_body == "status" else {"output": status.get("output")})
+        for url in (request.webhook, request.extras.get("webhookV2") if options.webhook_v2 else None):
+            if url is not None:
+                task = asyncio.get_running_loop().create_task(self._deliver(url, body))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
 
     async def _deliver(self, url: str, body: bytes) -> None:
         if self._session is None:

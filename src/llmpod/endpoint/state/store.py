@@ -73,15 +73,8 @@ class JobStore:
 
     def give_back(self, job: Job, reason: str) -> None:
         """Queues a running job again, ahead of the others: its worker never got it (no retry is counted)."""
-        was = job.move(JobState.IN_QUEUE)
         del self.running[job.id]
-        job.taken_s = job.first_chunk_s = job.worker_id = job.output = None
-        job.chunks.clear()
-        job.queued_s = self.clock()
-        self.queue[job.id] = job
-        self.queue.move_to_end(job.id, last=False)
-        self._tell(job, was, reason)
-        self.on_queued()
+        self._queue_again(job, reason, ahead=True)
 
     def lose(self, job: Job, reason: str) -> None:
         """The worker of a running job is gone: queued again with a retry counted, FAILED when no retry is left."""
@@ -117,17 +110,21 @@ class JobStore:
         """
         if job.state not in RETRYABLE or self.clock() - job.submitted_s > job.ttl_s:
             return False
+        job.retries += 1
+        self.totals["retried"] += 1
+        self._queue_again(job, "retry requested", ahead=False)
+        return True
+
+    def _queue_again(self, job: Job, reason: str, *, ahead: bool) -> None:
         was = job.move(JobState.IN_QUEUE)
         job.output = job.error = job.worker_id = job.late_progress = None
         job.taken_s = job.first_chunk_s = job.finished_s = job.expires_s = None
         job.chunks.clear()
         job.queued_s = self.clock()
-        job.retries += 1
-        self.totals["retried"] += 1
         self.queue[job.id] = job
-        self._tell(job, was, "retry requested")
+        self.queue.move_to_end(job.id, last=not ahead)
+        self._tell(job, was, reason)
         self.on_queued()
-        return True
 
     def keep_result(self, job: Job, ttl_ms: int) -> None:
         """/status?ttl=: how long the result is kept from its completion (milliseconds, capped)."""

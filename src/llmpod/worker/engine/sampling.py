@@ -47,23 +47,16 @@ class Sampling:
         self.values_without_effect = {name: getattr(unset, name) for name in self.names}
         self._operators = operators
         self._default: dict[str, Any] = {}
-        for name in operators:
-            if name not in self.names:
-                raise StartError(
-                    f"DEFAULT_SAMPLING_PARAMS names {name}, which is not a sampling parameter of jobs.",
-                    "Remove or correct it.",
-                    setting="DEFAULT_SAMPLING_PARAMS",
-                )
+        setting = "DEFAULT_SAMPLING_PARAMS"
+        if strange := next((name for name in operators if name not in self.names), None):
+            cause = f"{setting} names {strange}, which is not a sampling parameter of jobs."
+            raise StartError(cause, "Remove or correct it.", setting=setting)
         try:
             self._convert(dict(operators) | {"max_tokens": max_tokens})
         except JobError as error:
-            raise StartError(
-                f"DEFAULT_SAMPLING_PARAMS: {error.message.removeprefix('sampling_params.')}",
-                "Correct or remove it."
-                if (error.field or "").find("min_tokens") < 0
-                else "Lower it, or raise MAX_TOKENS_DEFAULT.",
-                setting="DEFAULT_SAMPLING_PARAMS",
-            ) from None
+            too_many = "min_tokens" in (error.field or "")
+            cure = "Lower it, or raise MAX_TOKENS_DEFAULT." if too_many else "Correct or remove it."
+            raise StartError(f"{setting}: {_fault(error)}", cure, setting=setting) from None
 
     def check_profile(self, given: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
         """Check a profile's sampling parameters, each with its place in the file.
@@ -72,18 +65,14 @@ class Sampling:
             StartError: a name is not a sampling parameter of jobs, or a value has the wrong type or range.
         """
         for where, values in given:
-            for name in values:
-                if name not in self.names or name in ("max_tokens", "structured_outputs"):
-                    raise StartError(
-                        f"PROFILE: {where}.{name} is not a sampling parameter of jobs.",
-                        "Correct the file.",
-                        setting="PROFILE",
-                    )
+            known = self.names - {"max_tokens", "structured_outputs"}
+            fault = next((f"{name} is not a sampling parameter of jobs." for name in values if name not in known), None)
             try:
                 self._convert(values)
             except JobError as error:
-                fault = error.message.removeprefix("sampling_params.")
-                raise StartError(f"PROFILE: {where}.{fault}", "Correct the file.", setting="PROFILE") from None
+                fault = fault or _fault(error)
+            if fault is not None:
+                raise StartError(f"PROFILE: {where}.{fault}", "Correct the file.", setting="PROFILE")
 
     def learn(self, recommended: Mapping[str, Any]) -> None:
         """Set defaults from the model's generation_config.json; the operator's values take precedence."""
@@ -145,6 +134,11 @@ class Sampling:
             name = name or next(spelled, None)
         field = f"sampling_params.{name}" if name else "sampling_params"
         return JobError(Code.INVALID_INPUT, f"{field}: {message}.", field=field)
+
+
+def _fault(error: JobError) -> str:
+    """What is wrong with a value that is no client's."""
+    return error.message.removeprefix("sampling_params.")
 
 
 def vllm_exception(name: str) -> type[Exception]:

@@ -41,6 +41,12 @@ NOT_FROM_ENVIRONMENT = {
 # Of those, and of the arguments of vLLM's server, what a machine sets without meaning vLLM.
 _NOBODYS = {"hf_token", "host", "port", "help", "config", "master_addr", "master_port", "nnodes", "node_rank"}
 
+# Arguments whose settings have the same name.
+_OF_ONE_NAME = (
+    *("tokenizer", "tokenizer_revision", "quantization", "max_model_len", "max_num_seqs", "gpu_memory_utilization"),
+    *("tensor_parallel_size", "trust_remote_code", "enable_chunked_prefill"),
+)
+
 # Arguments that are derived here unless the operator sets them.
 _YIELDING = ("max_lora_rank", "max_loras", "max_cpu_loras", "tool_call_parser", "structured_outputs_config")
 
@@ -138,21 +144,13 @@ def _from_settings(settings: Settings, *, on_cpu: bool) -> dict[str, str | int |
     """Engine argument -> value; None leaves it to vLLM."""
     cpu_eager = True if on_cpu else None  # compiling for a CPU takes minutes
     return {
+        **{name: getattr(settings, name) for name in _OF_ONE_NAME},
         "model": settings.model,
         "served_model_name": settings.served_name,
         "revision": settings.model_revision,
-        "tokenizer": settings.tokenizer,
-        "tokenizer_revision": settings.tokenizer_revision,
-        "quantization": settings.quantization,
         # On CPUs with AMX, bfloat16 attention can end the engine's process with SIGILL before oneDNN's first product.
         "dtype": settings.dtype or ("float32" if on_cpu else None),
-        "max_model_len": settings.max_model_len,
-        "max_num_seqs": settings.max_num_seqs,
-        "gpu_memory_utilization": settings.gpu_memory_utilization,
-        "tensor_parallel_size": settings.tensor_parallel_size,
-        "trust_remote_code": settings.trust_remote_code,
         "enforce_eager": cpu_eager if settings.enforce_eager is None else settings.enforce_eager,
-        "enable_chunked_prefill": settings.enable_chunked_prefill,
         **_lora(settings),
         **(_DEMO if settings.is_demo else {}),
     }
