@@ -5,9 +5,9 @@
 
 Chat answers of 128 tokens, whole and streamed, with and without a tool that a parser looks for. Both servers run at the
 same time; the one that is not measured is stopped (SIGSTOP), so it takes no processor, and which is measured first
-alternates. Two processes of one server differ by some percent for as long as they live, and of three equal servers the
-one started first was the slowest by 9 %; so both are started several times, by turns as the first. Figures are the
-medians of the starts, and beside the median of their ratios stand the least and the greatest.
+alternates. Two processes of one server differ by some percent for as long as they live, and of equal servers the one
+started first is the slowest; so both are started several times, by turns as the first. Figures are the medians of the
+starts, and beside the median of their ratios stand the least and the greatest.
 "CPU" is user and system time of the server's own process (/proc), without its engine's, per generated token: what HTTP,
 tokenising, parsing and writing events cost.
 The worker applies its guardrails and writes two log lines per request; vLLM's access log is off.
