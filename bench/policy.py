@@ -87,7 +87,7 @@ async def by_worker(model: str | None) -> tuple[dict[Case, bool], int]:
         nonlocal failed
         failed += event == "judge_failed"
 
-    settings: Any = Settings(model_name=model, profile="career", max_tokens_min=1)
+    settings: Any = Settings(model_name=model, profile="career", max_tokens_min=1, max_prompt_chars=4000)
     engine = await EngineStart(Settings(model_name=model), {}, lambda *_, **__: None).run()
     try:
         worker = Worker(settings, engine, count)

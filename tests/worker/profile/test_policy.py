@@ -29,7 +29,7 @@ READABLE = [case for case in BLOCKED if case.kind != "encoded"]  # base64 in oth
 PLAIN = [case for case in BLOCKED if case.kind in ("plain", "market") and len(case.texts) == 1]
 ROOT = Path(__file__).parents[3]
 SOME_TEXT = st.text(alphabet=st.characters(codec="utf-8"), max_size=60)
-CAUGHT = 0.86  # of the must-block questions of a stranger (measured: 106 of 120)
+CAUGHT = 0.86  # of the must-block questions of a stranger (measured: 107 of 120)
 FALSE_BLOCKS = 0.05  # of the must-answer ones (measured: 5 of 120)
 
 
