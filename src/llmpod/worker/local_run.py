@@ -39,7 +39,7 @@ def read_job(test_input: str | None, file: Path = Path("test_input.json")) -> di
             f"{source} does not exist.",
             'Make one, or give a job: python handler.py --test_input \'{"input": {"prompt": "Hello"}}\'.',
         ) from None
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise StartError(f"{source} cannot be read: {error}.", "Correct the file.") from None
     except (ValueError, RecursionError) as error:
         raise StartError(f"{source} is not JSON: {error}.", "Correct it.") from None

@@ -22,7 +22,8 @@ HOSTILE = [
     ({"prompt": "x", "k" * 5_000_000: [1] * 100_000}, "input"),
     ({"messages": [0] * 1_000_000}, "messages"),
     ({"messages": [{}] * 1_000_000}, "messages"),
-    ({"prompt": "x", "a": ["x" * 1_000_000] * 21}, "a[19]"),
+    ({"prompt": "x", "images": ["x" * 1_000_000] * 21}, "images[19]"),
+    ({"prompt": "x", "a": ["x" * 1_000_000] * 21}, "a[5]"),
     ({"prompt": "x", "a": {str(number): number for number in range(100_000)}}, "a.19997"),
 ]
 
@@ -117,3 +118,12 @@ async def test_a_text_that_is_no_file_has_a_limit_of_its_own(job_input: object, 
     with pytest.raises(JobError, match=f"9000000 characters; {bounds.MAX_TEXT_CHARS} are accepted") as refused:
         await bounds.check(job_input, 1000)
     assert refused.value.field is not None
+
+
+@pytest.mark.parametrize("field", ["prompt_logprobs", "stop", "messages"])
+async def test_texts_that_are_no_files_have_a_limit_together(field: str) -> None:
+    pieces = ["x" * 20_000] * (bounds.MAX_TEXT_CHARS // 20_000)
+    assert (await bounds.check({field: pieces, "image": "x" * 1_000_000}, 1000)).large
+    with pytest.raises(JobError, match=f"more than {bounds.MAX_TEXT_CHARS} characters of text") as refused:
+        await bounds.check({field: [*pieces, "x" * 101]}, 1000)
+    assert refused.value.field == f"{field}[{len(pieces)}]"

@@ -45,7 +45,9 @@ MEDIA_KEYS = frozenset(
 """Keys of a content part that hold a file, as an address or as data."""
 
 MAX_TEXT_CHARS = 5_000_000
-"""Characters of one text that is not a file: vLLM quotes a value of the wrong type several times in the event loop."""
+"""Characters of all texts that are not files: vLLM quotes a value of the wrong type several times in the event loop."""
+SHORT_CHARS = 100
+"""Texts up to so long are not counted for that: their number is limited."""
 OBJECT_IN_LIST = 10
 """Values that an object in a list counts for: a message or a tool is validated against every form it may have."""
 SLICE = 1000
@@ -101,6 +103,7 @@ def walk(job_input: object, max_values: int, size: Size) -> Iterator[None]:
     keys: list[object] = []
     levels: list[Iterator[tuple[object, object]]] = [iter(((None, job_input),))]
     next_stop = SLICE
+    text_chars = 0
     while levels:
         step = next(levels[-1], None)
         if step is None:
@@ -130,8 +133,12 @@ def walk(job_input: object, max_values: int, size: Size) -> Iterator[None]:
             size.chars += len(value)
             if size.chars > MAX_CHARS:
                 raise _refused(keys, f"input has more than {MAX_CHARS} characters.")
-            if len(value) > MAX_TEXT_CHARS and MEDIA_KEYS.isdisjoint(keys):
-                raise _refused(keys, f"{{}} has {len(value)} characters; {MAX_TEXT_CHARS} are accepted.")
+            if len(value) > SHORT_CHARS and MEDIA_KEYS.isdisjoint(keys):
+                if len(value) > MAX_TEXT_CHARS:
+                    raise _refused(keys, f"{{}} has {len(value)} characters; {MAX_TEXT_CHARS} are accepted.")
+                text_chars += len(value)
+                if text_chars > MAX_TEXT_CHARS:
+                    raise _refused(keys, f"input has more than {MAX_TEXT_CHARS} characters of text, files not counted.")
             _check_text(value, keys)
         elif isinstance(value, float) and not math.isfinite(value):
             raise _refused(keys, f"{{}} must be a finite number, not {value}.")
