@@ -143,6 +143,11 @@ def test_a_null_max_tokens_is_none_asked_for() -> None:
     assert parse({"prompt": "a", "sampling_params": {"max_tokens": None}}, SAMPLING).max_tokens is None
 
 
+@pytest.mark.parametrize("field", sorted(inputs._Native.model_fields.keys() - {"prompt"}))
+def test_null_is_no_value_for_any_field(field: str) -> None:
+    assert parse({"prompt": "a", field: None}, SAMPLING) == parse({"prompt": "a"}, SAMPLING)
+
+
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),

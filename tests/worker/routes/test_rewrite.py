@@ -380,6 +380,9 @@ def test_max_tokens_is_rejected_where_the_operator_wants_it() -> None:
         (CHAT, {"n": "5"}, "n"),
         (COMPLETIONS, {"prompt": ["a"] * 5}, "n"),
         (COMPLETIONS, {"prompt": [[1], [2], [3]], "n": 2}, "n"),
+        (COMPLETIONS, {"prompt": ["a"] * 5, "n": 0}, "n"),
+        (COMPLETIONS, {"prompt": [[1]] * 5, "n": -0.0}, "n"),
+        (COMPLETIONS, {"prompt": [[1]] * 5, "n": -3}, "n"),
         (CHAT, {"kv_transfer_params": {"prompt_token_ids": [1]}}, "kv_transfer_params"),
     ],
 )

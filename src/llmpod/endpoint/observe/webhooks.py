@@ -33,15 +33,16 @@ class Webhooks:
 
     def _on_transition(self, job: Job, was: JobState | None, reason: str) -> None:
         options, request = self._options, job.request
-        if job.state not in TOLD[options.webhook_tells]:
+        addresses = (request.webhook, request.extras.get("webhookV2") if options.webhook_v2 else None)
+        urls = [url for url in addresses if url is not None]
+        if not urls or job.state not in TOLD[options.webhook_tells]:
             return
         status = job.status()
         body = orjson.dumps(status if options.webhook_body == "status" else {"output": status.get("output")})
-        for url in (request.webhook, request.extras.get("webhookV2") if options.webhook_v2 else None):
-            if url is not None:
-                task = asyncio.get_running_loop().create_task(self._deliver(url, body))
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
+        for url in urls:
+            task = asyncio.get_running_loop().create_task(self._deliver(url, body))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
     async def _deliver(self, url: str, body: bytes) -> None:
         if self._session is None:

@@ -208,7 +208,7 @@ class Simulation:
             self._on_arrive()
 
     def _on_hold(self, count: int, held: bool) -> None:
-        """The youngest workers are withheld, and those that are come back."""
+        """Withholds the youngest workers that are up, or gives so many of the withheld ones back."""
         for worker in [one for one in reversed(self._workers) if one.state == "up" and one.held != held][:count]:
             worker.held = held
 

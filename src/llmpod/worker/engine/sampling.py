@@ -48,9 +48,10 @@ class Sampling:
         self._operators = operators
         self._default: dict[str, Any] = {}
         setting = "DEFAULT_SAMPLING_PARAMS"
-        if strange := next((name for name in operators if name not in self.names), None):
-            cause = f"{setting} names {strange}, which is not a sampling parameter of jobs."
-            raise StartError(cause, "Remove or correct it.", setting=setting)
+        for name in operators:
+            if name not in self.names:
+                cause = f"{setting} names {name}, which is not a sampling parameter of jobs."
+                raise StartError(cause, "Remove or correct it.", setting=setting)
         try:
             self._convert(dict(operators) | {"max_tokens": max_tokens})
         except JobError as error:
@@ -64,13 +65,14 @@ class Sampling:
         Raises:
             StartError: a name is not a sampling parameter of jobs, or a value has the wrong type or range.
         """
+        known = self.names - {"max_tokens", "structured_outputs"}
         for where, values in given:
-            known = self.names - {"max_tokens", "structured_outputs"}
             fault = next((f"{name} is not a sampling parameter of jobs." for name in values if name not in known), None)
             try:
-                self._convert(values)
+                if fault is None:
+                    self._convert(values)
             except JobError as error:
-                fault = fault or _fault(error)
+                fault = _fault(error)
             if fault is not None:
                 raise StartError(f"PROFILE: {where}.{fault}", "Correct the file.", setting="PROFILE")
 

@@ -110,7 +110,7 @@ class _Sampling(BaseModel):
 class _Native(_Strict):
     prompt: str | None = None
     messages: Annotated[list[_Message], Field(fail_fast=True)] | None = None
-    sampling_params: _Sampling = _Sampling()
+    sampling_params: _Sampling | None = None
     stream: bool | None = None
     enable_validation: bool | None = None
     apply_chat_template: bool | None = None
@@ -164,7 +164,7 @@ def _native(native: _Native, adapted: Mapping[str, Any], sampling_names: Collect
         both = native.prompt is not None
         message = "Give prompt or messages, not both." if both else "Give prompt or messages."
         raise JobError(Code.INVALID_INPUT, message, field="messages" if both else "prompt")
-    given = native.sampling_params
+    given = native.sampling_params or _Sampling()
     inner, sampling = given.stream, given.model_extra or {}
     if native.stream is not None and inner is not None and native.stream != inner:
         message = f"stream is {native.stream} but sampling_params.stream is {inner}."

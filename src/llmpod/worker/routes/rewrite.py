@@ -77,10 +77,12 @@ def rewrite(
     if tool_choice.forced(body):
         new.body["tools"] = tool_choice.strict(body["tools"])
         new.required_call = tool_choice.RequiredToolCall()
-    for name, value in settings.default_sampling_params.items():
+    defaults = dict(settings.default_sampling_params)
+    if new.max_tokens is not None and isinstance(defaults.get("min_tokens"), int):
+        defaults["min_tokens"] = min(defaults["min_tokens"], new.max_tokens.effective)
+    for name, value in defaults.items():
         if new.body.get(name) is None and (rule.sampling is None or name in rule.sampling):
-            bounded = name == "min_tokens" and isinstance(value, int) and new.max_tokens
-            new.body[name] = min(value, bounded.effective) if bounded else value
+            new.body[name] = value
     return new
 
 
@@ -92,8 +94,8 @@ def _check_min_tokens(min_tokens: object, most: int) -> None:
 
 
 def _limit_answers(body: Mapping[str, Any], settings: Settings) -> None:
-    n = _whole(body, "n")
-    limits.check_answers((1 if n is None else n) * prompt_fields.count(body), settings, field="n")
+    each = max(1, _whole(body, "n") or 1)  # vLLM refuses less than one, after every prompt has been judged
+    limits.check_answers(each * prompt_fields.count(body), settings, field="n")
 
 
 def _refuse_text_as_ids(body: Mapping[str, Any]) -> None:

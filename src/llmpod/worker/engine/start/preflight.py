@@ -74,7 +74,7 @@ async def within(seconds: float, function: Callable[[*Given], Value], *args: *Gi
 
 
 async def _within_or(default: Value, seconds: float, function: Callable[[*Given], Value], *args: *Given) -> Value:
-    """The same for facts that a start can do without: `default` where a file system or a driver does not answer."""
+    """As `within`, for facts that a start can do without: `default` where a file system or a driver does not answer."""
     try:
         return await within(seconds, function, *args)
     except OSError:  # a TimeoutError is one
