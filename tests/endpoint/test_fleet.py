@@ -78,7 +78,7 @@ async def test_a_killed_worker_s_job_runs_again_and_its_ping_process_dies_too(tm
         family = [supervisor.pid, *children_of(supervisor.pid)]
         assert len(family) > 1, "the SDK's ping process is a child of the worker"
         job_id = await client.run({"sleep_ms": 700, "echo": "again", "note": str(note)})
-        await eventually(note.exists)
+        await eventually(lambda: note.exists() and note.read_text())
         assert client.endpoint.kill_worker(first)
         await eventually(lambda: not any(map(alive, family)), 3)
         body = await client.end(job_id)

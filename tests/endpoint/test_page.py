@@ -86,7 +86,12 @@ def use(browser, url, worker_id):
             "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
         )
         assert overflow <= 0, f"nothing sticks out at {width} px"
-    browser.find_element(By.CSS_SELECTOR, "#workers button:last-child").click()
+    kill = browser.find_element(By.CSS_SELECTOR, "#workers button:last-child")
+    browser.execute_script("arguments[0].focus()", kill)
+    age = text(browser, "workers")
+    wait.until(lambda _: text(browser, "workers") != age)
+    assert browser.switch_to.active_element == kill, "a refresh leaves the focus where it is"
+    kill.click()
     wait.until(lambda _: "crashed (137)" in text(browser, "workers"))
     assert "killed on request" in text(browser, "workers")
     severe = [entry for entry in browser.get_log("browser") if "401" not in entry["message"]]

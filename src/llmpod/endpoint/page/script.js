@@ -31,13 +31,29 @@ function showRate(state, total) {
   $("rate").textContent = state.time > from ? ((total - before) / (state.time - from)).toFixed(1) : "–";
 }
 
-// One row per worker; `columns(row, worker)` adds the cells between its state and its note.
+// Changes only the cells that differ, so that a button keeps its focus, a click its target, a selected id its selection.
+function renew(shown, fresh) {
+  const before = [...shown.children], after = [...fresh.children];
+  before.slice(after.length).forEach((child) => child.remove());
+  after.forEach((child, at) => {
+    if (!before[at]) shown.append(child);
+    else if (child.tagName === "TR") renew(before[at], child);
+    else if (!before[at].isEqualNode(child)) before[at].replaceWith(child);
+  });
+}
+
+// One row for each of `items`.
+function showRows(table, items, width, columns, nothing = "none yet") {
+  const fresh = document.createElement("tbody");
+  for (const item of items) columns(fresh.insertRow(), item);
+  if (!items.length) cell(fresh.insertRow(), nothing, "soft").colSpan = width;
+  renew(table, fresh);
+}
+
+// One row per worker; `columns(row, worker)` adds the cells between its state and its age.
 function showWorkers(state, width, columns) {
   $("up").textContent = state.workers.filter((worker) => ["idle", "running"].includes(worker.state)).length;
-  const workers = $("workers");
-  workers.replaceChildren();
-  for (const worker of [...state.workers].reverse()) {
-    const row = workers.insertRow();
+  showRows($("workers"), [...state.workers].reverse(), width, (row, worker) => {
     cell(row, worker.id, "id").title = worker.id + (worker.pid ? ", pid " + worker.pid : "");
     const how = worker.ending ?? worker.state;
     cell(row, how, "state " + how.split(" ")[0]);
@@ -47,20 +63,13 @@ function showWorkers(state, width, columns) {
     if (worker.pid) for (const action of ["stop", "kill"]) {
       const button = document.createElement("button");
       button.className = "plain"; button.textContent = action; button.style.marginRight = "5px";
-      button.onclick = () => api(`/control/workers/${encodeURIComponent(worker.id)}/${action}`, { method: "POST" }).then(tick, complain);
+      button.dataset.path = `/control/workers/${encodeURIComponent(worker.id)}/${action}`;
       actions.append(button);
     }
-  }
-  if (!state.workers.length) cell(workers.insertRow(), "none", "soft").colSpan = width;
+  }, "none");
   choices(state.workers);
 }
-
-// One row for each of `items`.
-function showRows(table, items, width, columns) {
-  table.replaceChildren();
-  for (const item of items) columns(table.insertRow(), item);
-  if (!items.length) cell(table.insertRow(), "none yet", "soft").colSpan = width;
-}
+$("workers").onclick = ({ target }) => target.dataset.path && api(target.dataset.path, { method: "POST" }).then(tick, complain);
 
 // `fresh`: [time, first ms or null, second ms] of what has ended since the last call.
 function showPoints(state, fresh) {
