@@ -13,7 +13,7 @@ import pytest
 
 from llmpod.endpoint import Faults
 from llmpod.loadtest.capacity.capacity import to_jobs
-from llmpod.loadtest.capacity.fit import Fit, fit, on_one_axis
+from llmpod.loadtest.capacity.fit import fit, on_one_axis
 from llmpod.loadtest.capacity.simulate import Autoscaler, Fixed, Simulation
 from llmpod.loadtest.model.job_record import Job
 from llmpod.loadtest.stats import nearest_rank
@@ -43,36 +43,38 @@ async def test_capacity_forecasts_what_clients_measure_on_work_it_was_not_fitted
 ) -> None:
     slept = ["--payload-template", template(tmp_path, sleep_ms=500), "--allow-worker-change"]
 
-    async def measure(url: str, *words: str) -> Result:
+    async def undisturbed(run: Callable[[], Awaitable[list[Result]]]) -> list[Result]:
         for _ in range(TRIES):
-            result = await load_test(url, *words, *slept)
-            if result.phase["client"]["loop_lag_max_ms"] < LATE_MS:
+            results = await run()
+            if all(result.phase["client"]["loop_lag_max_ms"] < LATE_MS for result in results):
                 break
-        return result
+        return results
 
-    async def fitted() -> Fit:
+    async def known() -> list[Result]:
         """One worker that starts from nothing; then a lone client, three of them, and jobs that find it rested."""
         cold = Faults(cold_start_s=COLD_START_S)
         async with endpoint(workers=0, workers_max=1, idle_timeout_s=60, faults=cold) as one:
             clients = await load_test(one.url, "-c", "1", "3", "--runs", "7", *slept)
             rested = await load_test(one.url, "--rate", "0.4", "--arrival", "constant", "--runs", "6", *slept)
-        return fit(on_one_axis([clients.recorded.jobs, rested.recorded.jobs]))
+        return [clients, rested]
 
-    async def looped() -> Sequence[Job]:
+    async def looped() -> list[Result]:
         async with endpoint(workers=2) as one:
-            return (await measure(one.url, "-c", "6", "--runs", "24")).measured
+            return [await load_test(one.url, "-c", "6", "--runs", "24", *slept)]
 
-    async def arriving() -> Sequence[Job]:
+    async def arriving() -> list[Result]:
         async with endpoint(workers=2) as one:
-            return (await measure(one.url, "--rate", "1.3", "--runs", "28", "--seed", "3")).measured
+            return [await load_test(one.url, "--rate", "1.3", "--runs", "50", "--seed", "3", *slept)]
 
-    async def growing() -> Sequence[Job]:
+    async def growing() -> list[Result]:
         """One worker, four clients; the second worker comes when it has started."""
         scaling = {"workers_max": 2, "scaler_type": "REQUEST_COUNT", "scaler_value": 2}
         async with endpoint(workers=1, faults=Faults(cold_start_s=COLD_START_S), **scaling) as one:
-            return (await load_test(one.url, "-c", "4", "--runs", "44", "--warmup-requests", "0", *slept)).measured
+            return [await load_test(one.url, "-c", "4", "--runs", "44", "--warmup-requests", "0", *slept)]
 
-    found, six, poisson, four = await asyncio.gather(fitted(), looped(), arriving(), growing())
+    fitted, *measured_runs = await asyncio.gather(*map(undisturbed, (known, looped, arriving, growing)))
+    found = fit(on_one_axis([result.recorded.jobs for result in fitted]))
+    six, poisson, four = (one.measured for (one,) in measured_runs)
     assert found.service.slots == 1
     assert found.cold_start_s is not None
 

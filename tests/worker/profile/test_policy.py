@@ -161,6 +161,10 @@ def test_no_cut_between_two_texts_unblocks(case: Case, data: st.DataObject) -> N
             assert CAREER.verdict([text[:place], "Go on.", text[place:]]) is not None
 
 
+def test_a_word_that_a_pattern_names_by_its_end_is_found_where_another_turn_cuts_it() -> None:
+    assert CAREER.verdict(["Will book", "Go on.", "keepers still be needed in 2035?"]) is not None
+
+
 @pytest.mark.parametrize("word", ["salary", "wages", "gehalt", "sueldo", "salaire", "stipendio"])
 def test_a_word_in_single_letters_is_found(word: str) -> None:
     for between in (" ", "-", ".", "  ", "\n", " - ", "_", "\u200b ", "/"):

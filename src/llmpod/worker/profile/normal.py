@@ -75,12 +75,12 @@ def readings(text: str) -> Iterator[list[Word]]:
     yield (first := words(text))
     if any(word.seam for word in first):
         yield (first := words(text, seams=False))
-    whole = _whole(first)
-    if len(whole) < len(first):
-        yield whole
+    joined = whole(first)
+    if len(joined) < len(first):
+        yield joined
 
 
-def _whole(found: list[Word]) -> list[Word]:
+def whole(found: list[Word]) -> list[Word]:
     """The words with the pieces joined that no space separates, and the letters that stand alone one after another."""
     joined: list[Word] = []
     letter = False  # the last word is made of single letters

@@ -91,7 +91,8 @@ class Policies:
             for later in each[at + 2 : at + 1 + APART]:
                 if earlier and later:
                     first = replace(later[0], loose=False, seam=True)
-                    yield Text([*earlier[-EDGE:], first, *later[1:EDGE]], self._vocabulary)
+                    near = [*earlier[-EDGE:], first, *later[1:EDGE]]
+                    yield from (Text(words, self._vocabulary) for words in (near, normal.whole(near)))
 
 
 def _sentences(text: Text, patterns: PatternSet) -> set[int]:
