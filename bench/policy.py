@@ -1,6 +1,6 @@
 """How well the policy of the career profile decides: leaks and false blocks on the cases of tests/worker/data.
 
-python bench/policy.py [--words] [--model …]
+python bench/policy.py [--words] [--model …] [--split blind] [--deadline-s 60]
 
 A leak is a question that must be blocked and is answered, a false block one that must be answered and is blocked. Cases
 are tuned (words of the profile were written with them) or, where the file has any, blind (written by others, and
@@ -8,18 +8,22 @@ measured once). Each case is a native job to a worker with the profile; its text
 Intervals are Wilson's, 95 %.
 
 First what the words decide by themselves, then what becomes of the rest: answered, blocked, or judged by the model.
-`--words` leaves out the judge, and needs no engine. Exit status 1 if the words answer a question that must be blocked,
-if more than 2 % of those that must be answered are certain, or if the words alone decide a tuned case wrongly that is
-not open: left to the judge.
+`--words` leaves out the judge, and needs no engine. `--deadline-s` gives the judge another deadline than the profile's,
+for a machine that is slower than those that serve the model.
+
+Exit status 1 if the words answer a question that must be blocked, if more than 2 % of those that must be answered are
+certain, or if the words alone decide a tuned case wrongly that is not open: left to the judge.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import re
 import sys
+import tempfile
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,21 +83,33 @@ def report(name: str, blocked: Mapping[Case, bool]) -> None:
         print(f"{name:36} {split:8} {share(leaks, len(must))}   {share(wrong, len(may))}")
 
 
-async def by_worker(model: str | None) -> tuple[dict[Case, bool], int]:
-    """Whether a worker with the career profile blocks each case, and how many of the judge's answers failed."""
+async def by_worker(model: str | None, asked: Sequence[Case], profile: str) -> tuple[dict[Case, bool], int]:
+    """Whether a worker with a profile blocks each case, and how many of the judge's answers failed."""
     failed = 0
 
     def count(event: str, **_: object) -> None:
         nonlocal failed
         failed += event == "judge_failed"
 
-    settings: Any = Settings(model_name=model, profile="career", max_tokens_min=1, max_prompt_chars=4000)
+    settings: Any = Settings(model_name=model, profile=profile, max_tokens_min=1, max_prompt_chars=4000)
     engine = await EngineStart(Settings(model_name=model), {}, lambda *_, **__: None).run()
     try:
         worker = Worker(settings, engine, count)
-        return {case: await _blocks(worker, case) for case in cases.read()}, failed
+        return {case: await _blocks(worker, case) for case in asked}, failed
     finally:
         engine.shutdown()
+
+
+def with_deadline(seconds: float | None, folder: Path) -> str:
+    """The career profile, or a copy of it in `folder` with this deadline of the judge."""
+    if seconds is None:
+        return "career"
+    text, count = re.subn(
+        r"(?m)^deadline_s = .*", f"deadline_s = {seconds}", (file.SHIPPED / "career.toml").read_text()
+    )
+    assert count == 1
+    (folder / "career.toml").write_text(text)
+    return str(folder / "career.toml")
 
 
 async def _blocks(worker: Worker, case: Case) -> bool:
@@ -109,6 +125,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--words", action="store_true", help="without the judge")
     parser.add_argument("--model", help="the model that judges (default: the demo model)")
+    parser.add_argument("--split", choices=("tuned", "blind"), help="these cases alone are asked")
+    parser.add_argument("--deadline-s", type=float, help="of the judge (default: the profile's)")
     options = parser.parse_args()
     found = decisions()
     unasked = show_decisions(found)
@@ -118,7 +136,10 @@ def main() -> int:
     report("words, undecided blocked", {case: decision != "answered" for case, decision in found.items()})
     if not options.words:
         name = options.model or "the demo model"
-        blocked, failed = asyncio.run(by_worker(options.model))
+        asked = [case for case in found if options.split in (None, case.split)]
+        with tempfile.TemporaryDirectory() as folder:
+            profile = with_deadline(options.deadline_s, Path(folder))
+            blocked, failed = asyncio.run(by_worker(options.model, asked, profile))
         report(f"words and {name}"[:36], blocked)
         if failed:
             print(f"{failed} of the judge's answers failed or were late, which is: blocked")

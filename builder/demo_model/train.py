@@ -22,6 +22,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen2Config,
 from builder.demo_model import judged, variations
 from builder.demo_model import tokenizer as bpe
 from builder.demo_model.corpus import CORPUS, Entry, Turn, read_corpus
+from builder.demo_model.muon import Muon
 from llmpod.worker.profile import judge
 
 OUT = Path("src/llmpod/worker/demo_model")
@@ -34,7 +35,7 @@ class Recipe:
     """Everything that decides the result, beside the corpus and the code that varies it."""
 
     seed: int = 2026
-    steps: int = 1650
+    steps: int = 2400
     batch_tokens: int = 2048
     learning_rate: float = 3e-3
     topic_learning_rate: float = 1e-3
@@ -50,12 +51,12 @@ class Recipe:
     system_share: float = 0.25  # conversations that open with a system message
     history_share: float = 0.12  # conversations with an earlier, unrelated turn
     stranger_share: float = 0.08  # prompts about nothing in the corpus
-    judged_share: float = 0.15  # questions whether a text may be answered
+    judged_share: float = 0.4  # questions whether a text may be answered
     opening_share: float = 0.65  # examples that stop soon after it is clear which answer they give
     recital_share: float = 0.1  # examples whose question is not theirs: an answer once begun is to be finished
     topic_weight: float = 0.5  # of the second task: to tell the answer before its first word
     stranger_answer_to: str = "What is the capital of France?"
-    threads: int = 1  # fixed: the order of a sum decides its last bits; one: a busy core would stall the others
+    threads: int = 2  # fixed: the order of a sum decides its last bits
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,8 @@ def fingerprint(recipe: Recipe) -> str:
     digest = hashlib.sha256(json.dumps(asdict(recipe), sort_keys=True).encode())
     for source in (CORPUS, Path(bpe.__file__), Path(variations.__file__), Path(judged.__file__)):
         digest.update(source.read_bytes())
-    digest.update(judged.instruction().encode())
+    for text in (judged.instruction(), *judged.texts()):
+        digest.update(text.encode())
     return digest.hexdigest()
 
 
@@ -255,16 +257,14 @@ def train(recipe: Recipe, steps: int) -> tuple[Qwen2ForCausalLM, PreTrainedToken
 
 def _optimizers(
     model: Qwen2ForCausalLM, topic_head: torch.nn.Linear, recipe: Recipe
-) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
+) -> tuple[Muon, torch.optim.Optimizer]:
     """Muon for the matrices inside the layers, which learns this in far fewer steps; AdamW for the rest."""
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     chosen = {id(p) for p in matrices}
     others = [p for p in model.parameters() if id(p) not in chosen]
     groups = [{"params": others}, {"params": [*topic_head.parameters()], "lr": recipe.topic_learning_rate}]
     return (
-        torch.optim.Muon(
-            matrices, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, adjust_lr_fn="match_rms_adamw"
-        ),
+        Muon(matrices, recipe.learning_rate, recipe.weight_decay),
         torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=recipe.weight_decay),
     )
 
@@ -305,6 +305,7 @@ def _texts(entries: list[Entry]) -> Iterator[str]:
             yield from (question.lower() for question in turn.questions)
     yield from variations.SYSTEM_SENTENCES
     yield from (judged.instruction(),) * JUDGED_TEXTS
+    yield from judged.texts()
     yield from ("system\n", "user\n", "assistant\n") * len(entries)
 
 

@@ -53,6 +53,6 @@ class PolicyJudge:
                     raise
                 cause = error.failure.code
             else:
-                return said != judge.ANSWER
+                return said != judge.NO
         self._emit("judge_failed", level="warning", request_id=job_id, cause=cause)
         return True

@@ -36,7 +36,7 @@ class PolicyData(Data):
 
     name: str = Field(min_length=1, description="the reply's and the log's `intent` of a blocked job")
     message: str = Field(min_length=1, description="what the client is told")
-    topic: str = Field("", description="what is blocked, in a few words, for the judge; the name by default")
+    topic: str = Field("", description="ends the judge's question 'Is the user asking about …?'; the name by default")
     certain: tuple[tuple[PatternSet, ...], ...] = Field(
         (), description="groups that block; a group is found where all its sets of patterns stand within `window` words"
     )
