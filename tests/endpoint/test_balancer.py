@@ -4,6 +4,7 @@ import asyncio
 import gzip
 import socket
 import sys
+import time
 from contextlib import asynccontextmanager
 from itertools import pairwise
 
@@ -321,6 +322,20 @@ async def test_requests_in_flight_start_workers_up_to_the_most():
         for worker in list(client.endpoint.pool.workers.values()):
             await client.get(f"http://127.0.0.1:{worker.port}/open?gate=all")
         assert {(await task)[0] for task in held} == {200}
+
+
+async def test_a_worker_that_is_given_in_the_moment_in_which_the_wait_ends_is_not_lost():
+    async with balance(worker_capacity=1, worker_wait_s=0.2) as client:
+        pool = client.endpoint.pool
+        worker = await pool.acquire(None)
+        waiting = asyncio.create_task(pool.acquire(None))
+        await asyncio.sleep(0)
+        asyncio.get_running_loop().call_later(0.1, lambda: pool.release(worker, answered=True))
+        time.sleep(0.4)  # noqa: ASYNC251 - both are due at once
+        assert await waiting is worker
+        assert not pool.waiting
+        pool.release(worker, answered=True)
+        assert pool.in_flight == 0
 
 
 async def test_requests_without_a_worker_are_answered_when_the_endpoint_stops():

@@ -81,6 +81,8 @@ class HttpPool(WorkerPool[HttpWorker]):
             async with asyncio.timeout(options.affinity_wait_s if strict else options.worker_wait_s):
                 return await waiter.given
         except TimeoutError:
+            if waiter.given.done() and not waiter.given.cancelled():
+                return waiter.given.result()  # given in the moment in which the time was over
             message = "timed out waiting for worker" if strict else "no workers available"
             raise ApiError(options.no_worker_status, message) from None
         except asyncio.CancelledError:
@@ -120,6 +122,7 @@ class HttpPool(WorkerPool[HttpWorker]):
                 full = full or affinity is None
                 continue
             waiter.given.set_result(self._take(self.workers[chosen]))
+            del self.waiting[waiter]
 
     def _gone(self, worker_id: str) -> bool:
         worker = self.workers.get(worker_id)
