@@ -1,8 +1,8 @@
 """What `capacity` forecasts from one endpoint's measured runs, beside what clients of other endpoints then measure.
 
 The workers are the real SDK's and sleep half a second per job. Its loop looks for the next job once a second while it
-is busy, so a worker does one job per second: against that second the noise of a busy machine is small. All endpoints
-run beside each other, which is possible because nobody computes.
+is busy, so a worker does one job per second: against that second the noise of a machine is small, but not that of other
+tests, so this one runs alone. All endpoints run beside each other, which is possible because nobody computes.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from llmpod.loadtest.stats import nearest_rank
 from tests.loadtest.conftest import Result
 from tests.loadtest.test_local_endpoint import endpoint, template
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.alone]
 
 LoadTest = Callable[..., Awaitable[Result]]
 COLD_START_S = 10.0
