@@ -84,7 +84,7 @@ async def test_the_real_engine_s_answers_stream_through_and_are_measured(engine:
             assert (one.delay_ms, one.exec_ms) == (None, None)
 
         async with await client.chat.completions.create(
-            **asked | {"max_tokens": 2000}, stream=True, extra_body={"ignore_eos": True}
+            **asked | {"max_tokens": 4000}, stream=True, extra_body={"ignore_eos": True}
         ) as stream:
             await anext(stream)
         await until(lambda: any(end["outcome"] == "cancelled" for end in served.ends()))
