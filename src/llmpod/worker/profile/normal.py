@@ -150,11 +150,11 @@ def views(text: str) -> Iterator[str]:
     """
     yield text
     plain = _UNICODE_ESCAPE.sub(lambda found: chr(int(found[1] or found[2] or found[3], 16)), text)
-    plain = _visible(html.unescape(plain))
+    plain = visible = _visible(html.unescape(plain))
     for opening, closing in _COMMENTS:
         plain = _without(plain, opening, closing)
     plain = _LINK.sub("]", _TAG.sub("", plain))
-    others = (plain, _STROKE.sub(lambda found: "i" if found[0] == "!" else "l", plain), " ".join(_decoded(text)))
+    others = (plain, _STROKE.sub(lambda found: "i" if found[0] == "!" else "l", plain), " ".join(_decoded(visible)))
     yield from {other: None for other in others if other not in ("", text)}
 
 

@@ -82,10 +82,10 @@ class Policies:
             for view in normal.views(joined):
                 for words in normal.readings(view):
                     yield Text(words, self._vocabulary)
-            # Spelt backwards, whole or word by word; of such texts, the words alone that are looked for.
-            known = [word for word in normal.backwards(joined) if self._vocabulary.knows(word.text)]
-            if known:
-                yield Text([*known, *known[::-1]], self._vocabulary)
+                # Spelt backwards, whole or word by word; of such texts, the words alone that are looked for.
+                known = [word for word in normal.backwards(view) if self._vocabulary.knows(word.text)]
+                if known:
+                    yield Text([*known, *known[::-1]], self._vocabulary)
         each = [normal.words(text) for text in texts] if len(texts) > 2 else []
         for at, earlier in enumerate(each):
             for later in each[at + 2 : at + 1 + APART]:
