@@ -18,7 +18,7 @@ serve: setup ## a RunPod endpoint on http://127.0.0.1:8000/v2/local with real wo
 test: setup ## every test: first what needs no engine, then the engine's, then what needs the machine for itself
 	@builder/test_tools.sh
 	$(PY) -m pytest -n 3 --dist worksteal -m "not engine and not alone"
-	$(PY) -m pytest -n 2 --dist loadfile -m engine
+	$(PY) -m pytest -n 2 --dist loadfile -m "engine and not alone"
 	$(PY) -m pytest -m alone
 
 test-fast: setup ## what needs no engine, no worker process and no browser: under a minute

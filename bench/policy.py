@@ -3,9 +3,9 @@
 python bench/policy.py [--words] [--model …] [--split blind] [--deadline-s 60]
 
 A leak is a question that must be blocked and is answered, a false block one that must be answered and is blocked. Cases
-are tuned (words of the profile were written with them) or, where the file has any, blind (written by others, and
-measured once). Each case is a native job to a worker with the profile; its texts are turns, the last one the user's.
-Intervals are Wilson's, 95 %.
+are tuned (words of the profile were written with them, and the demo model was trained on them) or blind (written by
+others; no word was changed for them). Each case is a native job to a worker with the profile; its texts are turns, the
+last one the user's. Intervals are Wilson's, 95 %.
 
 First what the words decide by themselves, then what becomes of the rest: answered, blocked, or judged by the model.
 `--words` leaves out the judge, and needs no engine. `--deadline-s` gives the judge another deadline than the profile's,
@@ -104,12 +104,11 @@ def with_deadline(seconds: float | None, folder: Path) -> str:
     """The career profile, or a copy of it in `folder` with this deadline of the judge."""
     if seconds is None:
         return "career"
-    text, count = re.subn(
-        r"(?m)^deadline_s = .*", f"deadline_s = {seconds}", (file.SHIPPED / "career.toml").read_text()
-    )
+    shipped, changed = file.SHIPPED / "career.toml", folder / "career.toml"
+    text, count = re.subn(r"(?m)^deadline_s = .*", f"deadline_s = {seconds}", shipped.read_text(encoding="utf-8"))
     assert count == 1
-    (folder / "career.toml").write_text(text)
-    return str(folder / "career.toml")
+    changed.write_text(text, encoding="utf-8")
+    return str(changed)
 
 
 async def _blocks(worker: Worker, case: Case) -> bool:

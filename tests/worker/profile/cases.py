@@ -1,9 +1,9 @@
 """The policy cases: questions, and whether they are answered.
 
-Splits: `tuned` (the words of the profile were written with them) and `blind` (written by somebody who knew neither the
-words nor the other cases; no word is changed for them, and which of them go wrong is counted, not shown). An `open`
-case is one that the words alone decide wrongly and leave to the judge. A `stranger` wrote the cases of that source,
-having read docs/profiles.md but neither the words nor the other cases.
+Splits: `tuned` (the words of the profile were written with them, and the demo model was trained on them) and `blind`
+(written by somebody who knew neither the words nor the other cases; no word is changed for them, and which of them go
+wrong is counted, not shown). An `open` case is one that the words alone decide wrongly and leave to the judge. A
+`stranger` wrote the cases of that source, having read docs/profiles.md but neither the words nor the other cases.
 """
 
 from __future__ import annotations

@@ -116,12 +116,12 @@ class HttpPool(WorkerPool[HttpWorker]):
                 continue
             if affinity is not None and affinity.strict and self._gone(affinity.worker_id):
                 waiter.given.set_exception(ApiError(404, "affinity_worker_gone"))
-                continue
-            chosen = choose(self.workers.values(), self.options.worker_capacity, affinity)
-            if chosen is None:
-                full = full or affinity is None
-                continue
-            waiter.given.set_result(self._take(self.workers[chosen]))
+            else:
+                chosen = choose(self.workers.values(), self.options.worker_capacity, affinity)
+                if chosen is None:
+                    full = full or affinity is None
+                    continue
+                waiter.given.set_result(self._take(self.workers[chosen]))
             del self.waiting[waiter]
 
     def _gone(self, worker_id: str) -> bool:

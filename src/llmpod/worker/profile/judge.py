@@ -1,8 +1,9 @@
 """The judge's question: the served model itself says whether a text asks about a blocked topic.
 
 Its answer is one of CHOICES, by a structured output. The text is data in front of the question, and its control tokens
-are marked like those of every client's text, so it cannot end its turn. A plain question behind the text is what small
-models answer best: told the topics first, and to reply "block" or "answer", Qwen2.5-Coder-1.5B-Instruct blocked all.
+are marked like those of every client's text, so it cannot end its turn. A plain question behind the text suits small
+models: told the topics first, and to reply "block" or "answer", Qwen2.5-Coder-1.5B-Instruct blocked all that it was
+asked about.
 """
 
 from __future__ import annotations
