@@ -166,6 +166,7 @@ def logging_config(level: str, error_log: Path, milestones: Path) -> dict[str, A
                 "level": "DEBUG" if level == "DEBUG" else "INFO",
                 "propagate": False,
             },
+            "vllm.config.scheduler": {"level": "ERROR"},  # it warns of a scheduler class that is not its own: ours
             "torch": {"handlers": ["json"], "level": level, "propagate": False},  # it brings a form of its own
         },
         "root": {"handlers": ["json"], "level": level},
