@@ -17,6 +17,7 @@ from llmpod.worker.engine.output_bundles import (
     _COUNTS,
     _NOT_JOINED,
     MAX_GAP_S,
+    MIN_GAP_S,
     OPTION,
     SCHEDULER,
     STEP,
@@ -51,12 +52,12 @@ def output(name: str, *tokens: int, end: bool = False, **given: Any) -> Any:
     return EngineCoreOutput(name, list(tokens), finish_reason=FinishReason.LENGTH if end else None, **given)
 
 
-def tokens_at(steps: int, *requests: Any, rate: float = RATE) -> list[dict[str, int]]:
+def tokens_at(steps: int, *requests: Any, rate: float = RATE, step_s: float = STEP_S) -> list[dict[str, int]]:
     """How many tokens of each request are sent after each step, of so many with a token of each."""
     bundles, alive = Bundles(rate), {str(number): Alive(one) for number, one in enumerate(requests)}
     sent = []
     for step in range(steps):
-        ready = bundles.ready([output(name, step) for name in alive], alive, 1000.003 + step * STEP_S)
+        ready = bundles.ready([output(name, step) for name in alive], alive, 1000.003 + step * step_s)
         sent.append({one.request_id: len(one.new_token_ids) for one in ready})
     return sent
 
@@ -81,6 +82,11 @@ def test_streams_share_the_rate_and_the_messages() -> None:
 
 def test_a_stream_that_stays_below_the_rate_waits_for_nothing() -> None:
     assert tokens_at(50, params(stream=True), rate=1000) == [{"0": 1}] * 50
+
+
+def test_a_single_fast_stream_has_no_more_than_160_chunks_a_second() -> None:
+    sent = tokens_at(1000, params(stream=True), rate=1000, step_s=0.001)
+    assert 120 <= sum(map(bool, sent)) <= 160
 
 
 def test_a_strict_rate_does_not_silence_the_engine() -> None:
@@ -152,7 +158,8 @@ def test_every_token_is_sent_once_in_order_and_in_time(
             sent[one.request_id] += one.new_token_ids
             del waiting[one.request_id]
         for name, since in waiting.items():
-            longest = min(len(requests) / (0.85 * rate), MAX_GAP_S) * (1 + STEP) if requests[int(name)][0] else WHOLE_S
+            gap_s = min(max(len(requests) / (0.85 * rate), MIN_GAP_S), MAX_GAP_S)
+            longest = gap_s * (1 + STEP) if requests[int(name)][0] else WHOLE_S
             assert name not in alive or now - since <= longest + wait_s
     for name, tokens in made.items():
         aborted = requests[int(name)][4] or requests[int(name)][2] + requests[int(name)][3] > len(waits_s)

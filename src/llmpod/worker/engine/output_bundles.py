@@ -22,6 +22,8 @@ OPTION = "llmpod_stream_chunks_per_s"
 """In vLLM's `additional_config`: MAX_STREAM_CHUNKS_PER_S."""
 WHOLE_S = 0.1
 """Seconds for which tokens of a whole answer wait: for metrics, and for the count of an answer that is cancelled."""
+MIN_GAP_S = 0.006
+"""Seconds between two bundles of a stream, whatever the rate: nobody sees more than 160 chunks a second."""
 MAX_GAP_S = 1.0
 """Most seconds for which a stream's tokens wait here. A stricter rate is the worker's process's to keep."""
 SHARE = 0.85
@@ -90,7 +92,7 @@ class Bundles:
         """When the next output of a request is due: at a moment at which others are, too."""
         if not request.streams:
             return _up(now, WHOLE_S)
-        gap_s = min(self._chunk_s * self._streams, MAX_GAP_S)
+        gap_s = min(max(self._chunk_s * self._streams, MIN_GAP_S), MAX_GAP_S)
         return _up(now + gap_s, gap_s * STEP)
 
 
