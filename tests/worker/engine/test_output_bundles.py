@@ -108,6 +108,15 @@ def test_an_output_with_more_than_tokens_is_sent_with_those_before_it(field: str
     assert ready.new_token_ids == [1, 2]
 
 
+def test_nothing_is_kept_of_a_request_that_was_aborted() -> None:
+    bundles, alive = Bundles(RATE), {"0": Alive(params())}
+    bundles.ready([output("0", 0)], alive, 1000.01)
+    assert bundles.ready([output("0", 1)], alive, 1000.02) == []
+    assert bundles.keeps
+    assert bundles.ready([], {}, 1000.03) == []
+    assert not bundles.keeps
+
+
 def test_events_are_kept_in_their_order() -> None:
     bundles, alive = Bundles(RATE), {"0": Alive(params())}
     bundles.ready([output("0", 0, events=["queued"])], alive, 1000.01)

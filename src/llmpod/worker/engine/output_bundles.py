@@ -82,6 +82,11 @@ class Bundles:
                 self._streams -= request.streams
         return found
 
+    @property
+    def keeps(self) -> bool:
+        """Whether an output is kept: then a message follows."""
+        return any(request.kept is not None for request in self._requests.values())
+
     def _add(self, name: str, params: Any, now: float) -> None:
         waits = params is not None and not params.stop
         request = self._requests[name] = _Request(params is None or params.output_kind.name != "FINAL_ONLY", waits)
@@ -140,9 +145,11 @@ def Scheduler(vllm_config: Any, **named: Any) -> Any:  # noqa: N802 - a class to
             messages = super().update_from_output(*args, **named)
             now = time.monotonic()
             for client, message in list(messages.items()):
-                message.outputs = self._bundles[client].ready(message.outputs, self.requests, now)
+                bundles = self._bundles[client]
+                message.outputs = bundles.ready(message.outputs, self.requests, now)
                 wanted = message.outputs or message.finished_requests or _has_counts(message.scheduler_stats)
-                if wanted or now >= self._silent_until:
+                # The last step of all tells that nothing runs any more: nothing is kept then.
+                if wanted or not bundles.keeps or now >= self._silent_until:
                     self._silent_until = now + WHOLE_S
                 else:
                     del messages[client]
