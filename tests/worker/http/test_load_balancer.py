@@ -46,6 +46,7 @@ async def balanced(command: list[str], workers: int = 1, **variables: str) -> As
         yield endpoint
 
 
+@pytest.mark.alone  # an engine beside this one leaves the process between the load balancer and the engine no turn
 async def test_the_real_engine_s_answers_stream_through_and_are_measured(engine: Engine, tmp_path: Path) -> None:
     async with serving(Shared(engine)) as served, balanced(FORWARD, TARGET=str(served.port)) as endpoint:
         client = openai.AsyncOpenAI(base_url=endpoint.url + "/v1", api_key="none", max_retries=0)
