@@ -18,14 +18,15 @@ from llmpod.worker.engine.output_bundles import (
     _NOT_JOINED,
     MAX_GAP_S,
     MIN_GAP_S,
-    OPTION,
-    SCHEDULER,
     STEP,
     WHOLE_S,
     Bundles,
+    scheduler_name,
 )
+from llmpod.worker.engine.start import engine_arguments
 from llmpod.worker.jobs.engine_output import Step
 from llmpod.worker.jobs.metering import JobMeter, current_meter
+from llmpod.worker.settings import Settings
 from tests.worker.scripted import until
 
 RATE = 100.0
@@ -212,13 +213,22 @@ def test_the_scheduler_is_the_one_that_vllm_would_choose(in_advance: bool, monke
     from vllm.config import SchedulerConfig
 
     given = {"max_num_batched_tokens": 64, "max_model_len": 64, "max_num_seqs": 8, "is_encoder_decoder": False}
-    config = SchedulerConfig(scheduler_cls=SCHEDULER, async_scheduling=in_advance, **given)
+    config = SchedulerConfig(scheduler_cls=scheduler_name(RATE), async_scheduling=in_advance, **given)
     own = SchedulerConfig(async_scheduling=in_advance, **given).get_scheduler_cls()
     monkeypatch.setattr(own, "__init__", lambda self, **named: None)
-    vllm_config = SimpleNamespace(scheduler_config=config, additional_config={OPTION: RATE})
+    vllm_config = SimpleNamespace(scheduler_config=config)
     made = config.get_scheduler_cls()(vllm_config=vllm_config)
     assert isinstance(made, own)
     assert made.update_from_output.__func__ is not own.update_from_output
+
+
+def test_the_rate_is_in_no_key_of_compiled_code() -> None:
+    keys = set()
+    for rate in (0.5, 500.0, 1e9):
+        arguments = engine_arguments.read(Settings(max_stream_chunks_per_s=rate), {}, lambda *_, **__: None).engine
+        assert arguments.scheduler_cls == scheduler_name(rate)
+        keys.add(arguments.create_engine_config().compute_hash())
+    assert len(keys) == 1
 
 
 @pytest.fixture

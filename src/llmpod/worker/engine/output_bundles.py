@@ -9,6 +9,7 @@ those of requests with stop strings, which it looks for, or with log-probabiliti
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections import defaultdict
@@ -16,21 +17,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-SCHEDULER = f"{__name__}.Scheduler"
-"""The name by which vLLM's process finds the class."""
-OPTION = "llmpod_stream_chunks_per_s"
-"""In vLLM's `additional_config`: MAX_STREAM_CHUNKS_PER_S."""
+_NAME = "Scheduler_every_us_"
 WHOLE_S = 0.1
 """Seconds for which tokens of a whole answer wait: for metrics, and for the count of an answer that is cancelled."""
 MIN_GAP_S = 0.006
 """Seconds between two bundles of a stream, whatever the rate: nobody sees more than 160 chunks a second."""
 MAX_GAP_S = 1.0
-"""Most seconds for which a stream's tokens wait here. A stricter rate is the worker's process's to keep."""
+"""Most seconds for which a stream's tokens wait here. The worker's process keeps a rate that is stricter."""
 SHARE = 0.85
-"""Of the rate of all streams: so they stay below the share of it at which the worker's process holds them back, too."""
+"""Of the rate of all streams. STEP and the engine's own steps make gaps longer still, so that streams stay below the
+share at which the worker's process holds them back as well (FREE in jobs/stream_rate.py)."""
 STEP = 0.25
 """Of the gap between two bundles of a stream: by so much one may come later, so that several share a message."""
 _NOT_JOINED = ("new_logprobs", "routed_experts", "new_sampling_mask", "prefill_stats")
+"""Fields of an output that belong to its tokens alone: with one of them it is sent at once."""
 _COUNTS = (
     *("kv_cache_eviction_events", "connector_prefix_cache_stats", "spec_decoding_stats", "kv_connector_stats"),
     *("ec_connector_stats", "cudagraph_stats", "perf_stats"),
@@ -128,17 +128,32 @@ def _has_counts(stats: Any) -> bool:
     )
 
 
-def Scheduler(vllm_config: Any, **named: Any) -> Any:  # noqa: N802 - a class to vLLM
+def scheduler_name(chunks_per_s: float) -> str:
+    """The name by which vLLM's process finds the class (`scheduler_cls`). `chunks_per_s`: MAX_STREAM_CHUNKS_PER_S.
+
+    The rate is in the name, because vLLM's `additional_config` is part of the key of compiled code.
+    """
+    return f"{__name__}.{_NAME}{max(1, round(1e6 / chunks_per_s))}"
+
+
+def __getattr__(name: str) -> Any:
+    """What a name of `scheduler_name` stands for. Importing this module must not import vLLM."""
+    every_us = name.removeprefix(_NAME)
+    if every_us == name or not every_us.isdecimal():
+        raise AttributeError(name)
+    return functools.partial(_scheduler, 1e6 / int(every_us))
+
+
+def _scheduler(chunks_per_s: float, vllm_config: Any, **named: Any) -> Any:
     """The scheduler that vLLM chooses for this configuration, with bundled outputs."""
     config = vllm_config.scheduler_config
     config.scheduler_cls = None
     base = config.get_scheduler_cls()
-    rate = vllm_config.additional_config[OPTION]
 
     class BundlingScheduler(base):  # type: ignore[misc, valid-type] # vLLM is not typed for us
         def __init__(self, **named: Any) -> None:
             super().__init__(**named)
-            self._bundles: defaultdict[int, Bundles] = defaultdict(lambda: Bundles(rate))
+            self._bundles: defaultdict[int, Bundles] = defaultdict(lambda: Bundles(chunks_per_s))
             self._silent_until = 0.0  # without outputs
 
         def update_from_output(self, *args: Any, **named: Any) -> Any:

@@ -56,8 +56,7 @@ def read(settings: Settings, environment: Mapping[str, str], emit: Emit) -> Argu
     if on_cpu and not args.worker_extension_cls:
         args.worker_extension_cls = CPU_EXTENSION
     if not args.scheduler_cls and args.diffusion_config is None:  # these have a scheduler of their own
-        args.scheduler_cls = output_bundles.SCHEDULER
-        args.additional_config = args.additional_config | {output_bundles.OPTION: settings.max_stream_chunks_per_s}
+        args.scheduler_cls = output_bundles.scheduler_name(settings.max_stream_chunks_per_s)
     if settings.tensor_parallel_size is None and not on_cpu:
         args.tensor_parallel_size = _all_gpus(args, current_platform.device_count(), emit)
     if settings.max_num_batched_tokens is not None:
